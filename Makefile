@@ -1,0 +1,37 @@
+SHELL := bash
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+
+.PHONY: demo test env
+.DEFAULT_GOAL := test
+
+demo: env
+	$(VENV)/bin/mbt demo
+
+test: env
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/pytest
+
+env: $(READY)
+
+# A broken download is tried again, five times in all; what has arrived is kept in the package cache.
+define retry
+for try in 1 2 3 4 5; do $(1) && break; \
+[ $$try -lt 5 ] || { echo "env: gave up after 5 tries; check the network and run make again" >&2; exit 1; }; \
+echo "env: try $$try failed; trying again in $$((try * 5)) s" >&2; sleep $$((try * 5)); done
+endef
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "env: Python 3.11 or newer is needed; name it by: make PYTHON=python3.11" >&2; exit 1; }
+	@echo "env: making $(VENV) (about 6 GB with torch and CUDA; once)"
+	@rm -rf $(VENV) && $(PYTHON) -m venv $(VENV)
+	@echo "env: installing the installer"
+	@$(call retry,$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt uv)
+	@echo "env: installing mbt and what it needs, in the versions of constraints.txt"
+	@$(call retry,$(VENV)/bin/uv pip install --python $(VENV)/bin/python --constraint constraints.txt --editable '.[dev]')
+	@touch $@
+	@echo "env: ready"

@@ -1,0 +1,106 @@
+"""The clip table: one row a clip, in Arrow, as Parquet on disk."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from manifests.errors import InputError
+
+KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
+
+SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("start_ms", pa.int64(), nullable=False),
+        pa.field("end_ms", pa.int64(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("labels", pa.list_(pa.int32()), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A span of a video and what it is labelled with.
+
+    Attributes:
+        key: unique name, `[A-Za-z0-9_-]{1,80}`; `<video_id>_<start_ms>` unless a list says otherwise.
+        video_id: the video's name at its source (a YouTube id, a file's stem).
+        start_ms: start of the clip in the video, milliseconds.
+        end_ms: end of the clip in the video, milliseconds.
+        split: "train", "eval", ...
+        labels: indices into the dataset's label set, ascending, unique.
+    """
+
+    key: str
+    video_id: str
+    start_ms: int
+    end_ms: int
+    split: str
+    labels: tuple[int, ...]
+
+    @property
+    def duration_ms(self) -> int:
+        """Length in milliseconds."""
+        return self.end_ms - self.start_ms
+
+
+def clip_key(video_id: str, start_ms: int) -> str:
+    """The key of a clip: `<video_id>_<start_ms>`."""
+    return f"{video_id}_{start_ms}"
+
+
+def clip_table(clips: Iterable[Clip]) -> pa.Table:
+    """Clip table of these clips, in their order."""
+    return pa.Table.from_pylist([{**asdict(clip), "labels": list(clip.labels)} for clip in clips], schema=SCHEMA)
+
+
+def table_clips(table: pa.Table) -> list[Clip]:
+    """The rows of a clip table (or of any table with its columns) as clips."""
+    rows = table.select(SCHEMA.names).to_pylist()
+    return [Clip(**{**row, "labels": tuple(row["labels"])}) for row in rows]
+
+
+def check_clips(table: pa.Table, where: str) -> pa.Table:
+    """Return `table` in the contract's column order and types, after checking its rows.
+
+    Raises:
+        InputError: no row; a missing column; a key that is malformed or repeated; an end that is not after its start.
+    """
+    try:
+        table = table.select(SCHEMA.names).cast(SCHEMA)
+    except (KeyError, pa.ArrowInvalid, ValueError) as error:
+        raise InputError(f"{where} is not a clip table: {error}", f"It needs the columns {', '.join(SCHEMA.names)}") from None
+    if not table.num_rows:
+        raise InputError(f"{where} holds no clip", "Give a list with at least one clip")
+    bad = table.filter(pc.invert(pc.match_substring_regex(table["key"], f"^{KEY_PATTERN.pattern}$")))
+    if bad.num_rows:
+        key = bad["key"][0].as_py()
+        raise InputError(f"{where}: the key {key!r} is malformed", "Keys are 1 to 80 characters of A-Z, a-z, 0-9, _ and -")
+    if len(pc.unique(table["key"])) < table.num_rows:
+        counts = pc.value_counts(table["key"])
+        repeated = next(c["values"].as_py() for c in counts if c["counts"].as_py() > 1)
+        raise InputError(f"{where}: the key {repeated!r} stands more than once", "Give each clip its own key")
+    bad = table.filter(pc.less_equal(table["end_ms"], table["start_ms"]))
+    if bad.num_rows:
+        raise InputError(f"{where}: the clip {bad['key'][0].as_py()} ends before it starts", "Mend its times")
+    return table
+
+
+def read_clips(path: Path) -> pa.Table:
+    """Read and check a clip table.
+
+    Raises:
+        InputError: the file is missing, is not Parquet, or breaks the contract.
+    """
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"cannot read the clip table {path}: {error}", "Run the plan stage first (--stage plan)") from None
+    return check_clips(table, str(path))

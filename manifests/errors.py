@@ -1,0 +1,35 @@
+"""The errors a user can mend: each says what is wrong, where, and what to do."""
+
+
+class MbtError(Exception):
+    """Base of every error that the user can mend; the command line prints it as one line and exits with 2.
+
+    Args:
+        what: what is wrong and where (file, row, option, tensor).
+        fix: what to do about it.
+    """
+
+    def __init__(self, what: str, fix: str) -> None:
+        super().__init__(f"{what}. {fix}.")
+        self.what = what
+        self.fix = fix
+
+
+class InputError(MbtError):
+    """A list, folder, media file or option given by the user is missing or malformed."""
+
+
+class ShardError(MbtError):
+    """A dataset folder does not hold what its index or the format's specification says."""
+
+
+class ConfigError(MbtError):
+    """A recipe, model configuration or checkpoint contradicts itself or another."""
+
+
+class StorageError(MbtError):
+    """Files cannot be written: no space, no permission."""
+
+
+class SourceError(MbtError):
+    """A media source refuses to serve at all (rate limit, block, wrong installation); nothing is wrong with the clips."""

@@ -1,0 +1,82 @@
+"""Label sets: the classes of a dataset, in the order of the model's outputs."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from manifests.atomic import write_text
+from manifests.errors import InputError
+
+COLUMNS = ("index", "id", "display_name")
+
+
+@dataclass(frozen=True)
+class Label:
+    """One class: its stable id in the dataset's own naming, and a name for people."""
+
+    id: str
+    display_name: str
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """The classes of a dataset; a label's index is its place in `labels`."""
+
+    labels: tuple[Label, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Index by label id."""
+        return {label.id: i for i, label in enumerate(self.labels)}
+
+    def ids(self, indices: Sequence[int]) -> list[str]:
+        """Ids of the labels with these indices."""
+        return [self.labels[i].id for i in indices]
+
+    def names(self) -> list[str]:
+        """Display names, in index order."""
+        return [label.display_name for label in self.labels]
+
+    def write(self, path: Path) -> None:
+        """Write as CSV with the columns index, id, display_name, atomically."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows((i, label.id, label.display_name) for i, label in enumerate(self.labels))
+        write_text(path, text.getvalue())
+
+
+def read_labels(path: Path) -> LabelSet:
+    """Read a label CSV: a header with `id` (or `mid`) and optionally `index` and `display_name`, then a row a class.
+
+    Raises:
+        InputError: the file is missing, has no id column, repeats an id, or its indices are not 0, 1, 2, ...
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"cannot read the label list {path}: {error}", "Give a CSV with the columns id and display_name"
+        ) from None
+    labels: list[Label] = []
+    for i, row in enumerate(rows):
+        label_id = row.get("id") or row.get("mid")
+        if not label_id:
+            raise InputError(f"{path}: line {i + 2} has no label id", "Give a CSV with the columns id and display_name")
+        if row.get("index", str(i)) != str(i):
+            raise InputError(
+                f"{path}: line {i + 2} has index {row['index']} where {i} follows", "Number the labels 0, 1, 2, ..."
+            )
+        labels.append(Label(label_id, row.get("display_name") or label_id))
+    if not labels:
+        raise InputError(f"the label list {path} is empty", "Give one row a class")
+    if len({label.id for label in labels}) < len(labels):
+        raise InputError(f"{path} repeats a label id", "Give each class one row")
+    return LabelSet(tuple(labels))

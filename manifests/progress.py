@@ -1,0 +1,31 @@
+"""Progress of long work: a bar on a terminal, a line every ten seconds elsewhere."""
+
+import sys
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+LINE_EVERY_S = 10
+
+
+class _Lines:
+    """A stream that turns the bar's carriage returns into lines."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            self.stream.write(text.strip() + "\n")
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+def progress(total: int, desc: str, unit: str, initial: int = 0) -> "tqdm[Any]":
+    """A tqdm bar of `total` units on stderr, shown as fits where stderr goes."""
+    if sys.stderr.isatty():
+        return tqdm(total=total, desc=desc, unit=unit, initial=initial, file=sys.stderr, dynamic_ncols=True)
+    return tqdm(
+        total=total, desc=desc, unit=unit, initial=initial, file=_Lines(sys.stderr), mininterval=LINE_EVERY_S, ncols=100
+    )

@@ -1,0 +1,193 @@
+"""The shard contract: members, index columns and dataset.json. docs/shards.md is the specification in words."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Final, Literal
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from manifests.atomic import write_text
+from manifests.datasets import Task
+from manifests.errors import ShardError
+
+FORMAT: Final = "mbt-shards"
+FORMAT_VERSION: Final = 1
+
+FPS: Final = 25
+MEL_RATE = 100
+SAMPLE_RATE: Final = 16_000
+
+DATASET_FILE = "dataset.json"
+LABELS_FILE = "labels.csv"
+FAILURES_FILE = "failures.parquet"
+README_FILE = "README.md"
+
+MEMBERS = ("json", "mel.npy", "mjpg")
+"""Extensions of a sample's members, in the order in which they stand in the tar."""
+
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),
+        *[
+            pa.field(f"{member}_{field}", pa.int64(), nullable=False)
+            for member in ("json", "mel", "mjpg")
+            for field in ("offset", "size")
+        ],
+        pa.field("num_frames", pa.int32(), nullable=False),
+        pa.field("num_mel_rows", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("padded_frames", pa.int32(), nullable=False),
+        pa.field("padded_audio_samples", pa.int32(), nullable=False),
+        pa.field("flags", pa.list_(pa.string()), nullable=False),
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("start_ms", pa.int64(), nullable=False),
+        pa.field("end_ms", pa.int64(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("labels", pa.list_(pa.int32()), nullable=False),
+    ],
+    metadata={"format": FORMAT, "format_version": str(FORMAT_VERSION)},
+)
+"""One row a sample, in shard order. `*_offset` and `*_size` are the byte span of a member's data inside the tar."""
+
+FAILURE_SCHEMA = pa.schema(
+    [
+        *[INDEX_SCHEMA.field(name) for name in ("key", "video_id", "start_ms", "end_ms", "split", "labels")],
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("code", pa.string(), nullable=False),
+        pa.field("message", pa.string(), nullable=False),
+    ]
+)
+"""One row a clip of the plan that is in no shard."""
+
+
+class Frozen(BaseModel):
+    """A strict, immutable record."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class VideoFormat(Frozen):
+    """How frames are stored: square pixels, upright, `short_side` pixels on the shorter side, baseline JPEG 4:2:0."""
+
+    fps: Literal[25] = FPS
+    short_side: int = 256
+    jpeg_qscale: int = 3
+    """Quantiser scale of ffmpeg's MJPEG encoder, 2 (best) to 31; 3 gives about 16 kB for a 454x256 frame."""
+
+
+class LogMelFormat(Frozen):
+    """How sound is stored: natural logarithm of mel power, unnormalised, float16, `frames` x `n_mels`.
+
+    Row k covers the `win_length` samples from `k * hop_length` on; samples past the end are zeros. Power is that of
+    samples in [-1, 1]; it is clamped to `floor` before the logarithm.
+    """
+
+    sample_rate: Literal[16000] = SAMPLE_RATE
+    n_fft: Literal[1024] = 1024
+    win_length: Literal[400] = 400
+    hop_length: Literal[160] = 160
+    window: Literal["hamming"] = "hamming"
+    n_mels: Literal[128] = 128
+    f_min: float = 0.0
+    f_max: float = 8000.0
+    mel_scale: Literal["htk"] = "htk"
+    floor: float = 1e-6
+
+
+class MediaFormat(Frozen):
+    """Everything that decides a sample's bytes, given its clip."""
+
+    video: VideoFormat = VideoFormat()
+    log_mel: LogMelFormat = LogMelFormat()
+
+    def digest(self) -> str:
+        """The first 16 hexadecimal digits of the SHA-256 of this record as canonical JSON."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+class ShardFile(Frozen):
+    """One tar: its name, samples, bytes and SHA-256."""
+
+    name: str
+    samples: int
+    size: int
+    sha256: str
+
+
+class SplitInfo(Frozen):
+    """One split: its counts and its shards in order."""
+
+    samples: int
+    failures: int
+    seconds: float
+    shards: tuple[ShardFile, ...]
+
+
+class MelStatistics(Frozen):
+    """Mean and standard deviation of all log-mel values of `split`."""
+
+    split: str
+    mean: float
+    std: float
+
+
+class DatasetInfo(Frozen):
+    """The content of dataset.json."""
+
+    format: Literal["mbt-shards"] = FORMAT
+    format_version: Literal[1] = FORMAT_VERSION
+    dataset: str
+    task: Task
+    num_classes: int
+    media: MediaFormat
+    log_mel_statistics: MelStatistics
+    splits: dict[str, SplitInfo]
+    code_version: str
+    ffmpeg_version: str
+    config_digest: str
+
+    def write(self, folder: Path) -> None:
+        """Write dataset.json atomically."""
+        write_text(folder / DATASET_FILE, self.model_dump_json(indent=2) + "\n")
+
+
+def read_dataset(folder: Path) -> DatasetInfo:
+    """Read and check `folder`/dataset.json.
+
+    Raises:
+        ShardError: there is none, or it is of another format version, or malformed.
+    """
+    path = folder / DATASET_FILE
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError:
+        raise ShardError(f"{folder} holds no {DATASET_FILE}", "Give a folder that `mbt prep` wrote to the end") from None
+    except ValueError as error:
+        raise ShardError(f"{path} is damaged: {error}", "Run the same `mbt prep` command again: it writes it anew") from None
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise ShardError(
+            f"{path} has format version {version}; this program reads version {FORMAT_VERSION}",
+            "Use the release of mbt that wrote it, or pack the clips again",
+        )
+    try:
+        return DatasetInfo.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ShardError(f"{path} is malformed at {place}: {first['msg']}", "Run the same `mbt prep` command again") from None
+
+
+def index_file(split: str) -> str:
+    """Name of a split's index."""
+    return f"{split}.parquet"
+
+
+def shard_file(split: str, number: int) -> str:
+    """Name of a shard."""
+    return f"{split}-{number:06d}.tar"

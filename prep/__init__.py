@@ -1,0 +1,1 @@
+"""Media in, shards out: plan, fetch, pack."""

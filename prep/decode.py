@@ -1,0 +1,304 @@
+"""A clip of a media file as JPEG frames and mono samples, by one ffmpeg child that seeks and decodes once."""
+
+import math
+import os
+import re
+import resource
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cache
+from io import FileIO
+from pathlib import Path
+from typing import Literal
+
+import imageio_ffmpeg
+import numpy as np
+
+from manifests.errors import InputError
+from manifests.shards import FPS, MEL_RATE, SAMPLE_RATE, VideoFormat
+
+Stream = Literal["video", "audio"]
+
+MAX_PADDING_S = 0.5
+"""A clip whose media ends at most this much too early is padded; beyond, it is stored shorter and flagged."""
+MIN_SHARE = 0.5
+"""A clip with less than this share of the wanted length is refused."""
+SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
+CHUNK = 1 << 20
+
+
+class ClipError(Exception):
+    """This clip cannot be decoded; `code` is a stable name of the reason."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one decoding child may take."""
+
+    wall_s: float = 60.0
+    memory_bytes: int = 3 << 30
+
+
+@dataclass(frozen=True)
+class DecodedClip:
+    """A clip, padded to a whole number of frames, picture and sound of the same length.
+
+    Attributes:
+        jpegs: baseline JPEG files in time order, frame k of the time k / 25 s; empty where video was not asked for.
+        audio: float32 (num_frames * 640,), 16 kHz mono in [-1, 1]; empty where audio was not asked for.
+        num_frames: frames of 1/25 s.
+        padded_frames: frames at the end that repeat the last real one.
+        padded_samples: zeros at the end of `audio` that the media did not have.
+        short: the media ended more than 0.5 s before the clip.
+        upscaled: the source's short side is smaller than the stored one.
+    """
+
+    jpegs: list[bytes]
+    audio: np.ndarray
+    num_frames: int
+    padded_frames: int
+    padded_samples: int
+    short: bool
+    upscaled: bool
+
+    @property
+    def num_mel_rows(self) -> int:
+        """Log-mel rows of the same time span."""
+        return self.num_frames * MEL_RATE // FPS
+
+
+DEFAULT_LIMITS = Limits()
+
+
+def decode_clip(
+    path: Path,
+    start_s: float,
+    duration_s: float,
+    video: VideoFormat,
+    limits: Limits = DEFAULT_LIMITS,
+    streams: Collection[Stream] = ("video", "audio"),
+    min_share: float = MIN_SHARE,
+) -> DecodedClip:
+    """Decode [start_s, start_s + duration_s) of a media file; time 0 is the container's first time stamp.
+
+    Frames are upright, have square pixels and are exact in time to half an output frame (20 ms).
+
+    Args:
+        path: the media file; read by ffmpeg only, as a local file.
+        start_s: start of the clip in the file, seconds.
+        duration_s: length of the clip, seconds; rounded to frames.
+        video: how frames are stored.
+        limits: what the decoding child may take.
+        streams: what is wanted; the file must have it.
+        min_share: share of the length that must be there; with 0 a file that ends early is taken as long as it is.
+
+    Raises:
+        ClipError: no such stream, a decoding error, too short, or over its limits.
+        InputError: ffmpeg cannot be found.
+    """
+    wanted = round(duration_s * FPS)
+    if wanted < 1:
+        raise ClipError("clip.empty", f"{duration_s} s hold no frame")
+    outputs = _run(_command(path, start_s, wanted, video, streams), limits)
+    jpegs = split_jpegs(outputs["video"])
+    audio = np.frombuffer(outputs["audio"], "<f4", count=len(outputs["audio"]) // 4)
+    real_s = [len(jpegs) / FPS] * ("video" in streams) + [len(audio) / SAMPLE_RATE] * ("audio" in streams)
+    num_frames, short = _length(min(real_s), wanted, min_share)
+    size = source_size(outputs["log"].decode(errors="replace"))
+    upscaled = size is not None and min(size) < video.short_side
+    return _fit(jpegs, audio, num_frames, short, upscaled, streams)
+
+
+def _length(real_s: float, wanted: int, min_share: float) -> tuple[int, bool]:
+    """Frames to store, and whether that is fewer than wanted."""
+    wanted_s = wanted / FPS
+    if wanted_s - real_s <= min(MAX_PADDING_S, min_share * wanted_s):
+        return wanted, False
+    real = math.floor(real_s * FPS)
+    if real < 1 or real_s < min_share * wanted_s:
+        raise ClipError("clip.short", f"{real_s:.2f} s of {wanted_s:.2f} s are there")
+    return real, True
+
+
+def _fit(
+    jpegs: list[bytes], audio: np.ndarray, num_frames: int, short: bool, upscaled: bool, streams: Collection[Stream]
+) -> DecodedClip:
+    padded_frames = padded_samples = 0
+    if "video" in streams:
+        jpegs = jpegs[:num_frames]
+        padded_frames = num_frames - len(jpegs)
+        jpegs = jpegs + jpegs[-1:] * padded_frames
+    if "audio" in streams:
+        audio = audio[: num_frames * SAMPLES_PER_FRAME]
+        padded_samples = num_frames * SAMPLES_PER_FRAME - len(audio)
+        audio = np.pad(audio, (0, padded_samples))
+    return DecodedClip(jpegs, audio, num_frames, padded_frames, padded_samples, short, upscaled)
+
+
+def _command(path: Path, start_s: float, wanted: int, video: VideoFormat, streams: Collection[Stream]) -> list[str]:
+    # Without accurate seeking the frames since the key frame before `start_s` reach the filters with negative times:
+    # fps= then knows which picture is on the screen at the start, and aresample= cuts the sound there to the sample.
+    command = [
+        *(ffmpeg(), "-nostdin", "-nostats", "-hide_banner", "-loglevel", "level+info", "-max_error_rate", "0"),
+        *("-threads", "1", "-filter_threads", "1", "-protocol_whitelist", "file,pipe"),
+        *("-noaccurate_seek", "-ss", f"{start_s:.3f}", "-i", f"file:{path}"),
+    ]
+    if "video" in streams:
+        side = video.short_side
+        picture = (
+            f"fps={FPS}:start_time=0:round=near",
+            f"scale=w='if(lt(dar,1),{side},2*round({side}*dar/2))':h='if(lt(dar,1),2*round({side}/dar/2),{side})':flags=bicubic",
+            "setsar=1,format=yuvj420p",
+        )
+        command += [
+            *("-map", "0:V:0", "-vf", ",".join(picture), "-frames:v", str(wanted), "-threads", "1"),
+            *("-c:v", "mjpeg", "-q:v", str(video.jpeg_qscale), "-f", "mjpeg", "pipe:{video}"),
+        ]
+    if "audio" in streams:
+        # rematrix_maxval: without it a mix to float mono adds channels up beyond [-1, 1].
+        sound = (
+            f"aresample={SAMPLE_RATE}:async=1:first_pts=0:ochl=mono:osf=flt:rematrix_maxval=1.0",
+            f"atrim=end_sample={wanted * SAMPLES_PER_FRAME}",
+        )
+        command += ["-map", "0:a:0", "-af", ",".join(sound), "-c:a", "pcm_f32le", "-f", "f32le", "pipe:{audio}"]
+    return command
+
+
+def _run(command: list[str], limits: Limits) -> dict[str, bytes]:
+    """Run ffmpeg with `{video}` and `{audio}` in its command as pipes; return what came out of each."""
+    pipes = {name: os.pipe() for name in ("video", "audio", "log")}
+    try:
+        numbers = {name: write for name, (_, write) in pipes.items()}
+        process = subprocess.Popen(
+            [re.sub(r"^pipe:\{(\w+)\}$", lambda match: f"pipe:{numbers[match[1]]}", part) for part in command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=numbers["log"],
+            pass_fds=(numbers["video"], numbers["audio"]),
+            start_new_session=True,
+        )
+    finally:
+        for _, write in pipes.values():
+            os.close(write)
+    readers = {name: FileIO(read) for name, (read, _) in pipes.items()}
+    try:
+        resource.prlimit(process.pid, resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
+        outputs = _read_all(readers, time.monotonic() + limits.wall_s)
+        status = process.wait()
+    except TimeoutError:
+        raise ClipError("decode.timeout", f"not decoded within {limits.wall_s:g} s") from None
+    finally:
+        process.kill()
+        process.wait()
+        for reader in readers.values():
+            reader.close()
+    if status != 0:
+        raise _reason(status, outputs["log"].decode(errors="replace"))
+    return outputs
+
+
+def _read_all(readers: dict[str, FileIO], deadline: float) -> dict[str, bytes]:
+    outputs = {name: bytearray() for name in readers}
+    with selectors.DefaultSelector() as selector:
+        for name, reader in readers.items():
+            selector.register(reader, selectors.EVENT_READ, name)
+        while selector.get_map():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            for key, _ in selector.select(left):
+                data = os.read(key.fd, CHUNK)
+                outputs[key.data] += data
+                if not data:
+                    selector.unregister(key.fileobj)
+    return {name: bytes(output) for name, output in outputs.items()}
+
+
+def _reason(status: int, log: str) -> ClipError:
+    errors = re.findall(r"^(?:\[[^\]]+\] )?\[(?:error|fatal)\] (.+)$", log, re.MULTILINE)
+    text = "\n".join(errors)
+    if "matches no streams" in text:
+        missing = "audio" if source_size(log) else "video"
+        return ClipError(f"clip.no_{missing}", f"the file has no {missing} stream")
+    if "Cannot allocate memory" in text or status == -signal.SIGKILL:
+        return ClipError("decode.memory", "the memory limit was reached")
+    if "Error opening input" in text:
+        return ClipError("decode.unreadable", f"no media file: {errors[-1]}"[:300])
+    return ClipError("decode.error", (errors or [f"ffmpeg ended with status {status}"])[0][:300])
+
+
+def source_size(log: str) -> tuple[int, int] | None:
+    """Width and height of the first video stream (cover art is none) in ffmpeg's description of its input."""
+    for line in log.partition("Output #0")[0].splitlines():
+        match = re.search(r"Stream #.*: Video: .*?, (\d+)x(\d+)", line)
+        if match and "(attached pic)" not in line:
+            return int(match[1]), int(match[2])
+    return None
+
+
+def split_jpegs(stream: bytes) -> list[bytes]:
+    """Split concatenated baseline JPEGs (a Motion-JPEG stream) into files.
+
+    Segments before the scan are skipped by their length fields; inside the scan `FF D9` can only be the end (ITU-T T.81, B.1).
+
+    Raises:
+        ClipError: the stream is cut short or is no JPEG.
+    """
+    frames = []
+    start = 0
+    while start < len(stream):
+        try:
+            frames.append(stream[start : _jpeg_end(stream, start)])
+        except (IndexError, ValueError):
+            raise ClipError("decode.jpeg", f"frame {len(frames)} is no whole JPEG") from None
+        start += len(frames[-1])
+    return frames
+
+
+def _jpeg_end(stream: bytes, start: int) -> int:
+    if stream[start : start + 2] != b"\xff\xd8":
+        raise ValueError
+    position = start + 2
+    while True:
+        marker, length = stream[position + 1], int.from_bytes(stream[position + 2 : position + 4], "big")
+        if stream[position] != 0xFF or length < 2:
+            raise ValueError
+        position += 2 + length
+        if marker == 0xDA:
+            return stream.index(b"\xff\xd9", position) + 2
+
+
+def jpeg_size(jpeg: bytes) -> tuple[int, int]:
+    """Width and height of a baseline JPEG, from its SOF0 segment."""
+    position = 2
+    while jpeg[position + 1] != 0xC0:
+        position += 2 + int.from_bytes(jpeg[position + 2 : position + 4], "big")
+    return int.from_bytes(jpeg[position + 7 : position + 9], "big"), int.from_bytes(jpeg[position + 5 : position + 7], "big")
+
+
+@cache
+def ffmpeg() -> str:
+    """Path of ffmpeg: $IMAGEIO_FFMPEG_EXE, the one that imageio-ffmpeg brings, or the one on PATH.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError:
+        raise InputError("no ffmpeg found", "Install imageio-ffmpeg from a wheel, or put ffmpeg on PATH") from None
+
+
+@cache
+def ffmpeg_version() -> str:
+    """Version of `ffmpeg()`, such as 7.1."""
+    return imageio_ffmpeg.get_ffmpeg_version()

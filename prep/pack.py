@@ -1,0 +1,155 @@
+"""Packing: the fetched media of a plan become shards, on all cores, resumably."""
+
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from manifests.atomic import write_text
+from manifests.clips import Clip, table_clips
+from manifests.errors import InputError
+from manifests.labels import LabelSet
+from manifests.progress import progress
+from manifests.shards import DatasetInfo, Frozen, MediaFormat, shard_file
+from prep.decode import DEFAULT_LIMITS, ClipError, Limits, decode_clip
+from prep.ledger import Attempt, read_ledger
+from prep.plan import read_plan
+from prep.publish import publish
+from prep.sample import Sample, make_sample
+from prep.shard import Failure, ShardRecord, failure, finished_shard, write_shard
+
+SETTINGS_FILE = "work/pack.json"
+ASSIGNMENT_FILE = "work/assignment.json"
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class PackSettings(Frozen):
+    """What decides the bytes of the shards, given the clips."""
+
+    media: MediaFormat = MediaFormat()
+    shard_samples: int = 512
+    seed: int = 0
+
+
+def pack(folder: Path, settings: PackSettings, workers: int | None = None, limits: Limits = DEFAULT_LIMITS) -> DatasetInfo:
+    """Pack every fetched clip of the plan; shards that are done stay as they are.
+
+    Which clip goes into which shard is frozen at the first call; clips fetched later go into further shards. A clip that
+    cannot be decoded is a row of failures.parquet.
+
+    Args:
+        folder: the dataset folder, planned and fetched.
+        settings: what decides the bytes; must be those of earlier calls on this folder.
+        workers: clips decoded at a time; default: one a core.
+        limits: wall-clock and memory limit of each clip.
+
+    Raises:
+        InputError: other settings than before, or no clip could be packed.
+        StorageError: no space left.
+    """
+    plan, labels, table = read_plan(folder)
+    _freeze_settings(folder, settings)
+    clips = {clip.key: clip for clip in table_clips(table)}
+    ledger = read_ledger(folder)
+    media = {key: path for key in clips if key in ledger and (path := ledger[key].media(folder))}
+    assignment = _assign(folder, clips, media, settings)
+    records: dict[str, ShardRecord] = {}
+    with progress(sum(map(len, assignment.values())), "pack", "clip") as bar:
+        for name, keys in assignment.items():
+            tar, record = folder / name, folder / "work" / f"{name}.json"
+            done = finished_shard(tar, record)
+            if done is None:
+                samples = _samples([clips[key] for key in keys], ledger, media, labels, settings.media, workers, limits)
+                done = write_shard(tar, record, _counted(samples, bar.update))
+            else:
+                bar.update(len(keys))
+            records[name] = done
+    return publish(folder, plan, labels, clips, ledger, records, settings.media)
+
+
+def _freeze_settings(folder: Path, settings: PackSettings) -> None:
+    path = folder / SETTINGS_FILE
+    if path.exists():
+        if PackSettings.model_validate_json(path.read_bytes()) != settings:
+            raise InputError(f"{folder} was packed with other settings (see {path})", "Use the same settings, or another --out")
+    else:
+        write_text(path, settings.model_dump_json(indent=2) + "\n")
+
+
+def _assign(folder: Path, clips: dict[str, Clip], media: dict[str, Path], settings: PackSettings) -> dict[str, list[str]]:
+    """Keys by shard name: those frozen before, then new shards of the clips that have come since, in a seeded order."""
+    path = folder / ASSIGNMENT_FILE
+    assignment: dict[str, list[str]] = json.loads(path.read_bytes()) if path.exists() else {}
+    assigned = {key for keys in assignment.values() for key in keys}
+    dropped = assigned - clips.keys()
+    if dropped:
+        raise InputError(
+            f"{len(dropped)} packed clips of {folder} are not in its new plan, such as {min(dropped)}",
+            "Choose another --out",
+        )
+    new = sorted((key for key in media if key not in assigned), key=lambda key: _order(settings.seed, key))
+    for split in sorted({clips[key].split for key in new}):
+        keys = [key for key in new if clips[key].split == split]
+        first = sum(clips[shard_keys[0]].split == split for shard_keys in assignment.values())
+        for number, start in enumerate(range(0, len(keys), settings.shard_samples), first):
+            assignment[shard_file(split, number)] = keys[start : start + settings.shard_samples]
+    if new:
+        write_text(path, json.dumps(assignment, indent=0) + "\n")
+    return assignment
+
+
+def _order(seed: int, key: str) -> bytes:
+    return hashlib.sha256(f"{seed}:{key}".encode()).digest()
+
+
+def _samples(
+    clips: list[Clip],
+    ledger: dict[str, Attempt],
+    media: dict[str, Path],
+    labels: LabelSet,
+    media_format: MediaFormat,
+    workers: int | None,
+    limits: Limits,
+) -> Iterator[Sample | Failure]:
+    def sample(clip: Clip) -> Sample | Failure:
+        torch.set_num_threads(1)
+        attempt = ledger[clip.key]
+        try:
+            if clip.key not in media:
+                raise ClipError("fetch.lost", f"{attempt.path} is gone or has changed since it was fetched")
+            start_s = (clip.start_ms - attempt.offset_ms) / 1000
+            decoded = decode_clip(media[clip.key], start_s, clip.duration_ms / 1000, media_format.video, limits)
+        except ClipError as error:
+            return failure(clip.key, error)
+        return make_sample(clip, decoded, labels, media_format, attempt.source)
+
+    return ordered_map(sample, clips, workers or len(os.sched_getaffinity(0)))
+
+
+def ordered_map(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+    """Like `map`, on threads, with at most `2 * workers` results in memory."""
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) == 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _counted(items: Iterable[T], count: Callable[[], object]) -> Iterator[T]:
+    for item in items:
+        yield item
+        count()

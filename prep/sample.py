@@ -1,0 +1,76 @@
+"""One clip as a sample: the bytes of its members, its index row, and its part of the log-mel statistics."""
+
+import io
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from manifests.clips import Clip
+from manifests.labels import LabelSet
+from manifests.shards import FPS, MediaFormat
+from prep.decode import DecodedClip, jpeg_size
+from prep.logmel import log_mel
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A clip, ready to be written.
+
+    Attributes:
+        members: bytes by extension.
+        row: the index columns that do not depend on the tar.
+        mel_sum: sum of the log-mel values, in float64.
+        mel_square_sum: sum of their squares.
+        mel_count: how many they are.
+    """
+
+    members: dict[str, bytes]
+    row: dict[str, Any]
+    mel_sum: float
+    mel_square_sum: float
+    mel_count: int
+
+
+def make_sample(clip: Clip, decoded: DecodedClip, labels: LabelSet, media: MediaFormat, source: str) -> Sample:
+    """Sample of a decoded clip."""
+    mel = log_mel(decoded.audio, media.log_mel)
+    width, height = jpeg_size(decoded.jpegs[0])
+    flags = [name for name in ("short", "upscaled") if getattr(decoded, name)]
+    row = {
+        "key": clip.key,
+        "num_frames": decoded.num_frames,
+        "num_mel_rows": len(mel),
+        "width": width,
+        "height": height,
+        "padded_frames": decoded.padded_frames,
+        "padded_audio_samples": decoded.padded_samples,
+        "flags": flags,
+        "video_id": clip.video_id,
+        "start_ms": clip.start_ms,
+        "end_ms": clip.end_ms,
+        "split": clip.split,
+        "labels": list(clip.labels),
+    }
+    description = {
+        **row,
+        "label_ids": labels.ids(clip.labels),
+        "fps": FPS,
+        "source": source,
+        "frame_bytes": [len(jpeg) for jpeg in decoded.jpegs],
+    }
+    members = {
+        "json": json.dumps(description, ensure_ascii=False, separators=(",", ":")).encode(),
+        "mel.npy": npy(mel),
+        "mjpg": b"".join(decoded.jpegs),
+    }
+    exact = mel.astype(np.float64)
+    return Sample(members, row, float(exact.sum()), float(np.square(exact).sum()), mel.size)
+
+
+def npy(array: np.ndarray) -> bytes:
+    """The array as an NPY file, format 1.0."""
+    file = io.BytesIO()
+    np.lib.format.write_array(file, array, version=(1, 0), allow_pickle=False)
+    return file.getvalue()

@@ -1,0 +1,1 @@
+"""Shards in, numbers out: loader, engines, loop, evaluation, prediction."""

@@ -1,0 +1,145 @@
+"""Evaluation: every sample once, in N temporal views whose logits are averaged."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from manifests.errors import ConfigError, ShardError
+from manifests.progress import progress
+from manifests.reader import ShardReader
+from train.batch import Batch
+from train.engine import autocast, pick_device
+from train.inputs import Inputs
+from train.loader import batches, eval_views
+from train.metrics import Metrics, evaluate_logits
+from train.trained import load_trained
+
+THREADS = 4
+SHOWN_CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Predictions of a split and their metrics.
+
+    Attributes:
+        keys: the samples.
+        logits: float32 (N, C), mean over the views.
+        targets: float32 (N, C), multi-hot.
+        metrics: of these.
+        crops: views of each sample.
+    """
+
+    keys: list[str]
+    logits: np.ndarray
+    targets: np.ndarray
+    metrics: Metrics
+    crops: int
+
+    def report(self, label_ids: list[str], names: list[str]) -> dict[str, Any]:
+        """The evaluation as a JSON object: scores, counts, and each class's average precision."""
+        precision = self.metrics.average_precision
+        return {
+            **self.metrics.scores,
+            "samples": len(self.keys),
+            "crops": self.crops,
+            "classes_without_positives": int((self.metrics.positives == 0).sum()),
+            "classes": [
+                {
+                    "id": label_id,
+                    "name": name,
+                    "positives": int(self.metrics.positives[i]),
+                    "average_precision": None if np.isnan(precision[i]) else float(precision[i]),
+                }
+                for i, (label_id, name) in enumerate(zip(label_ids, names, strict=True))
+            ],
+        }
+
+
+def evaluate_split(
+    reader: ShardReader,
+    inputs: Inputs,
+    crops: int,
+    batch_size: int,
+    device: torch.device,
+    logits: Callable[[Batch], Tensor],
+) -> Evaluation:
+    """Evaluate a split.
+
+    Args:
+        reader: the split.
+        inputs: how clips become inputs.
+        crops: views of each sample.
+        batch_size: views at a time.
+        device: where `logits` runs.
+        logits: logits (B, C) float32 of a batch.
+
+    Raises:
+        ShardError: the split's clips are packed in another way, or its bytes are damaged.
+    """
+    inputs.check_dataset(reader.info)
+    sums = np.zeros((len(reader), len(reader.labels)), np.float64)
+    views = np.zeros(len(reader), np.int64)
+    raw = eval_views(reader, inputs, crops, batch_size)
+    with progress(len(reader) * crops, "eval", "view") as bar:
+        for batch in batches(raw, inputs, batch_size, device, None, THREADS):
+            np.add.at(sums, batch.rows, logits(batch).cpu().numpy())
+            np.add.at(views, batch.rows, 1)
+            bar.update(len(batch.rows))
+    if not (views == crops).all():
+        raise ShardError(f"a sample of {reader.folder} was not seen {crops} times", "This is a bug; please report it")
+    mean = (sums / crops).astype(np.float32)
+    targets = reader.targets()
+    metrics = evaluate_logits(mean, targets, reader.info.task)
+    return Evaluation(reader.index["key"].to_pylist(), mean, targets, metrics, crops)
+
+
+def evaluate(checkpoint: Path, data: Path, split: str, crops: int, batch_size: int) -> dict[str, Any]:
+    """Report of a trained model on a split of a dataset folder.
+
+    Raises:
+        ConfigError: no model in `checkpoint`, or one of other labels or inputs.
+        ShardError: no such split, or damaged shards.
+    """
+    model, preprocessor = load_trained(checkpoint)
+    device = pick_device()
+    model.to(device)
+
+    @torch.inference_mode()
+    def logits(batch: Batch) -> Tensor:
+        with autocast("auto", device):
+            return model(rgb=batch.rgb, spec=batch.spec).float()
+
+    with ShardReader(data, split) as reader:
+        if reader.labels.index != preprocessor.label_set.index:
+            raise ConfigError(
+                f"{data} has other labels than the model in {checkpoint}", "Evaluate on shards of the same label set"
+            )
+        result = evaluate_split(reader, preprocessor.inputs, crops, batch_size, device, logits)
+        ids = [label.id for label in reader.labels.labels]
+        about = {"checkpoint": str(checkpoint), "data": str(data), "split": split}
+        return {**about, **result.report(ids, reader.labels.names())}
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report for people: scores, then the best and the worst classes."""
+    scores = [f"{name} {report[name]:.4f}" for name in ("mAP", "top-1", "top-5") if name in report]
+    lines = [f"{report['split']}: {'  '.join(scores)}  ({report['samples']:,} samples, {report['crops']} views each)"]
+    if report["classes_without_positives"]:
+        lines.append(f"{report['classes_without_positives']} classes without a positive sample are left out of the mean")
+    ranked = sorted((c for c in report["classes"] if c["average_precision"] is not None), key=lambda c: -c["average_precision"])
+    hidden = max(len(ranked) - 2 * SHOWN_CLASSES, 0)
+    lines += ["", f"{'AP':>6}  {'positives':>9}  class"]
+    lines += [_class_line(c) for c in (ranked[:SHOWN_CLASSES] if hidden else ranked)]
+    if hidden:
+        lines += [f"{'...':>6}  {hidden} classes between", *(_class_line(c) for c in ranked[-SHOWN_CLASSES:])]
+    return "\n".join(lines)
+
+
+def _class_line(row: dict[str, Any]) -> str:
+    return f"{row['average_precision']:6.3f}  {row['positives']:9,}  {row['name']}"

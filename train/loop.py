@@ -1,0 +1,212 @@
+"""`mbt train`: from a dataset folder to a run directory."""
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from manifests.errors import ConfigError
+from manifests.progress import progress
+from manifests.reader import ShardReader
+from mbt.config import MBTConfig
+from mbt.model import MBT
+from train.batch import Batch
+from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from train.engine import Engine, TorchEngine
+from train.evaluate import evaluate_split
+from train.inputs import Inputs
+from train.loader import batches, train_views
+from train.plan import TrainPlan
+from train.recipe import Recipe
+from train.run import Run
+from train.schedule import learning_rate
+from train.trained import Preprocessor, load_weights, save_trained
+
+TRAIN_SPLIT = "train"
+
+
+def train(data: Path, folder: Path, recipe: Recipe, *, deepspeed: bool = False, resume: bool = False) -> None:
+    """Train a model on `data` and leave a run directory.
+
+    Args:
+        data: dataset folder with a split `train`.
+        folder: run directory.
+        recipe: what to train and how.
+        deepspeed: train through DeepSpeed.
+        resume: go on after the newest checkpoint of `folder`; what follows is the same as without the interruption.
+
+    Raises:
+        MbtError: anything that the user can mend.
+    """
+    with ShardReader(data, TRAIN_SPLIT) as reader:
+        config = recipe.model_config_for(reader.info)
+        Training(reader, _eval_reader(data, reader, recipe), folder, recipe, config, deepspeed, resume).run()
+
+
+def _eval_reader(data: Path, reader: ShardReader, recipe: Recipe) -> ShardReader | None:
+    if recipe.eval.split is None or recipe.eval.split not in reader.info.splits:
+        return None
+    return ShardReader(data, recipe.eval.split)
+
+
+class Training:
+    """One training, from its state on disk to its end."""
+
+    def __init__(
+        self,
+        reader: ShardReader,
+        eval_reader: ShardReader | None,
+        folder: Path,
+        recipe: Recipe,
+        config: MBTConfig,
+        deepspeed: bool,
+        resume: bool,
+    ) -> None:
+        self.reader, self.eval_reader, self.recipe, self.config = reader, eval_reader, recipe, config
+        self.inputs: Inputs = recipe.inputs(reader.info)
+        self.plan = TrainPlan(recipe.train.seed, len(reader), recipe.train.batch_size)
+        self.total_steps = math.ceil(recipe.train.epochs * self.plan.steps_per_epoch)
+        if recipe.train.max_steps is not None:
+            self.total_steps = min(self.total_steps, recipe.train.max_steps)
+        self.engine = _engine(config, recipe, reader, deepspeed)
+        self.main = self.engine.rank == 0
+        self.run_folder = Run(folder, recipe, reader.folder, resume)
+        self.step = 0
+        self.best: float | None = None
+        if resume:
+            self._resume()
+
+    def run(self) -> None:
+        """Train to the end."""
+        recipe = self.recipe.train
+        eval_every = self._steps(recipe.eval_every_epochs) if recipe.eval_every_epochs else self.total_steps
+        self.run_folder.start(self.step)
+        meter = _Meter(recipe.batch_size)
+        with progress(self.total_steps, "train", "step", self.step) as bar:
+            for batch in meter.waiting(self._batches()):
+                rate = learning_rate(self.step, recipe.learning_rate, self._warmup_steps, self.total_steps)
+                torch.manual_seed(_step_seed(recipe.seed, self.step, self.engine.rank))
+                result = self.engine.step(batch, rate)
+                self.step += 1
+                last = self.step == self.total_steps
+                if self.step % recipe.log_every == 0 or last:
+                    bar.set_postfix(loss=f"{self._log(result.loss, result.grad_norm, rate, meter):.4g}")
+                bar.update()
+                if self.step % eval_every == 0 or last:
+                    self._evaluate()
+                if self.step % recipe.checkpoint_every == 0 or last:
+                    self._checkpoint()
+        if self.main:
+            self._save("last", self.engine.state().weights)
+        self.run_folder.close()
+
+    @property
+    def _warmup_steps(self) -> float:
+        return min(self.recipe.train.warmup_epochs * self.plan.steps_per_epoch, self.total_steps / 2)
+
+    def _steps(self, epochs: float) -> int:
+        return max(round(epochs * self.plan.steps_per_epoch), 1)
+
+    def _batches(self) -> Iterator[Batch]:
+        engine = self.engine
+        plans = (self.plan.step(step).slice(engine.rank, engine.world_size) for step in range(self.step, self.total_steps))
+        if not self.recipe.input.flip:
+            plans = (plan.unflipped() for plan in plans)
+        raw = train_views(self.reader, self.inputs, plans)
+        size = self.recipe.train.batch_size // engine.world_size
+        return batches(raw, self.inputs, size, engine.device, self.reader.targets(), self.recipe.train.threads)
+
+    def _log(self, loss: Tensor, grad_norm: Tensor | None, rate: float, meter: "_Meter") -> float:
+        value = float(loss)
+        if not math.isfinite(value):
+            fix = "Lower train.learning_rate, or resume from the last checkpoint with another recipe"
+            raise ConfigError(f"the loss is {value} at step {self.step}", fix)
+        if self.main:
+            epoch = self.step / self.plan.steps_per_epoch
+            norm = None if grad_norm is None else float(grad_norm)
+            self.run_folder.log(
+                self.step, {"epoch": round(epoch, 4), "loss": value, "lr": rate, "grad_norm": norm, **meter.read()}
+            )
+        return value
+
+    def _evaluate(self) -> None:
+        if self.eval_reader is None or not self.main:
+            return
+        options = self.recipe.eval
+        result = evaluate_split(
+            self.eval_reader, self.inputs, options.crops, options.batch_size, self.engine.device, self.engine.logits
+        )
+        scores = result.metrics.scores
+        self.run_folder.log(self.step, {"eval": scores})
+        main = scores[result.metrics.main]
+        if self.best is None or main > self.best:
+            self.best = main
+            self._save("best", self.engine.state().weights)
+
+    def _checkpoint(self) -> None:
+        state = self.engine.state()
+        if self.main:
+            save_checkpoint(
+                self.run_folder.checkpoints, Checkpoint(self.step, self.best, state), self.recipe.train.keep_checkpoints
+            )
+
+    def _save(self, name: str, weights: dict[str, Tensor]) -> None:
+        labels = tuple((label.id, label.display_name) for label in self.reader.labels.labels)
+        preprocessor = Preprocessor(task=self.reader.info.task, inputs=self.inputs, labels=labels)
+        save_trained(self.run_folder.folder / name, weights, self.config, preprocessor)
+
+    def _resume(self) -> None:
+        checkpoint = load_checkpoint(self.run_folder.checkpoints)
+        if checkpoint is not None:
+            load_weights(MBT(self.config), checkpoint.state.weights, str(self.run_folder.checkpoints))
+            self.engine.load(checkpoint.state)
+            self.step, self.best = checkpoint.step, checkpoint.best
+
+
+def _engine(config: MBTConfig, recipe: Recipe, reader: ShardReader, deepspeed: bool) -> Engine:
+    torch.manual_seed(recipe.train.seed)
+    model = MBT(config)
+    if not deepspeed:
+        return TorchEngine(model, reader.info.task, recipe.train)
+    from train.deepspeed_engine import DeepSpeedEngine
+
+    return DeepSpeedEngine(model, reader.info.task, recipe.train)
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of the model's own draws (dropout, stochastic depth) in one step, so that a resumed run needs no RNG state."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+
+
+class _Meter:
+    """Speed and the share of time spent waiting for data, since the last reading."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self._reset()
+
+    def _reset(self) -> None:
+        self._start, self._waited, self._batches = time.perf_counter(), 0.0, 0
+
+    def waiting(self, items: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            asked = time.perf_counter()
+            item = next(items, None)
+            self._waited += time.perf_counter() - asked
+            if item is None:
+                return
+            self._batches += 1
+            yield item
+
+    def read(self) -> dict[str, float]:
+        passed = time.perf_counter() - self._start
+        values = {
+            "clips_per_s": round(self._batches * self.batch_size / passed, 2),
+            "data_wait": round(self._waited / passed, 4),
+        }
+        self._reset()
+        return values

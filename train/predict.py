@@ -1,0 +1,90 @@
+"""`mbt predict`: labels of raw media files, decoded by the function that packed the training shards."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from manifests.errors import InputError
+from mbt.config import Modality
+from prep.decode import DEFAULT_LIMITS, ClipError, DecodedClip, Stream, decode_clip
+from prep.logmel import log_mel
+from train.batch import RawBatch
+from train.engine import autocast, pick_device
+from train.inputs import Inputs
+from train.loader import batches, centred
+from train.trained import load_trained
+
+STREAMS: dict[Modality, Stream] = {"rgb": "video", "spec": "audio"}
+THREADS = 4
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A label and its probability in [0, 1]."""
+
+    id: str
+    name: str
+    probability: float
+
+
+def predict(
+    checkpoint: Path, files: Sequence[Path], start_s: float, duration_s: float, crops: int, top: int
+) -> list[list[Prediction]]:
+    """The `top` most probable labels of a span of each file, from the mean logits of `crops` views.
+
+    Args:
+        checkpoint: folder of a run or of a model.
+        files: media files.
+        start_s: where the span begins.
+        duration_s: its length; a file that ends earlier is taken to its end.
+        crops: temporal views.
+        top: how many labels.
+
+    Raises:
+        InputError: a file cannot be decoded.
+        ConfigError: no model in `checkpoint`.
+    """
+    model, preprocessor = load_trained(checkpoint)
+    device = pick_device()
+    model.to(device)
+    labels = preprocessor.label_set.labels
+    predictions = []
+    for file in files:
+        raw = _views(_decode(file, start_s, duration_s, preprocessor.inputs), preprocessor.inputs, crops)
+        (batch,) = batches(iter([raw]), preprocessor.inputs, crops, device, None, THREADS)
+        with torch.inference_mode(), autocast("auto", device):
+            logits = model(rgb=batch.rgb, spec=batch.spec).float().mean(0)
+        probabilities = (logits.sigmoid() if preprocessor.task == "multilabel" else logits.softmax(0)).cpu().numpy()
+        best = np.argsort(-probabilities, kind="stable")[:top]
+        predictions.append([Prediction(labels[i].id, labels[i].display_name, float(probabilities[i])) for i in best])
+    return predictions
+
+
+def _decode(file: Path, start_s: float, duration_s: float, inputs: Inputs) -> DecodedClip:
+    if not file.is_file():
+        raise InputError(f"there is no file {file}", "Give the path of a media file")
+    streams = [STREAMS[modality] for modality in inputs.modalities]
+    try:
+        return decode_clip(file, start_s, duration_s, inputs.media.video, DEFAULT_LIMITS, streams, min_share=0)
+    except ClipError as error:
+        raise InputError(
+            f"{file} cannot be decoded: {error}", "Give a file with the model's picture and sound streams"
+        ) from None
+
+
+def _views(clip: DecodedClip, inputs: Inputs, crops: int) -> RawBatch:
+    """The evaluation views of a decoded clip."""
+    window = inputs.window
+    starts = window.crop_starts(crops, clip.num_frames)
+    jpegs: list[bytes] = []
+    spec = None
+    if "rgb" in inputs.modalities:
+        jpegs = [clip.jpegs[number] for start in starts for number in window.frame_numbers(start, clip.num_frames)]
+    if "spec" in inputs.modalities:
+        mel = log_mel(clip.audio, inputs.media.log_mel)
+        spec = np.stack([np.concatenate([mel[a:b] for a, b in window.mel_spans(s, clip.num_frames)]) for s in starts])
+    plan = centred(np.arange(crops))
+    return RawBatch(rows=plan.rows, jpegs=jpegs, crop_x=plan.crop_x, crop_y=plan.crop_y, flip=plan.flip, spec=spec)

@@ -1,0 +1,203 @@
+"""Recipes: everything that decides a training, in TOML; every field can be set from the command line."""
+
+import difflib
+import tomllib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import Field, ValidationError, model_validator
+
+from manifests.errors import ConfigError
+from manifests.shards import DatasetInfo, Frozen
+from mbt.config import MBTConfig, Modality
+from train.inputs import Inputs
+from train.views import Window
+
+NAME = "recipe.toml"
+
+
+class ModelRecipe(Frozen):
+    """The model's own part of MBTConfig; its input shapes come from `InputRecipe` and the dataset."""
+
+    modalities: tuple[Modality, ...] = ("rgb", "spec")
+    fusion: Literal["bottleneck", "attention"] = "bottleneck"
+    share_encoder: bool = False
+    fusion_layer: int = 8
+    num_bottlenecks: int = 4
+    bottleneck_update: Literal["mean", "sequential"] = "mean"
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    mlp_dim: int = 3072
+    tubelet: tuple[int, int, int] = (1, 16, 16)
+    spec_patch: tuple[int, int] = (16, 16)
+    classifier: Literal["token", "gap"] = "token"
+    representation_size: int | None = None
+    drop_path: float = 0.0
+    dropout: float = 0.0
+
+
+class InputRecipe(Frozen):
+    """Views of the clips."""
+
+    seconds: float = Field(8.0, gt=0)
+    """t."""
+    frames: int = Field(8, ge=1)
+    """F."""
+    resize: int = Field(256, ge=1)
+    """Short side of the frames before the crop."""
+    image_size: int = Field(224, ge=1)
+    flip: bool = True
+    """Mirror half of the training views left to right."""
+
+    @model_validator(mode="after")
+    def _window(self) -> "InputRecipe":
+        Window(self.seconds, self.frames)
+        if self.image_size > self.resize:
+            raise ValueError(f"image_size {self.image_size} is above resize {self.resize}")
+        return self
+
+
+class TrainRecipe(Frozen):
+    """Optimisation."""
+
+    batch_size: int = Field(64, ge=1)
+    """Global batch."""
+    epochs: float = Field(50.0, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    """Stop after so many steps, whatever the epochs; the schedule ends there too."""
+    learning_rate: float = Field(0.5, gt=0)
+    warmup_epochs: float = Field(2.5, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    """Global L2 norm to which gradients are clipped."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto`: bfloat16 autocast where the device has fast bfloat16 (CUDA), else float32."""
+    seed: int = 0
+    log_every: int = Field(10, ge=1)
+    """Steps between log lines."""
+    checkpoint_every: int = Field(500, ge=1)
+    """Steps between checkpoints."""
+    keep_checkpoints: int = Field(2, ge=1)
+    eval_every_epochs: float | None = Field(5.0, gt=0)
+    """Epochs between evaluations on `eval_split`; none: only at the end."""
+    threads: int = Field(4, ge=1)
+    """Decoding threads."""
+
+
+class EvalRecipe(Frozen):
+    """Evaluation during training."""
+
+    split: str | None = "eval"
+    """None: do not evaluate."""
+    crops: int = Field(4, ge=1)
+    batch_size: int = Field(64, ge=1)
+
+
+class Recipe(Frozen):
+    """A training, but for its data folder."""
+
+    model: ModelRecipe = ModelRecipe()
+    input: InputRecipe = InputRecipe()
+    train: TrainRecipe = TrainRecipe()
+    eval: EvalRecipe = EvalRecipe()
+
+    def inputs(self, info: DatasetInfo) -> Inputs:
+        """How this recipe turns the clips of a dataset into inputs."""
+        return Inputs(
+            media=info.media,
+            seconds=self.input.seconds,
+            frames=self.input.frames,
+            resize=self.input.resize,
+            image_size=self.input.image_size,
+            modalities=self.model.modalities,
+            mel_mean=info.log_mel_statistics.mean,
+            mel_std=info.log_mel_statistics.std or 1.0,
+        )
+
+    def model_config_for(self, info: DatasetInfo) -> MBTConfig:
+        """Configuration of the model for a dataset.
+
+        Raises:
+            ConfigError: the fields contradict each other.
+        """
+        try:
+            return MBTConfig(
+                num_classes=info.num_classes,
+                num_frames=self.input.frames,
+                image_size=self.input.image_size,
+                spec_shape=(Window(self.input.seconds, self.input.frames).mel_rows, info.media.log_mel.n_mels),
+                **self.model.model_dump(),
+            )
+        except ValueError as error:
+            raise ConfigError(f"the recipe makes no model: {error}", "Set the field by --set model.FIELD=VALUE") from None
+
+    def to_toml(self) -> str:
+        """The recipe as TOML; fields that are none are left out."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship inside the package."""
+    return sorted(path.name[:-5] for path in (resources.files("train") / "recipes").iterdir() if path.name.endswith(".toml"))
+
+
+def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
+    """A recipe by its name in the package, or by the path of a TOML file, with `section.field=value` settings on top.
+
+    A setting's value is TOML (`0.1`, `true`, `["rgb"]`); what is none is taken as a string; `none` unsets a field.
+
+    Raises:
+        ConfigError: no such recipe or field, or a value of the wrong kind.
+    """
+    fields = _read(name)
+    for setting in settings:
+        path, separator, value = setting.partition("=")
+        section, dot, field = path.strip().partition(".")
+        if not separator or not dot:
+            raise ConfigError(f"--set {setting} is not section.field=value", "Such as --set train.batch_size=32")
+        fields.setdefault(section, {})[field] = _value(value.strip())
+    try:
+        return Recipe.model_validate(fields)
+    except ValidationError as error:
+        raise _explained(error, name) from None
+
+
+def _read(name: str) -> dict[str, Any]:
+    path = Path(name)
+    if name in recipe_names():
+        text = (resources.files("train") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+    elif path.suffix == ".toml" and path.is_file():
+        text = path.read_text(encoding="utf-8")
+    else:
+        raise ConfigError(f"there is no recipe {name!r}", f"Choose one of {', '.join(recipe_names())}, or give a .toml file")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"the recipe {name} is no TOML: {error}", "Mend the file") from None
+
+
+def _value(text: str) -> Any:
+    if text == "none":
+        return None
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explained(error: ValidationError, name: str) -> ConfigError:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return ConfigError(f"recipe {name}: {place}: {first['msg']}", f"Set it by --set {place}=VALUE")
+    known = [f"{s}.{f}" for s, section in Recipe() for f in type(section).model_fields]
+    near = difflib.get_close_matches(place, known, n=1)
+    return ConfigError(
+        f"recipe {name}: there is no field {place!r}",
+        f"Did you mean {near[0]}" if near else f"Fields: {', '.join(known)}",
+    )

@@ -1,0 +1,82 @@
+"""A run directory: recipe, metrics, TensorBoard events, checkpoints, and the best and the last model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from manifests.atomic import storage_errors, write_text
+from manifests.errors import ConfigError
+from train.recipe import Recipe, load_recipe
+
+RECIPE, METRICS, CHECKPOINTS = "config.toml", "metrics.jsonl", "checkpoints"
+
+
+class Run:
+    """The folder of a training.
+
+    Args:
+        folder: the run directory; made if missing.
+        recipe: what is run.
+        data: the dataset folder, noted in the recipe's header.
+        resume: go on with what is in the folder.
+
+    Raises:
+        ConfigError: the folder holds a run and `resume` is not asked for, or it is of another recipe.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe, data: Path, resume: bool) -> None:
+        self.folder = folder
+        self.checkpoints = folder / CHECKPOINTS
+        path = folder / RECIPE
+        if path.exists():
+            _check(path, recipe, resume)
+        else:
+            write_text(path, f"# mbt train --data {data}\n\n{recipe.to_toml()}")
+        self._metrics = folder / METRICS
+        self._board: SummaryWriter | None = None
+
+    def start(self, step: int) -> None:
+        """Open the logs to go on after `step` updates; what was logged beyond is dropped."""
+        lines = self._metrics.read_text().splitlines() if self._metrics.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        write_text(self._metrics, "".join(line + "\n" for line in kept))
+        self._board = SummaryWriter(str(self.folder), purge_step=step + 1)
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        """Append values at `step` to metrics.jsonl and TensorBoard; nested dicts become `outer/inner` tags there."""
+        with storage_errors(self._metrics), self._metrics.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        if self._board is not None:
+            for tag, value in _flat(values):
+                self._board.add_scalar(tag, value, step)
+
+    def close(self) -> None:
+        """Close the logs."""
+        if self._board is not None:
+            self._board.close()
+
+
+def _check(path: Path, recipe: Recipe, resume: bool) -> None:
+    if not resume:
+        raise ConfigError(f"{path.parent} holds a run already", "Go on with it by --resume, or choose another --run")
+    earlier = load_recipe(str(path))
+    for name, section in recipe:
+        for field in type(section).model_fields:
+            before, now = getattr(getattr(earlier, name), field), getattr(section, field)
+            if before != now:
+                raise ConfigError(
+                    f"{path.parent} is a run of another recipe: {name}.{field} was {before} and is now {now}",
+                    "Resume with the same --recipe and --set, or choose another --run",
+                )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    flat: list[tuple[str, float]] = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat += _flat(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            flat.append((prefix + name, value))
+    return flat
