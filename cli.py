@@ -162,6 +162,16 @@ def predict(
             click.echo("\n".join([str(file), *(f"  {label.probability:6.3f}  {label.name}" for label in labels)]))
 
 
+@cli.command()
+@click.option("--out", type=FOLDER, default=Path("demo"), show_default=True, help="Folder for everything.")
+@click.option("--seed", default=0, show_default=True, help="Of the clips and of the trainings.")
+def demo(out: Path, seed: int) -> None:
+    """Render a small data set, pack it, train four models and compare them: minutes on any machine, no download."""
+    from demo import run_demo
+
+    run_demo(cli, out, seed)
+
+
 def main() -> None:
     """Run the command line; errors that the user can mend are one line and exit code 2."""
     from manifests.errors import MbtError
