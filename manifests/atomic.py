@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests.errors import StorageError
+
+PARTIAL = ".tmp"
+"""Suffix of a file that is being written; its name begins with a dot."""
 
 
 @contextlib.contextmanager
@@ -25,7 +29,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
         partial = Path(name)
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -55,6 +59,27 @@ def write_table(path: Path, table: pa.Table) -> None:
     """Write an Arrow table to `path` as Parquet (zstd) atomically."""
     with atomic_file(path) as file:
         pq.write_table(table, file, compression="zstd")
+
+
+@contextlib.contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Hold `folder` as its only writer, after removing what writers that were killed left unfinished in it.
+
+    Raises:
+        StorageError: another process is writing there.
+    """
+    lock = folder / ".lock"
+    with storage_errors(lock):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = lock.open("w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StorageError(f"another process is writing to {folder}", "Wait for it, or choose another folder") from None
+        for partial in folder.rglob(f".*{PARTIAL}"):
+            partial.unlink()
+        yield
 
 
 def sync_folder(folder: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 LINE_EVERY_S = 10
+CURSOR_UP = "\x1b[A"
 
 
 class _Lines:
@@ -15,8 +16,9 @@ class _Lines:
         self.stream = stream
 
     def write(self, text: str) -> None:
-        if text.strip():
-            self.stream.write(text.strip() + "\n")
+        line = text.replace(CURSOR_UP, "").strip()
+        if line:
+            self.stream.write(line + "\n")
 
     def flush(self) -> None:
         self.stream.flush()

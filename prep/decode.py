@@ -27,6 +27,10 @@ MAX_PADDING_S = 0.5
 """A clip whose media ends at most this much too early is padded; beyond, it is stored shorter and flagged."""
 MIN_SHARE = 0.5
 """A clip with less than this share of the wanted length is refused."""
+SEEK_FROM_S = 10.0
+"""A clip that begins earlier is decoded from the file's start: no seek goes before the first key frame, where sound may be."""
+UNSEEKABLE = frozenset({".m2ts", ".mpeg", ".mpg", ".mts", ".ts", ".vob"})
+"""MPEG streams have no index of key frames: a seek loses the pictures up to the next one."""
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
 CHUNK = 1 << 20
 
@@ -145,27 +149,32 @@ def _fit(
 
 
 def _command(path: Path, start_s: float, wanted: int, video: VideoFormat, streams: Collection[Stream]) -> list[str]:
-    # Without accurate seeking the frames since the key frame before `start_s` reach the filters with negative times:
-    # fps= then knows which picture is on the screen at the start, and aresample= cuts the sound there to the sample.
+    # The filters see the frames since a key frame before the start: fps= then knows which picture is on the screen there,
+    # and aresample= cuts the sound to the sample. Seeking without accuracy makes the start time 0.
+    seek = start_s >= SEEK_FROM_S and path.suffix.lower() not in UNSEEKABLE
+    begin = 0.0 if seek else start_s
     command = [
         *(ffmpeg(), "-nostdin", "-nostats", "-hide_banner", "-loglevel", "level+info", "-max_error_rate", "0"),
         *("-threads", "1", "-filter_threads", "1", "-protocol_whitelist", "file,pipe"),
-        *("-noaccurate_seek", "-ss", f"{start_s:.3f}", "-i", f"file:{path}"),
+        *(("-noaccurate_seek", "-ss", f"{start_s:.3f}") if seek else ()),
+        *("-i", f"file:{path}"),
     ]
     if "video" in streams:
         side = video.short_side
         picture = (
-            f"fps={FPS}:start_time=0:round=near",
+            f"fps={FPS}:start_time={begin:.3f}:round=near",
             f"scale=w='if(lt(dar,1),{side},2*round({side}*dar/2))':h='if(lt(dar,1),2*round({side}/dar/2),{side})':flags=bicubic",
             "setsar=1,format=yuvj420p",
         )
         command += [
-            *("-map", "0:V:0", "-vf", ",".join(picture), "-frames:v", str(wanted), "-threads", "1"),
+            *("-map", "0:V:0", "-vf", ",".join(picture), "-frames:v", str(wanted)),
+            *("-fps_mode", "passthrough", "-threads", "1"),
             *("-c:v", "mjpeg", "-q:v", str(video.jpeg_qscale), "-f", "mjpeg", "pipe:{video}"),
         ]
     if "audio" in streams:
         # rematrix_maxval: without it a mix to float mono adds channels up beyond [-1, 1].
         sound = (
+            f"asetpts=PTS-{begin:.3f}/TB",
             f"aresample={SAMPLE_RATE}:async=1:first_pts=0:ochl=mono:osf=flt:rematrix_maxval=1.0",
             f"atrim=end_sample={wanted * SAMPLES_PER_FRAME}",
         )

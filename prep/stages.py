@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 import pyarrow as pa
 
+from manifests.atomic import sole_writer
 from manifests.labels import LabelSet
 from manifests.shards import FAILURES_FILE, MediaFormat, VideoFormat
 from prep.decode import Limits
@@ -40,20 +41,21 @@ def prepare(
         MbtError: anything that the user can mend.
     """
     out = out.resolve()
-    if stage in (None, "plan"):
-        labels = read_labels()
-        clips = write_plan(out, plan, labels, read_clips(labels), limit)
-        click.echo(f"plan: {clips.num_rows:,} clips in {out / 'clips.parquet'}")
-    if stage in (None, "fetch"):
-        fetched = fetch(out, YtDlp(out, source, sleep) if "://" in source else LocalFolder(Path(source)))
-        click.echo(f"fetch: {fetched.there:,} clips there, {fetched.missing:,} not")
-    if stage in (None, "pack"):
-        media = MediaFormat(video=VideoFormat(short_side=short_side, jpeg_qscale=jpeg_qscale))
-        limits = Limits(wall_s=clip_timeout, memory_bytes=round(clip_memory * 2**30))
-        info = pack(out, PackSettings(media=media, shard_samples=shard_samples, seed=seed), workers, limits)
-        for name, split in info.splits.items():
-            click.echo(
-                f"pack: {name}: {split.samples:,} samples in {len(split.shards)} shards, {split.failures:,} clips failed"
-            )
-        if any(split.failures for split in info.splits.values()):
-            click.echo(f"pack: the reasons are in {out / FAILURES_FILE}")
+    with sole_writer(out):
+        if stage in (None, "plan"):
+            labels = read_labels()
+            clips = write_plan(out, plan, labels, read_clips(labels), limit)
+            click.echo(f"plan: {clips.num_rows:,} clips in {out / 'clips.parquet'}")
+        if stage in (None, "fetch"):
+            fetched = fetch(out, YtDlp(out, source, sleep) if "://" in source else LocalFolder(Path(source)))
+            click.echo(f"fetch: {fetched.there:,} clips there, {fetched.missing:,} not")
+        if stage in (None, "pack"):
+            media = MediaFormat(video=VideoFormat(short_side=short_side, jpeg_qscale=jpeg_qscale))
+            limits = Limits(wall_s=clip_timeout, memory_bytes=round(clip_memory * 2**30))
+            info = pack(out, PackSettings(media=media, shard_samples=shard_samples, seed=seed), workers, limits)
+            for name, split in info.splits.items():
+                click.echo(
+                    f"pack: {name}: {split.samples:,} samples in {len(split.shards)} shards, {split.failures:,} clips failed"
+                )
+            if any(split.failures for split in info.splits.values()):
+                click.echo(f"pack: the reasons are in {out / FAILURES_FILE}")

@@ -16,6 +16,7 @@ from manifests.atomic import write_text
 from manifests.custom import REQUIRED
 from manifests.errors import InputError, StorageError
 from manifests.labels import Label, LabelSet
+from manifests.progress import progress
 from manifests.shards import FPS
 from prep.decode import ffmpeg
 
@@ -126,9 +127,9 @@ def render(folder: Path, seed: int, num_train: int, num_eval: int, workers: int)
     wanted = clips(num_train, num_eval)
     missing = [clip for clip in wanted if not _media(folder, clip).exists()]
     (folder / "media").mkdir(exist_ok=True)
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers) as pool, progress(len(missing), "render", "clip") as bar:
         for _ in pool.map(lambda clip: _render_clip(_media(folder, clip), clip, seed), missing):
-            pass
+            bar.update()
     labels().write(folder / "labels.csv")
     write_text(folder / "clips.csv", _clip_list(wanted))
     return len(missing)
@@ -164,12 +165,13 @@ def _render_clip(path: Path, clip: SyntheticClip, seed: int) -> None:
     with tempfile.TemporaryFile() as file:
         file.write((samples * 32767).astype("<i2").tobytes())
         file.seek(0)
-        command = _command(file.fileno(), partial)
-        result = subprocess.run(command, input=frames.tobytes(), pass_fds=(file.fileno(),), capture_output=True, check=False)
+        audio = file.fileno()
+        command = _command(audio, partial)
+        result = subprocess.run(command, input=frames.tobytes(), pass_fds=(audio,), capture_output=True, check=False)
     if result.returncode:
         partial.unlink(missing_ok=True)
         reason = result.stderr.decode(errors="replace").strip()
-        raise StorageError(f"cannot render {path}: {reason}", "Look at ffmpeg's reason, then run the same command again")
+        raise StorageError(f"cannot render {path}: {reason}", "Mend that, then run the same command again")
     partial.replace(path)
 
 
@@ -201,7 +203,7 @@ def draw(factors: Factors, random: np.random.Generator) -> np.ndarray:
 
 
 def _path(motion: str, random: np.random.Generator) -> np.ndarray:
-    """Centre of the shape in each frame: (frames, 2), x and y in pixels; it keeps within the central square."""
+    """Centre of the shape in each frame: (frames, 2), x and y in pixels, within the central square."""
     seconds = np.arange(round(CLIP_SECONDS * FPS)) / FPS
     swing = np.sin(2 * np.pi * (random.uniform(0.6, 0.9) * seconds + random.uniform())) * (motion == "swinging")
     angle = random.uniform(0, np.pi)

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import yt_dlp
 
-from manifests.errors import InputError, SourceError
+from manifests.errors import InputError, SourceError, StorageError
 from prep.decode import ffmpeg
 
 PLACEHOLDER = "{video_id}"
@@ -85,6 +85,7 @@ class YtDlp:
 
         Raises:
             SourceError: the source serves nobody here (rate limit, block, outdated yt-dlp).
+        StorageError: no space left.
         """
         target = self.folder / "raw" / video_id[:2] / f"{video_id}.%(ext)s"
         options = {**self._options, "outtmpl": {"default": str(target)}}
@@ -98,6 +99,10 @@ class YtDlp:
 
     def _classify(self, message: str) -> Refusal:
         everything = "\n".join([message, *self._warnings.texts])
+        if "No space left on device" in message:
+            raise StorageError(
+                f"cannot write below {self.folder}: no space left on the disk", "Free some space, then run again"
+            )
         for code, pattern in STOP:
             if re.search(pattern, everything, re.IGNORECASE):
                 raise SourceError(

@@ -19,6 +19,7 @@ from deepspeed.utils import (
 from torch import Tensor
 
 from manifests.datasets import Task
+from manifests.errors import ConfigError
 from mbt.model import MBT
 from train.batch import Batch
 from train.engine import StepResult, TrainingModel, TrainState, autocasts, pick_device
@@ -37,6 +38,9 @@ class DeepSpeedEngine:
     def __init__(self, model: MBT, task: Task, recipe: TrainRecipe) -> None:
         _initialise_distributed()
         self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        if recipe.batch_size % self.world_size:
+            fix = "Set train.batch_size to a multiple of the ranks"
+            raise ConfigError(f"batch_size {recipe.batch_size} cannot be shared by {self.world_size} ranks", fix)
         self.device = pick_device()
         module = TrainingModel(model, task, recipe.label_smoothing)
         optimizer = torch.optim.SGD(module.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum)

@@ -22,7 +22,7 @@ from train.inputs import Inputs
 from train.loader import batches, train_views
 from train.plan import TrainPlan
 from train.recipe import Recipe
-from train.run import Run
+from train.run import CHECKPOINTS, Run
 from train.schedule import learning_rate
 from train.trained import Preprocessor, load_weights, save_trained
 
@@ -74,7 +74,8 @@ class Training:
             self.total_steps = min(self.total_steps, recipe.train.max_steps)
         self.engine = _engine(config, recipe, reader, deepspeed)
         self.main = self.engine.rank == 0
-        self.run_folder = Run(folder, recipe, reader.folder, resume)
+        self.folder = folder
+        self.log = Run(folder, recipe, reader.folder, resume) if self.main else None
         self.step = 0
         self.best: float | None = None
         if resume:
@@ -84,7 +85,8 @@ class Training:
         """Train to the end."""
         recipe = self.recipe.train
         eval_every = self._steps(recipe.eval_every_epochs) if recipe.eval_every_epochs else self.total_steps
-        self.run_folder.start(self.step)
+        if self.log is not None:
+            self.log.start(self.step)
         meter = _Meter(recipe.batch_size)
         with progress(self.total_steps, "train", "step", self.step) as bar:
             for batch in meter.waiting(self._batches()):
@@ -94,15 +96,21 @@ class Training:
                 self.step += 1
                 last = self.step == self.total_steps
                 if self.step % recipe.log_every == 0 or last:
-                    bar.set_postfix(loss=f"{self._log(result.loss, result.grad_norm, rate, meter):.4g}")
+                    loss = self._log(result.loss, result.grad_norm, rate, meter)
+                    bar.set_postfix({"loss": f"{loss:.4g}"}, refresh=False)
                 bar.update()
                 if self.step % eval_every == 0 or last:
                     self._evaluate()
                 if self.step % recipe.checkpoint_every == 0 or last:
                     self._checkpoint()
-        if self.main:
-            self._save("last", self.engine.state().weights)
-        self.run_folder.close()
+        self._save("last", self.engine.state().weights)
+        if self.log is not None:
+            self.log.close()
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.folder / CHECKPOINTS
 
     @property
     def _warmup_steps(self) -> float:
@@ -125,44 +133,45 @@ class Training:
         if not math.isfinite(value):
             fix = "Lower train.learning_rate, or resume from the last checkpoint with another recipe"
             raise ConfigError(f"the loss is {value} at step {self.step}", fix)
-        if self.main:
+        if self.log is not None:
             epoch = self.step / self.plan.steps_per_epoch
             norm = None if grad_norm is None else float(grad_norm)
-            self.run_folder.log(
-                self.step, {"epoch": round(epoch, 4), "loss": value, "lr": rate, "grad_norm": norm, **meter.read()}
-            )
+            self.log.write(self.step, {"epoch": round(epoch, 4), "loss": value, "lr": rate, "grad_norm": norm, **meter.read()})
         return value
 
     def _evaluate(self) -> None:
-        if self.eval_reader is None or not self.main:
+        if self.eval_reader is None:
+            return
+        weights = self.engine.state().weights
+        if self.log is None:
             return
         options = self.recipe.eval
         result = evaluate_split(
             self.eval_reader, self.inputs, options.crops, options.batch_size, self.engine.device, self.engine.logits
         )
         scores = result.metrics.scores
-        self.run_folder.log(self.step, {"eval": scores})
+        self.log.write(self.step, {"eval": scores})
         main = scores[result.metrics.main]
         if self.best is None or main > self.best:
             self.best = main
-            self._save("best", self.engine.state().weights)
+            self._save("best", weights)
 
     def _checkpoint(self) -> None:
         state = self.engine.state()
         if self.main:
-            save_checkpoint(
-                self.run_folder.checkpoints, Checkpoint(self.step, self.best, state), self.recipe.train.keep_checkpoints
-            )
+            save_checkpoint(self.checkpoints, Checkpoint(self.step, self.best, state), self.recipe.train.keep_checkpoints)
 
     def _save(self, name: str, weights: dict[str, Tensor]) -> None:
+        if not self.main:
+            return
         labels = tuple((label.id, label.display_name) for label in self.reader.labels.labels)
         preprocessor = Preprocessor(task=self.reader.info.task, inputs=self.inputs, labels=labels)
-        save_trained(self.run_folder.folder / name, weights, self.config, preprocessor)
+        save_trained(self.folder / name, weights, self.config, preprocessor)
 
     def _resume(self) -> None:
-        checkpoint = load_checkpoint(self.run_folder.checkpoints)
+        checkpoint = load_checkpoint(self.checkpoints)
         if checkpoint is not None:
-            load_weights(MBT(self.config), checkpoint.state.weights, str(self.run_folder.checkpoints))
+            load_weights(MBT(self.config), checkpoint.state.weights, str(self.checkpoints))
             self.engine.load(checkpoint.state)
             self.step, self.best = checkpoint.step, checkpoint.best
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torchmetrics.functional.classification import multilabel_average_precision
+from torchmetrics.functional.classification import binary_average_precision
 
 from manifests.datasets import Task
 
@@ -35,15 +35,8 @@ def evaluate_logits(logits: np.ndarray, targets: np.ndarray, task: Task) -> Metr
     positives = (targets > 0).sum(0)
     present = positives > 0
     precision = np.full(len(positives), np.nan)
-    if present.any():
-        # Ranks instead of logits: equal order and ties, and torchmetrics applies no sigmoid, which could merge values.
-        ranks = np.stack([np.unique(column, return_inverse=True)[1] for column in logits.T[present]], axis=1)
-        precision[present] = multilabel_average_precision(
-            torch.from_numpy(ranks / max(len(logits) - 1, 1)),
-            torch.from_numpy((targets[:, present] > 0).astype(np.int64)),
-            num_labels=int(present.sum()),
-            average=None,
-        ).numpy()
+    for c in np.flatnonzero(present):
+        precision[c] = _average_precision(logits[:, c], targets[:, c] > 0)
     scores = {"mAP": float(np.nanmean(precision)) if present.any() else float("nan")}
     if task == "multilabel":
         return Metrics("mAP", scores, precision, positives)
@@ -51,3 +44,9 @@ def evaluate_logits(logits: np.ndarray, targets: np.ndarray, task: Task) -> Metr
     for k in (1, 5):
         scores[f"top-{k}"] = float(np.take_along_axis(targets, order[:, :k], 1).max(1).mean())
     return Metrics("top-1", scores, precision, positives)
+
+
+def _average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
+    # Ranks instead of logits: of the same order and ties, and torchmetrics applies no sigmoid, which would merge large ones.
+    ranks = np.unique(scores, return_inverse=True)[1] / max(len(scores) - 1, 1)
+    return float(binary_average_precision(torch.from_numpy(ranks), torch.from_numpy(positive.astype(np.int64))))

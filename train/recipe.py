@@ -16,7 +16,8 @@ from mbt.config import MBTConfig, Modality
 from train.inputs import Inputs
 from train.views import Window
 
-NAME = "recipe.toml"
+NONE = "none"
+"""How a recipe says that a field is not set: TOML has no word for it."""
 
 
 class ModelRecipe(Frozen):
@@ -137,8 +138,9 @@ class Recipe(Frozen):
             raise ConfigError(f"the recipe makes no model: {error}", "Set the field by --set model.FIELD=VALUE") from None
 
     def to_toml(self) -> str:
-        """The recipe as TOML; fields that are none are left out."""
-        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+        """The recipe as TOML; a field that is none is written as the string `none`."""
+        sections = self.model_dump(mode="json").items()
+        return tomli_w.dumps({s: {f: NONE if v is None else v for f, v in fields.items()} for s, fields in sections})
 
 
 def recipe_names() -> list[str]:
@@ -154,13 +156,13 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
     Raises:
         ConfigError: no such recipe or field, or a value of the wrong kind.
     """
-    fields = _read(name)
+    fields = {section: _with_none(values) for section, values in _read(name).items()}
     for setting in settings:
         path, separator, value = setting.partition("=")
         section, dot, field = path.strip().partition(".")
         if not separator or not dot:
             raise ConfigError(f"--set {setting} is not section.field=value", "Such as --set train.batch_size=32")
-        fields.setdefault(section, {})[field] = _value(value.strip())
+        fields.setdefault(section, {}).update(_with_none({field: _value(value.strip())}))
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:
@@ -181,9 +183,11 @@ def _read(name: str) -> dict[str, Any]:
         raise ConfigError(f"the recipe {name} is no TOML: {error}", "Mend the file") from None
 
 
+def _with_none(values: Any) -> Any:
+    return {f: None if v == NONE else v for f, v in values.items()} if isinstance(values, dict) else values
+
+
 def _value(text: str) -> Any:
-    if text == "none":
-        return None
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -28,7 +28,6 @@ class Run:
 
     def __init__(self, folder: Path, recipe: Recipe, data: Path, resume: bool) -> None:
         self.folder = folder
-        self.checkpoints = folder / CHECKPOINTS
         path = folder / RECIPE
         if path.exists():
             _check(path, recipe, resume)
@@ -44,7 +43,7 @@ class Run:
         write_text(self._metrics, "".join(line + "\n" for line in kept))
         self._board = SummaryWriter(str(self.folder), purge_step=step + 1)
 
-    def log(self, step: int, values: dict[str, Any]) -> None:
+    def write(self, step: int, values: dict[str, Any]) -> None:
         """Append values at `step` to metrics.jsonl and TensorBoard; nested dicts become `outer/inner` tags there."""
         with storage_errors(self._metrics), self._metrics.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")

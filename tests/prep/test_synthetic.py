@@ -32,9 +32,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def decoded(folder: Path) -> dict[str, tuple[set[str], DecodedClip]]:
     """Label ids, as the list has them, and media of each clip."""
     with (folder / "clips.csv").open(newline="") as file:
-        return {
-            row["video_id"]: (set(row["labels"].split(";")), _decode(folder, row["video_id"])) for row in csv.DictReader(file)
-        }
+        ids = {row["video_id"]: set(row["labels"].split(";")) for row in csv.DictReader(file)}
+    return {video_id: (of_clip, _decode(folder, video_id)) for video_id, of_clip in ids.items()}
 
 
 def _decode(folder: Path, video_id: str) -> DecodedClip:
@@ -148,7 +147,8 @@ def test_the_seed_decides_the_files(folder: Path, tmp_path: Path) -> None:
     render(tmp_path / "same", SEED, 2, 1, workers=1)
     render(tmp_path / "other", SEED + 1, 2, 1, workers=1)
     for name in ("train-0000.mp4", "train-0001.mp4", "eval-0000.mp4"):
-        first, same, other = ((f / "media" / name).read_bytes() for f in (folder, tmp_path / "same", tmp_path / "other"))
+        files = [where / "media" / name for where in (folder, tmp_path / "same", tmp_path / "other")]
+        first, same, other = (file.read_bytes() for file in files)
         assert first == same != other
 
 

@@ -1,0 +1,170 @@
+"""The model: sizes, flow of information between the streams, and configuration errors."""
+
+import numpy as np
+import pytest
+import torch
+
+from mbt import MBT, MBTConfig
+
+SMALL = {
+    "num_classes": 5,
+    "hidden_size": 32,
+    "num_layers": 4,
+    "num_heads": 4,
+    "mlp_dim": 64,
+    "num_frames": 2,
+    "image_size": 32,
+    "spec_shape": (64, 32),
+    "fusion_layer": 2,
+}
+
+
+def small(**fields: object) -> MBT:
+    """A small model with a head that is not zero."""
+    torch.manual_seed(0)
+    model = MBT(MBTConfig(**{**SMALL, **fields})).eval()
+    torch.nn.init.normal_(model.head.weight)
+    return model
+
+
+def inputs(batch: int = 2) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "rgb": torch.rand(batch, 2, 3, 32, 32, generator=generator) * 2 - 1,
+        "spec": torch.randn(batch, 64, 32, generator=generator),
+    }
+
+
+def test_parameters_of_mbt_b_are_those_of_the_official_module() -> None:
+    """173,215,247, less what the official code has more: two equal channels of the spectrogram, a fifth bottleneck token."""
+    with torch.device("meta"):
+        model = MBT(MBTConfig(num_classes=527))
+    assert sum(p.numel() for p in model.parameters()) == 173_215_247 - 2 * 16 * 16 * 768 - 768
+
+
+def test_parameters_of_the_single_modality_models() -> None:
+    with torch.device("meta"):
+        rgb = MBT(MBTConfig(num_classes=527, modalities=("rgb",), num_frames=32, tubelet=(2, 16, 16)))
+        spec = MBT(MBTConfig(num_classes=527, modalities=("spec",)))
+    assert sum(p.numel() for p in rgb.parameters()) == 89_051_663
+    assert sum(p.numel() for p in spec.parameters()) == 86_360_591 - 2 * 16 * 16 * 768
+
+
+@pytest.mark.parametrize("classifier", ["token", "gap"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"fusion": "bottleneck"},
+        {"fusion": "bottleneck", "bottleneck_update": "sequential"},
+        {"fusion": "bottleneck", "share_encoder": True},
+        {"fusion": "attention"},
+        {"fusion": "attention", "share_encoder": True},
+        {"fusion_layer": 4},
+        {"fusion_layer": 0},
+        {"modalities": ("rgb",)},
+        {"modalities": ("spec",)},
+        {"representation_size": 16},
+    ],
+)
+def test_every_variant_runs_forward_and_backward(fields: dict[str, object], classifier: str) -> None:
+    model = small(**fields, classifier=classifier).train()
+    given = {m: x for m, x in inputs().items() if m in model.config.modalities}
+    logits = model(**given)
+    assert logits.shape == (2, 5)
+    logits.square().sum().backward()
+    unused = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()}
+    late = model.config.fusion_layer == model.config.num_layers
+    # A shift of all keys changes no softmax: the gradient of key biases is zero but for rounding.
+    assert {name for name in unused if not name.endswith("key.bias")} == ({"encoder.bottleneck"} if late else set())
+
+
+def reach(model: MBT, logits_of: str, given: str) -> float:
+    """How much the logits of one stream's CLS token depend on the input of another."""
+    x = inputs()
+    x[given].requires_grad_()
+    model.logits_by_modality(**x)[logits_of].square().sum().backward()
+    grad = x[given].grad
+    return 0.0 if grad is None else float(grad.abs().sum())
+
+
+def test_late_fusion_keeps_the_streams_apart() -> None:
+    assert reach(small(fusion_layer=4), "spec", "rgb") == 0
+    assert reach(small(fusion_layer=4), "spec", "spec") > 0
+
+
+def test_bottleneck_carries_both_ways_and_needs_a_layer_to_do_so() -> None:
+    """What enters the tokens in one layer is read from them in the next: a single fused layer fuses nothing."""
+    for a, b in (("rgb", "spec"), ("spec", "rgb")):
+        assert reach(small(fusion_layer=2), a, b) > 0
+        assert reach(small(fusion_layer=3), a, b) == 0
+
+
+def test_sequential_update_lets_spec_read_rgb_within_one_layer() -> None:
+    model = small(fusion_layer=3, bottleneck_update="sequential")
+    assert reach(model, "spec", "rgb") > 0
+    assert reach(model, "rgb", "spec") == 0
+
+
+def test_cross_attention_fuses_within_one_layer() -> None:
+    for a, b in (("rgb", "spec"), ("spec", "rgb")):
+        assert reach(small(fusion="attention", fusion_layer=3), a, b) > 0
+
+
+def test_logits_are_the_mean_of_the_modalities() -> None:
+    model = small()
+    by_modality = model.logits_by_modality(**inputs())
+    np.testing.assert_allclose(model(**inputs()).detach(), ((by_modality["rgb"] + by_modality["spec"]) / 2).detach(), atol=1e-6)
+
+
+def test_logits_start_at_zero() -> None:
+    assert not MBT(MBTConfig(**SMALL))(**inputs()).any()
+
+
+def test_drop_path_drops_whole_branches_and_does_not_rescale() -> None:
+    from mbt.encoder import DropPath
+
+    torch.manual_seed(0)
+    branch = torch.full((1000, 2, 3), 7.0)
+    out = DropPath(0.3).train()(branch)
+    assert set(out.unique().tolist()) == {0.0, 7.0}
+    assert (out == out[:, :1, :1]).all()
+    assert 0.25 < float((out[:, 0, 0] == 0).float().mean()) < 0.35
+    assert torch.equal(DropPath(0.3).eval()(branch), branch)
+
+
+def test_spectrogram_rows_beyond_whole_patches_are_not_seen() -> None:
+    model = small(modalities=("spec",), spec_shape=(70, 32))
+    x = torch.randn(1, 70, 32)
+    changed = x.clone()
+    changed[:, 64:] = 9
+    assert torch.equal(model(spec=x), model(spec=changed))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"fusion_layer": 13}, "fusion_layer 13 is outside 0..4"),
+        ({"num_heads": 5}, "hidden_size 32 is no multiple of num_heads 5"),
+        ({"image_size": 33}, "image_size 33 is no multiple"),
+        ({"num_frames": 3, "tubelet": (2, 16, 16)}, "num_frames 3 is no multiple"),
+        ({"num_bottlenecks": 0}, "num_bottlenecks 0 is outside 1..1024"),
+        ({"spec_shape": (8, 32)}, "holds no spec_patch"),
+        ({"modalities": ("flow",)}, "modalities"),
+        ({"drop_path": 1.0}, "drop_path 1.0 is outside"),
+    ],
+)
+def test_configuration_errors_say_what_is_wrong(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MBTConfig(**{**SMALL, **fields})
+
+
+def test_missing_input_is_named() -> None:
+    with pytest.raises(ValueError, match="spec is not given"):
+        small()(rgb=inputs()["rgb"])
+
+
+def test_configuration_survives_json() -> None:
+    config = MBTConfig(**SMALL, tubelet=(2, 16, 16))
+    assert MBTConfig.from_json(config.to_json()) == config
+    with pytest.raises(ValueError, match="colour"):
+        MBTConfig.from_json('{"num_classes": 3, "colour": 1}')

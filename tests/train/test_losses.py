@@ -1,0 +1,40 @@
+"""Losses against numpy."""
+
+import numpy as np
+import torch
+
+from train.losses import training_loss
+
+RNG = np.random.default_rng(0)
+LOGITS = {m: RNG.normal(size=(3, 4)) for m in ("rgb", "spec")}
+TARGETS = np.array([[1, 0, 1, 0], [0, 0, 0, 1], [0, 1, 0, 0]], np.float64)
+
+
+def loss(task: str, smoothing: float) -> float:
+    logits = {m: torch.from_numpy(x).float() for m, x in LOGITS.items()}
+    return float(training_loss(logits, torch.from_numpy(TARGETS).float(), task, smoothing))  # type: ignore[arg-type]
+
+
+def test_multilabel_is_summed_over_classes_and_averaged_over_clips_and_modalities() -> None:
+    expected = []
+    for x in LOGITS.values():
+        p = 1 / (1 + np.exp(-x))
+        expected.append(-(TARGETS * np.log(p) + (1 - TARGETS) * np.log(1 - p)).sum() / 3)
+    np.testing.assert_allclose(loss("multilabel", 0.0), np.mean(expected), rtol=1e-6)
+
+
+def test_label_smoothing_moves_multi_hot_targets() -> None:
+    smoothed = TARGETS * 0.7 + 0.3 / 4
+    expected = []
+    for x in LOGITS.values():
+        p = 1 / (1 + np.exp(-x))
+        expected.append(-(smoothed * np.log(p) + (1 - smoothed) * np.log(1 - p)).sum() / 3)
+    np.testing.assert_allclose(loss("multilabel", 0.3), np.mean(expected), rtol=1e-6)
+
+
+def test_multiclass_is_cross_entropy() -> None:
+    expected = []
+    for x in LOGITS.values():
+        log_p = x - np.log(np.exp(x).sum(1, keepdims=True))
+        expected.append(-(TARGETS * log_p).sum() / 3)
+    np.testing.assert_allclose(loss("multiclass", 0.0), np.mean(expected), rtol=1e-6)

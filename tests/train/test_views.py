@@ -1,0 +1,48 @@
+"""Time: which frames and rows a view is made of."""
+
+import pytest
+
+from train.views import Window
+
+PAPER = Window(seconds=8.0, frames=8)
+
+
+def test_frames_stand_t_over_f_apart() -> None:
+    assert PAPER.frame_numbers(50, 250) == [50, 75, 100, 125, 150, 175, 200, 225]
+
+
+def test_strides_that_are_no_whole_frames_are_rounded_down() -> None:
+    assert Window(1.6, 3).frame_numbers(0, 250) == [0, 13, 26]
+
+
+def test_rows_are_those_of_the_same_time() -> None:
+    assert PAPER.mel_rows == 800
+    assert PAPER.mel_spans(50, 250) == [(200, 1000)]
+
+
+def test_four_views_of_ten_seconds_are_evenly_spaced() -> None:
+    """D - t = 2 s = 50 frames: 0, 16.7, 33.3, 50."""
+    assert PAPER.crop_starts(4, 250) == [0, 16, 33, 50]
+
+
+def test_one_view_is_the_middle_one() -> None:
+    assert PAPER.crop_starts(1, 250) == [25]
+
+
+def test_a_short_clip_is_repeated() -> None:
+    """5 s in a window of 8 s."""
+    assert PAPER.crop_starts(4, 125) == [0, 0, 0, 0]
+    assert PAPER.frame_numbers(0, 125) == [0, 25, 50, 75, 100, 0, 25, 50]
+    assert PAPER.mel_spans(0, 125) == [(0, 500), (0, 300)]
+    assert PAPER.mel_spans(0, 80) == [(0, 320), (0, 320), (0, 160)]
+
+
+def test_training_starts_are_uniform_over_all_that_fit() -> None:
+    starts = [PAPER.random_start((i + 0.5) / 5100, 250) for i in range(5100)]
+    assert [starts.count(start) for start in range(51)] == [100] * 51
+
+
+@pytest.mark.parametrize(("seconds", "frames"), [(0.03, 1), (0.0, 1), (1.0, 26), (1.0, 0)])
+def test_impossible_windows_are_refused(seconds: float, frames: int) -> None:
+    with pytest.raises(ValueError, match=r"seconds|frames"):
+        Window(seconds, frames)
