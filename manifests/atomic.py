@@ -103,6 +103,7 @@ def storage_errors(path: Path) -> Iterator[None]:
             errno.EROFS: "the file system is read-only",
             errno.EACCES: "permission denied",
             errno.ENOTDIR: "a part of the path is a file",
+            errno.EEXIST: "a part of the path is a file",
         }.get(error.errno or 0)
         if reason is None:
             raise

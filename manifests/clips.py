@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 from manifests.errors import InputError
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
+RESERVED_SPLITS = ("clips", "failures")
+"""Names of other tables of a dataset folder, where the split's index would stand."""
 
 SCHEMA = pa.schema(
     [
@@ -58,7 +60,7 @@ def clip_key(video_id: str, start_ms: int) -> str:
 
 def clip_table(clips: Iterable[Clip]) -> pa.Table:
     """Clip table of these clips, in their order."""
-    return pa.Table.from_pylist([{**asdict(clip), "labels": list(clip.labels)} for clip in clips], schema=SCHEMA)
+    return pa.Table.from_pylist([vars(clip) for clip in clips], schema=SCHEMA)
 
 
 def table_clips(table: pa.Table) -> list[Clip]:
@@ -71,7 +73,8 @@ def check_clips(table: pa.Table, where: str) -> pa.Table:
     """Return `table` in the contract's column order and types, after checking its rows.
 
     Raises:
-        InputError: no row; a missing column; a key that is malformed or repeated; an end that is not after its start.
+        InputError: no row; a missing column; a key or split that is malformed; a repeated key; an end that is not after its
+            start.
     """
     try:
         table = table.select(SCHEMA.names).cast(SCHEMA)
@@ -83,6 +86,9 @@ def check_clips(table: pa.Table, where: str) -> pa.Table:
     if bad.num_rows:
         key = bad["key"][0].as_py()
         raise InputError(f"{where}: the key {key!r} is malformed", "Keys are 1 to 80 characters of A-Z, a-z, 0-9, _ and -")
+    for split in pc.unique(table["split"]).to_pylist():
+        if not KEY_PATTERN.fullmatch(split) or split in RESERVED_SPLITS:
+            raise InputError(f"{where}: the split {split!r} cannot name a file", "Call it train, eval or the like")
     if len(pc.unique(table["key"])) < table.num_rows:
         counts = pc.value_counts(table["key"])
         repeated = next(c["values"].as_py() for c in counts if c["counts"].as_py() > 1)

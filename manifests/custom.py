@@ -35,6 +35,8 @@ def _clip(row: dict[str, str], labels: LabelSet, where: str) -> Clip:
     try:
         start_ms, end_ms = round(float(row["start"]) * 1000), round(float(row["end"]) * 1000)
         ids = [label for label in row["labels"].split(";") if label]
+        if None in row.values() or not 0 <= start_ms < end_ms:
+            raise ValueError
     except (TypeError, ValueError, AttributeError, OverflowError):
         raise InputError(f"{where}: malformed row {','.join(str(v) for v in row.values())!r}", FORMAT) from None
     unknown = [label for label in ids if label not in labels.index]

@@ -41,10 +41,12 @@ def prepare(
         MbtError: anything that the user can mend.
     """
     out = out.resolve()
+    if stage in (None, "plan"):
+        labels = read_labels()
+        listed = read_clips(labels)
     with sole_writer(out):
         if stage in (None, "plan"):
-            labels = read_labels()
-            clips = write_plan(out, plan, labels, read_clips(labels), limit)
+            clips = write_plan(out, plan, labels, listed, limit)
             click.echo(f"plan: {clips.num_rows:,} clips in {out / 'clips.parquet'}")
         if stage in (None, "fetch"):
             fetched = fetch(out, YtDlp(out, source, sleep) if "://" in source else LocalFolder(Path(source)))

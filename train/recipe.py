@@ -72,6 +72,7 @@ class TrainRecipe(Frozen):
     """Stop after so many steps, whatever the epochs; the schedule ends there too."""
     learning_rate: float = Field(0.5, gt=0)
     warmup_epochs: float = Field(2.5, ge=0)
+    """Half of the training at most."""
     momentum: float = Field(0.9, ge=0, lt=1)
     max_grad_norm: float | None = Field(1.0, gt=0)
     """Global L2 norm to which gradients are clipped."""
