@@ -100,15 +100,15 @@ def custom(list_path: Path, labels_path: Path, source: str, name: str, task: Any
 @click.option("--data", type=FOLDER, required=True, help="Dataset folder that `mbt prep` wrote.")
 @click.option("--recipe", default="mbt_b", show_default=True, help="Name of a recipe, or a TOML file.")
 @click.option("--set", "settings", multiple=True, metavar="SECTION.FIELD=VALUE", help="Set a field of the recipe.")
-@click.option("--run", type=FOLDER, help="Run directory; runs/RECIPE by default.")
+@click.option("--out", type=FOLDER, help="Run directory; runs/RECIPE by default.")
 @click.option("--resume", is_flag=True, help="Go on after the newest checkpoint of the run directory.")
 @click.option("--deepspeed", is_flag=True, help="Train through DeepSpeed (ZeRO).")
-def train(data: Path, recipe: str, settings: tuple[str, ...], run: Path | None, resume: bool, deepspeed: bool) -> None:
+def train(data: Path, recipe: str, settings: tuple[str, ...], out: Path | None, resume: bool, deepspeed: bool) -> None:
     """Train a model on shards."""
     from train.loop import train as run_training
     from train.recipe import load_recipe
 
-    folder = run or Path("runs") / Path(recipe).stem
+    folder = out or Path("runs") / Path(recipe).stem
     run_training(data, folder, load_recipe(recipe, settings), deepspeed=deepspeed, resume=resume)
     click.echo(f"train: the run is in {folder}; evaluate it by: mbt eval --checkpoint {folder} --data {data} --crops 4")
 

@@ -36,6 +36,9 @@ def download(url: str, path: Path, size: int, sha256: str) -> None:
                 _continue(url, part, size)
                 break
             except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+                if isinstance(error, urllib.error.HTTPError) and error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                    part.unlink(missing_ok=True)
+                    continue
                 if attempt == TRIES - 1 or (isinstance(error, urllib.error.HTTPError) and error.code < 500):
                     fix = "Check the network and run again (it resumes), or give the list by --list FILE"
                     raise InputError(f"cannot download {url}: {error}", fix) from error

@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import selectors
+import shutil
 import signal
 import subprocess
 import time
@@ -163,7 +164,8 @@ def _command(path: Path, start_s: float, wanted: int, video: VideoFormat, stream
         side = video.short_side
         picture = (
             f"fps={FPS}:start_time={begin:.3f}:round=near",
-            f"scale=w='if(lt(dar,1),{side},2*round({side}*dar/2))':h='if(lt(dar,1),2*round({side}/dar/2),{side})':flags=bicubic",
+            f"scale=w='if(lt(dar,1),{side},2*round({side}*dar/2))':h='if(lt(dar,1),2*round({side}/dar/2),{side})'"
+            ":flags=bicubic:out_color_matrix=bt601:out_range=full",
             "setsar=1,format=yuvj420p",
         )
         command += [
@@ -302,9 +304,12 @@ def ffmpeg() -> str:
         InputError: there is none.
     """
     try:
-        return imageio_ffmpeg.get_ffmpeg_exe()
+        path = imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError:
         raise InputError("no ffmpeg found", "Install imageio-ffmpeg from a wheel, or put ffmpeg on PATH") from None
+    if shutil.which(path) is None:
+        raise InputError(f"$IMAGEIO_FFMPEG_EXE is {path}, which is no program", "Unset it, or set it to the path of ffmpeg")
+    return path
 
 
 @cache

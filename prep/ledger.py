@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -10,6 +10,7 @@ from typing import TextIO
 from manifests.atomic import storage_errors
 
 LEDGER_FOLDER = "work/ledger"
+LOST = "fetch.lost"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,12 @@ class Attempt:
     final: bool = False
     time: float = 0.0
 
+    def checked(self, folder: Path) -> "Attempt":
+        """This attempt, or `fetch.lost` in its place if what it fetched is not there with the recorded size."""
+        if self.path is None or self.media(folder) is not None:
+            return self
+        return replace(self, path=None, code=LOST, message=f"{self.path} is gone or has changed since it was fetched")
+
     def media(self, folder: Path) -> Path | None:
         """The media file, if it is there with the recorded size."""
         if self.path is None:
@@ -47,6 +54,10 @@ class Attempt:
             return path if path.stat().st_size == self.size else None
         except OSError:
             return None
+
+
+NEVER_FETCHED = Attempt(key="", source="", code="fetch.pending", message="not asked for yet")
+"""What is known of a clip that the ledger does not have."""
 
 
 class LedgerWriter:

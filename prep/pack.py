@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -18,11 +18,11 @@ from manifests.labels import LabelSet
 from manifests.progress import progress
 from manifests.shards import DatasetInfo, Frozen, MediaFormat, shard_file
 from prep.decode import DEFAULT_LIMITS, ClipError, Limits, decode_clip
-from prep.ledger import Attempt, read_ledger
+from prep.ledger import LOST, NEVER_FETCHED, Attempt, read_ledger
 from prep.plan import read_plan
 from prep.publish import publish
 from prep.sample import Sample, make_sample
-from prep.shard import Failure, ShardRecord, failure, finished_shard, write_shard
+from prep.shard import Failure, ShardRecord, finished_shard, write_shard
 
 SETTINGS_FILE = "work/pack.json"
 ASSIGNMENT_FILE = "work/assignment.json"
@@ -58,16 +58,15 @@ def pack(folder: Path, settings: PackSettings, workers: int | None = None, limit
     plan, labels, table = read_plan(folder)
     _freeze_settings(folder, settings)
     clips = {clip.key: clip for clip in table_clips(table)}
-    ledger = read_ledger(folder)
-    media = {key: path for key in clips if key in ledger and (path := ledger[key].media(folder))}
-    assignment = _assign(folder, clips, media, settings)
+    ledger = {key: attempt.checked(folder) for key, attempt in read_ledger(folder).items() if key in clips}
+    assignment = _assign(folder, clips, [key for key, attempt in ledger.items() if attempt.path], settings)
     records: dict[str, ShardRecord] = {}
     with progress(sum(map(len, assignment.values())), "pack", "clip") as bar:
         for name, keys in assignment.items():
             tar, record = folder / name, folder / "work" / f"{name}.json"
             done = finished_shard(tar, record)
             if done is None:
-                samples = _samples([clips[key] for key in keys], ledger, media, labels, settings.media, workers, limits)
+                samples = _samples(folder, [clips[key] for key in keys], ledger, labels, settings.media, workers, limits)
                 done = write_shard(tar, record, _counted(samples, bar.update))
             else:
                 bar.update(len(keys))
@@ -84,7 +83,7 @@ def _freeze_settings(folder: Path, settings: PackSettings) -> None:
         write_text(path, settings.model_dump_json(indent=2) + "\n")
 
 
-def _assign(folder: Path, clips: dict[str, Clip], media: dict[str, Path], settings: PackSettings) -> dict[str, list[str]]:
+def _assign(folder: Path, clips: dict[str, Clip], fetched: Collection[str], settings: PackSettings) -> dict[str, list[str]]:
     """Keys by shard name: those frozen before, then new shards of the clips that have come since, in a seeded order."""
     path = folder / ASSIGNMENT_FILE
     assignment: dict[str, list[str]] = json.loads(path.read_bytes()) if path.exists() else {}
@@ -95,7 +94,7 @@ def _assign(folder: Path, clips: dict[str, Clip], media: dict[str, Path], settin
             f"{len(dropped)} packed clips of {folder} are not in its new plan, such as {min(dropped)}",
             "Choose another --out",
         )
-    new = sorted((key for key in media if key not in assigned), key=lambda key: _order(settings.seed, key))
+    new = sorted((key for key in fetched if key not in assigned), key=lambda key: _order(settings.seed, key))
     for split in sorted({clips[key].split for key in new}):
         keys = [key for key in new if clips[key].split == split]
         first = sum(clips[shard_keys[0]].split == split for shard_keys in assignment.values())
@@ -111,9 +110,9 @@ def _order(seed: int, key: str) -> bytes:
 
 
 def _samples(
+    folder: Path,
     clips: list[Clip],
     ledger: dict[str, Attempt],
-    media: dict[str, Path],
     labels: LabelSet,
     media_format: MediaFormat,
     workers: int | None,
@@ -121,14 +120,16 @@ def _samples(
 ) -> Iterator[Sample | Failure]:
     def sample(clip: Clip) -> Sample | Failure:
         torch.set_num_threads(1)
-        attempt = ledger[clip.key]
+        attempt = ledger.get(clip.key, NEVER_FETCHED)
+        if attempt.code == LOST:
+            raise InputError(attempt.message, "Run the fetch stage again")
+        if attempt.path is None:
+            return Failure(key=clip.key, stage="fetch", code=attempt.code, message=attempt.message)
+        start_s = (clip.start_ms - attempt.offset_ms) / 1000
         try:
-            if clip.key not in media:
-                raise ClipError("fetch.lost", f"{attempt.path} is gone or has changed since it was fetched")
-            start_s = (clip.start_ms - attempt.offset_ms) / 1000
-            decoded = decode_clip(media[clip.key], start_s, clip.duration_ms / 1000, media_format.video, limits)
+            decoded = decode_clip(folder / attempt.path, start_s, clip.duration_ms / 1000, media_format.video, limits)
         except ClipError as error:
-            return failure(clip.key, error)
+            return Failure(key=clip.key, stage="pack", code=error.code, message=error.message)
         return make_sample(clip, decoded, labels, media_format, attempt.source)
 
     return ordered_map(sample, clips, workers or len(os.sched_getaffinity(0)))

@@ -24,7 +24,7 @@ from manifests.shards import (
     index_file,
 )
 from prep.decode import ffmpeg_version
-from prep.ledger import Attempt
+from prep.ledger import NEVER_FETCHED, Attempt
 from prep.plan import Plan
 from prep.shard import Failure, ShardRecord
 
@@ -83,14 +83,8 @@ def _failures(
 ) -> list[Failure]:
     failures = {failed.key: failed for record in records.values() for failed in record.failures}
     for key in clips.keys() - packed - failures.keys():
-        attempt = ledger.get(key)
-        if attempt is None:
-            failures[key] = Failure(key=key, stage="fetch", code="fetch.pending", message="not asked for yet")
-        elif attempt.code == "ok":
-            message = f"{attempt.path} is gone or has changed since it was fetched"
-            failures[key] = Failure(key=key, stage="fetch", code="fetch.lost", message=message)
-        else:
-            failures[key] = Failure(key=key, stage="fetch", code=attempt.code, message=attempt.message)
+        attempt = ledger.get(key, NEVER_FETCHED)
+        failures[key] = Failure(key=key, stage="fetch", code=attempt.code, message=attempt.message)
     return [failures[key] for key in clips if key in failures]
 
 

@@ -10,7 +10,6 @@ from pydantic import ValidationError
 
 from manifests.atomic import atomic_file, write_text
 from manifests.shards import MEMBERS, Frozen, ShardFile
-from prep.decode import ClipError
 from prep.sample import Sample
 
 TAR_BLOCK = 512
@@ -51,7 +50,7 @@ class _Hashing:
 
 
 def write_shard(tar: Path, record: Path, samples: Iterable[Sample | Failure]) -> ShardRecord:
-    """Write `tar`, its `.idx` and its record; a shard whose clips all fail has a record and an empty tar.
+    """Write `tar`, its `.idx` and its record; of a shard whose clips all fail there is the record alone.
 
     The bytes depend on the samples only: USTAR, time and owner zero, members in the order of `MEMBERS`.
 
@@ -72,7 +71,10 @@ def write_shard(tar: Path, record: Path, samples: Iterable[Sample | Failure]) ->
                 writer.write({"__key__": sample.row["key"], **sample.members})
                 rows.append({**sample.row, "shard": tar.name, **spans})
                 mel = [mel[0] + sample.mel_sum, mel[1] + sample.mel_square_sum, mel[2] + sample.mel_count]
-    write_text(tar.with_suffix(".idx"), dali_index(rows))
+    if rows:
+        write_text(tar.with_suffix(".idx"), dali_index(rows))
+    else:
+        tar.unlink()
     result = ShardRecord(
         file=ShardFile(name=tar.name, samples=len(rows), size=hashing.size, sha256=hashing.hash.hexdigest()),
         rows=tuple(rows),
@@ -89,7 +91,8 @@ def finished_shard(tar: Path, record: Path) -> ShardRecord | None:
     """The record of a shard that is done, or None."""
     try:
         result = ShardRecord.model_validate_json(record.read_bytes())
-        return result if tar.stat().st_size == result.file.size and tar.with_suffix(".idx").exists() else None
+        there = tar.with_suffix(".idx").exists() and tar.stat().st_size == result.file.size
+        return result if there or not result.rows else None
     except (OSError, ValidationError):
         return None
 
@@ -117,8 +120,3 @@ def _spans(offset: int, sample: Sample) -> dict[str, int]:
 
 def _column(member: str) -> str:
     return member.partition(".")[0]
-
-
-def failure(key: str, error: ClipError) -> Failure:
-    """A clip that could not be decoded."""
-    return Failure(key=key, stage="pack", code=error.code, message=error.message)

@@ -12,6 +12,7 @@ from manifests.errors import InputError, SourceError, StorageError
 from prep.decode import ffmpeg
 
 PLACEHOLDER = "{video_id}"
+MAX_FAILED_IN_A_ROW = 10
 FORMAT_SORT = ["res:360", "vcodec:h264", "acodec:aac", "proto:https", "+size"]
 
 
@@ -67,6 +68,7 @@ class YtDlp:
         self.template = template
         self.name = urlsplit(template).hostname or "url"
         self._warnings = _Warnings()
+        self._failed_in_a_row = 0
         self._options: dict[str, Any] = {
             "format": "bv*+ba/b",
             "format_sort": FORMAT_SORT,
@@ -84,8 +86,8 @@ class YtDlp:
         """The downloaded file, or why there is none.
 
         Raises:
-            SourceError: the source serves nobody here (rate limit, block, outdated yt-dlp).
-        StorageError: no space left.
+            SourceError: the source serves nobody here (rate limit, block, no network, outdated yt-dlp).
+            StorageError: no space left.
         """
         target = self.folder / "raw" / video_id[:2] / f"{video_id}.%(ext)s"
         options = {**self._options, "outtmpl": {"default": str(target)}}
@@ -95,6 +97,9 @@ class YtDlp:
                 info = downloader.extract_info(self.template.replace(PLACEHOLDER, video_id))
         except yt_dlp.utils.DownloadError as error:
             return self._classify(_plain(str(error)))
+        if "requested_downloads" not in info:
+            return Refusal("input.playlist", "the URL gives several videos, not one", final=True)
+        self._failed_in_a_row = 0
         return Path(info["requested_downloads"][0]["filepath"])
 
     def _classify(self, message: str) -> Refusal:
@@ -111,7 +116,14 @@ class YtDlp:
                 )
         for code, pattern in FINAL:
             if re.search(pattern, message, re.IGNORECASE):
+                self._failed_in_a_row = 0
                 return Refusal(code, message, final=True)
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row == MAX_FAILED_IN_A_ROW:
+            raise SourceError(
+                f"{MAX_FAILED_IN_A_ROW} videos of {self.name} failed in a row; the last: {message}",
+                "Check the network and the URL, then run again",
+            )
         return Refusal("fetch.failed", message, final=False)
 
 

@@ -1,6 +1,7 @@
 """`mbt train`: from a dataset folder to a run directory."""
 
 import math
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,6 +181,8 @@ def _engine(config: MBTConfig, recipe: Recipe, reader: ShardReader, deepspeed: b
     torch.manual_seed(recipe.train.seed)
     model = MBT(config)
     if not deepspeed:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError("several processes were started, and plain torch trains in one", "Add --deepspeed")
         return TorchEngine(model, reader.info.task, recipe.train)
     from train.deepspeed_engine import DeepSpeedEngine
 

@@ -59,7 +59,7 @@ class Run:
 
 def _check(path: Path, recipe: Recipe, resume: bool) -> None:
     if not resume:
-        raise ConfigError(f"{path.parent} holds a run already", "Go on with it by --resume, or choose another --run")
+        raise ConfigError(f"{path.parent} holds a run already", "Go on with it by --resume, or choose another --out")
     earlier = load_recipe(str(path))
     for name, section in recipe:
         for field in type(section).model_fields:
@@ -67,7 +67,7 @@ def _check(path: Path, recipe: Recipe, resume: bool) -> None:
             if before != now:
                 raise ConfigError(
                     f"{path.parent} is a run of another recipe: {name}.{field} was {before} and is now {now}",
-                    "Resume with the same --recipe and --set, or choose another --run",
+                    "Resume with the same --recipe and --set, or choose another --out",
                 )
 
 

@@ -1,12 +1,14 @@
 """Recipes and their settings."""
 
+import dataclasses
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from manifests.errors import ConfigError
-from train.recipe import Recipe, load_recipe, recipe_names
+from mbt import MBTConfig
+from train.recipe import ModelRecipe, Recipe, load_recipe, recipe_names
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -70,3 +72,9 @@ def test_a_file_that_is_no_toml(tmp_path: Path) -> None:
     path.write_text("[train\n")
     with pytest.raises(ConfigError, match="no TOML"):
         load_recipe(str(path))
+
+
+def test_the_models_fields_and_defaults_are_those_of_its_configuration() -> None:
+    from_inputs = {"num_classes", "num_frames", "image_size", "spec_shape"}
+    config = {f.name: f.default for f in dataclasses.fields(MBTConfig) if f.name not in from_inputs}
+    assert {name: f.default for name, f in ModelRecipe.model_fields.items()} == config

@@ -1,0 +1,171 @@
+"""The contracts of clip tables, label lists and custom lists."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from manifests.clips import SCHEMA, Clip, check_clips, clip_key, clip_table, read_clips, table_clips
+from manifests.custom import custom_clips
+from manifests.errors import InputError
+from manifests.labels import Label, LabelSet, read_labels
+
+CLIPS = (Clip("a_0", "a", 0, 10_000, "train", (0, 2)), Clip("-b_c_1500", "-b_c", 1500, 4000, "eval", ()))
+LABELS = LabelSet((Label("x", "Ex"), Label("y", 'Why, "really"'), Label("z", "Zett")))
+
+
+def row(**changes: object) -> dict[str, object]:
+    good = {"key": "a_0", "video_id": "a", "start_ms": 0, "end_ms": 1, "split": "train", "labels": [0]}
+    return {**good, **changes}
+
+
+def test_key_is_id_and_milliseconds() -> None:
+    assert clip_key("-x_Y", 30_017) == "-x_Y_30017"
+
+
+def test_duration_is_end_minus_start() -> None:
+    assert [clip.duration_ms for clip in CLIPS] == [10_000, 2500]
+
+
+def test_table_holds_the_clips(tmp_path: Path) -> None:
+    table = clip_table(CLIPS)
+    assert table.to_pydict() == {
+        "key": ["a_0", "-b_c_1500"],
+        "video_id": ["a", "-b_c"],
+        "start_ms": [0, 1500],
+        "end_ms": [10_000, 4000],
+        "split": ["train", "eval"],
+        "labels": [[0, 2], []],
+    }
+    pq.write_table(table, tmp_path / "clips.parquet")
+    assert table_clips(read_clips(tmp_path / "clips.parquet")) == list(CLIPS)
+
+
+def test_other_column_order_and_narrower_types_are_taken() -> None:
+    columns = {"labels": pa.array([[0]], pa.list_(pa.int64())), "start_ms": pa.array([5], pa.int32())}
+    table = pa.table({**columns, "extra": [1], "split": ["train"], "end_ms": [9], "video_id": ["v"], "key": ["k"]})
+    checked = check_clips(table, "here")
+    assert checked.schema == SCHEMA
+    assert table_clips(checked) == [Clip("k", "v", 5, 9, "train", (0,))]
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ([], "holds no clip"),
+        ([row(key="a.b")], r"the key 'a\.b' is malformed"),
+        ([row(key="")], "the key '' is malformed"),
+        ([row(key="x" * 81)], "is malformed"),
+        ([row(key="a\n")], "is malformed"),
+        ([row(), row(start_ms=0)], "'a_0' stands more than once"),
+        ([row(start_ms=7, end_ms=7)], "a_0 ends before it starts"),
+        ([row(split="")], "the split '' cannot name a file"),
+        ([row(split=None)], "is not a clip table: .*'split' with null values"),
+        ([row(split="../train")], r"the split '\.\./train' cannot name a file"),
+        ([row(split="failures")], "the split 'failures' cannot name a file"),
+    ],
+)
+def test_rows_that_break_the_contract_are_named(rows: list[dict[str, object]], reason: str) -> None:
+    with pytest.raises(InputError, match=f"here.*{reason}"):
+        check_clips(pa.Table.from_pylist(rows, schema=SCHEMA), "here")
+
+
+def test_missing_column_is_named() -> None:
+    with pytest.raises(InputError, match="is not a clip table"):
+        check_clips(clip_table(CLIPS).drop_columns(["labels"]), "here")
+
+
+def test_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "clips.parquet").write_bytes(b"PAR1 not at all")
+    for name in ("clips.parquet", "nothing.parquet"):
+        with pytest.raises(InputError, match="cannot read the clip table"):
+            read_clips(tmp_path / name)
+
+
+def test_labels_are_written_as_csv_and_read_back(tmp_path: Path) -> None:
+    LABELS.write(tmp_path / "labels.csv")
+    assert (tmp_path / "labels.csv").read_text() == 'index,id,display_name\n0,x,Ex\n1,y,"Why, ""really"""\n2,z,Zett\n'
+    assert read_labels(tmp_path / "labels.csv") == LABELS
+    assert LABELS.index == {"x": 0, "y": 1, "z": 2}
+    assert LABELS.ids([2, 0]) == ["z", "x"]
+
+
+@pytest.mark.parametrize("text", ["id\nx\ny\n", "mid,display_name\nx,x\ny,\n", "display_name,id,index\r\nx,x,0\r\n,y,1\r\n"])
+def test_label_lists_of_other_columns_are_read(tmp_path: Path, text: str) -> None:
+    (tmp_path / "labels.csv").write_bytes(text.encode())
+    assert read_labels(tmp_path / "labels.csv") == LabelSet((Label("x", "x"), Label("y", "y")))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "is empty"),
+        ("id,display_name\n", "is empty"),
+        ("name\nx\n", "line 2 has no label id"),
+        ("id,display_name\nx,X\n,Y\n", "line 3 has no label id"),
+        ("id\nx\ny\nx\n", "repeats a label id"),
+        ("index,id\n0,x\n2,y\n", "line 3 has index 2 where 1 follows"),
+    ],
+)
+def test_malformed_label_list_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(InputError, match=reason):
+        read_labels(tmp_path / "labels.csv")
+
+
+def test_missing_label_list_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot read the label list"):
+        read_labels(tmp_path / "labels.csv")
+
+
+def custom(folder: Path, text: str) -> list[Clip]:
+    (folder / "clips.csv").write_text(text)
+    return table_clips(custom_clips(folder / "clips.csv", LABELS))
+
+
+def test_custom_list_is_read_in_any_column_order(tmp_path: Path) -> None:
+    text = "labels,split,note,end,start,video_id\nz;x,train,hello,2.5,0.04,vid\n,eval,,11,1,-w\n"
+    assert custom(tmp_path, text) == [
+        Clip("vid_40", "vid", 40, 2500, "train", (0, 2)),
+        Clip("-w_1000", "-w", 1000, 11_000, "eval", ()),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ("v,zero,1,train,x", "line 3: malformed row 'v,zero,1,train,x'"),
+        ("v,0,nan,train,x", "line 3: malformed row"),
+        ("v,0,inf,train,x", "line 3: malformed row"),
+        ("v,0,1,train", "line 3: malformed row"),
+        ("v,2,1,train,x", "line 3: malformed row"),
+        ("v,-1,1,train,x", "line 3: malformed row"),
+        ("v,0,1,train,x;unknown", "line 3: unknown label id 'unknown'"),
+        ("v w,0,1,train,x", "the key 'v w_0' is malformed"),
+        ("../v,0,1,train,x", r"the key '\.\./v_0' is malformed"),
+        ("v,0,1,a/b,x", "the split 'a/b' cannot name a file"),
+        ("good,0.0,2,train,y", "'good_0' stands more than once"),
+    ],
+)
+def test_bad_row_of_a_custom_list_is_named(tmp_path: Path, bad: str, reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        custom(tmp_path, f"video_id,start,end,split,labels\ngood,0,1,train,x\n{bad}\n")
+
+
+def test_row_too_short_for_its_split_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="line 2: malformed row"):
+        custom(tmp_path, "labels,start,end,video_id,split\nx,0,1,v\n")
+
+
+@pytest.mark.parametrize(("text", "reason"), [("", "lacks the column 'video_id'"), ("video_id,start,end,split\n", "'labels'")])
+def test_custom_list_without_a_column_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        custom(tmp_path, text)
+
+
+def test_empty_or_missing_custom_list_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no clip"):
+        custom(tmp_path, "video_id,start,end,split,labels\n")
+    with pytest.raises(InputError, match="cannot read the list"):
+        custom_clips(tmp_path / "nothing.csv", LABELS)
