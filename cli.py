@@ -8,9 +8,12 @@ import click
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(path_type=Path)
+COUNT = click.IntRange(min=1)
+RUNS = Path("runs")
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(context_settings=SETTINGS)
 @click.version_option(package_name="mbt")
 def cli() -> None:
     """Turn public audio-visual datasets into shards, and train, evaluate and use MBT on them."""
@@ -23,41 +26,19 @@ def prep() -> None:
 
 def prep_options(command: Any) -> Any:
     """Options that every dataset shares."""
-    for option in reversed(
-        [
-            click.option("--out", type=FOLDER, required=True, help="Dataset folder to write."),
-            click.option("--limit", type=click.IntRange(min=1), help="Take the first N clips of each split."),
-            click.option(
-                "--stage",
-                type=click.Choice(["plan", "fetch", "pack"]),
-                help="Run this stage alone; all three by default.",
-            ),
-            click.option("--short-side", type=click.IntRange(min=16), default=256, show_default=True, help="Pixels."),
-            click.option(
-                "--jpeg-qscale",
-                type=click.IntRange(2, 31),
-                default=3,
-                show_default=True,
-                help="2 is best, 31 smallest.",
-            ),
-            click.option("--shard-samples", type=click.IntRange(min=1), default=512, show_default=True, help="Samples a tar."),
-            click.option("--seed", default=0, show_default=True, help="Order of the samples in the shards."),
-            click.option("--workers", type=click.IntRange(min=1), help="Clips decoded at a time; one a core by default."),
-            click.option("--clip-timeout", default=60.0, show_default=True, help="Seconds that decoding a clip may take."),
-            click.option(
-                "--clip-memory",
-                default=3.0,
-                show_default=True,
-                help="GiB of address space that decoding a clip may take.",
-            ),
-            click.option(
-                "--sleep",
-                default=12.0,
-                show_default=True,
-                help="Seconds between downloads; YouTube allows guests about 300 an hour.",
-            ),
-        ]
-    ):
+    options = (
+        click.option("--limit", type=COUNT, help="Take the first N clips of each split."),
+        click.option("--stage", type=click.Choice(["plan", "fetch", "pack"]), help="Run this stage alone."),
+        click.option("--short-side", type=click.IntRange(min=16), default=256, help="Shorter side of the frames, pixels."),
+        click.option("--jpeg-qscale", type=click.IntRange(2, 31), default=3, help="Quality of the JPEGs: 2 best, 31 smallest."),
+        click.option("--shard-samples", type=COUNT, default=512, help="Samples in a tar."),
+        click.option("--seed", default=0, help="Order of the samples in the shards."),
+        click.option("--workers", type=COUNT, help="Clips decoded at a time; one a core by default."),
+        click.option("--clip-timeout", default=60.0, help="Seconds that decoding a clip may take."),
+        click.option("--clip-memory", default=3.0, help="GiB of address space that decoding a clip may take."),
+        click.option("--sleep", default=12.0, help="Seconds between downloads; YouTube allows guests about 300 an hour."),
+    )
+    for option in reversed(options):
         command = option(command)
     return command
 
@@ -66,6 +47,7 @@ def prep_options(command: Any) -> Any:
 @click.option("--subset", required=True, help="balanced, eval or unbalanced.")
 @click.option("--list", "list_path", type=FILE, help="Official segment list to take instead of the subset's own.")
 @click.option("--source", help="Folder of media files, or a URL with {video_id}; YouTube by default.")
+@click.option("--out", type=FOLDER, default=Path("audioset"), help="Dataset folder to write.")
 @prep_options
 def audioset(subset: str, list_path: Path | None, source: str | None, **options: Any) -> None:
     """AudioSet (527 classes, multi-label) from YouTube or from local files."""
@@ -82,8 +64,9 @@ def audioset(subset: str, list_path: Path | None, source: str | None, **options:
 @click.option("--list", "list_path", type=FILE, required=True, help="CSV: video_id,start,end,split,labels.")
 @click.option("--labels", "labels_path", type=FILE, required=True, help="CSV: id,display_name.")
 @click.option("--source", required=True, help="Folder of media files, or a URL with {video_id}.")
-@click.option("--name", default="custom", show_default=True, help="Name of the dataset.")
-@click.option("--task", type=click.Choice(["multilabel", "multiclass"]), default="multilabel", show_default=True)
+@click.option("--name", default="custom", help="Name of the dataset.")
+@click.option("--task", type=click.Choice(["multilabel", "multiclass"]), default="multilabel")
+@click.option("--out", type=FOLDER, required=True, help="Dataset folder to write.")
 @prep_options
 def custom(list_path: Path, labels_path: Path, source: str, name: str, task: Any, **options: Any) -> None:
     """Your own clips: a CSV of clips, a CSV of labels, and a folder of media files."""
@@ -96,9 +79,15 @@ def custom(list_path: Path, labels_path: Path, source: str, name: str, task: Any
     prepare(plan, lambda: read_labels(labels_path), lambda labels: custom_clips(list_path, labels), source, **options)
 
 
+data_option = click.option("--data", type=FOLDER, default=Path("audioset"), help="Dataset folder that `mbt prep` wrote.")
+checkpoint_option = click.option(
+    "--checkpoint", type=FOLDER, help="Run directory (its best model) or model folder; the newest below runs/ by default."
+)
+
+
 @cli.command()
-@click.option("--data", type=FOLDER, required=True, help="Dataset folder that `mbt prep` wrote.")
-@click.option("--recipe", default="mbt_b", show_default=True, help="Name of a recipe, or a TOML file.")
+@data_option
+@click.option("--recipe", default="mbt_b", help="Name of a recipe, or a TOML file.")
 @click.option("--set", "settings", multiple=True, metavar="SECTION.FIELD=VALUE", help="Set a field of the recipe.")
 @click.option("--out", type=FOLDER, help="Run directory; runs/RECIPE by default.")
 @click.option("--resume", is_flag=True, help="Go on after the newest checkpoint of the run directory.")
@@ -108,27 +97,31 @@ def train(data: Path, recipe: str, settings: tuple[str, ...], out: Path | None, 
     from train.loop import train as run_training
     from train.recipe import load_recipe
 
-    folder = out or Path("runs") / Path(recipe).stem
+    folder = out or RUNS / Path(recipe).stem
     run_training(data, folder, load_recipe(recipe, settings), deepspeed=deepspeed, resume=resume)
     click.echo(f"train: the run is in {folder}; evaluate it by: mbt eval --checkpoint {folder} --data {data} --crops 4")
 
 
 @cli.command("eval")
-@click.option("--checkpoint", type=FOLDER, required=True, help="Run directory (its best model), or model folder.")
-@click.option("--data", type=FOLDER, required=True, help="Dataset folder.")
-@click.option("--split", default="eval", show_default=True)
-@click.option("--crops", type=click.IntRange(min=1), default=4, show_default=True, help="Temporal views of each clip.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Views at a time.")
+@checkpoint_option
+@data_option
+@click.option("--split", default="eval")
+@click.option("--crops", type=COUNT, default=4, help="Temporal views of each clip.")
+@click.option("--batch-size", type=COUNT, default=32, help="Views at a time.")
 @click.option("--out", type=FILE, help="Where to write the report; CHECKPOINT/eval-SPLIT.json by default.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table.")
-def evaluate(checkpoint: Path, data: Path, split: str, crops: int, batch_size: int, out: Path | None, as_json: bool) -> None:
+def evaluate(
+    checkpoint: Path | None, data: Path, split: str, crops: int, batch_size: int, out: Path | None, as_json: bool
+) -> None:
     """Score a model: mean of the logits over the views, mAP overall and per class."""
     import json
 
     from manifests.atomic import write_text
     from train.evaluate import evaluate as run_evaluation
     from train.evaluate import table
+    from train.run import newest_run
 
+    checkpoint = checkpoint or newest_run(RUNS)
     report = run_evaluation(checkpoint, data, split, crops, batch_size)
     text = json.dumps(report, indent=2)
     path = out or checkpoint / f"eval-{split}.json"
@@ -138,24 +131,24 @@ def evaluate(checkpoint: Path, data: Path, split: str, crops: int, batch_size: i
 
 @cli.command()
 @click.argument("files", nargs=-1, required=True, type=FILE)
-@click.option("--checkpoint", type=FOLDER, required=True, help="Run directory (its best model), or model folder.")
-@click.option("--start", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Seconds.")
-@click.option(
-    "--seconds", type=click.FloatRange(min=0.04), default=10.0, show_default=True, help="Length of the span to label."
-)
-@click.option("--crops", type=click.IntRange(min=1), default=4, show_default=True, help="Temporal views of the span.")
-@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Labels to print.")
+@checkpoint_option
+@click.option("--start", type=click.FloatRange(min=0), default=0.0, help="Where the span to label begins, seconds.")
+@click.option("--seconds", type=click.FloatRange(min=0.04), default=10.0, help="Length of the span.")
+@click.option("--crops", type=COUNT, default=4, help="Temporal views of the span.")
+@click.option("--top", type=COUNT, default=5, help="Labels to print.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a file.")
 def predict(
-    files: tuple[Path, ...], checkpoint: Path, start: float, seconds: float, crops: int, top: int, as_json: bool
+    files: tuple[Path, ...], checkpoint: Path | None, start: float, seconds: float, crops: int, top: int, as_json: bool
 ) -> None:
     """Name what is seen and heard in media files."""
     import json
     from dataclasses import asdict
 
     from train.predict import predict as run_prediction
+    from train.run import newest_run
 
-    for file, labels in zip(files, run_prediction(checkpoint, files, start, seconds, crops, top), strict=True):
+    predictions = run_prediction(checkpoint or newest_run(RUNS), files, start, seconds, crops, top)
+    for file, labels in zip(files, predictions, strict=True):
         if as_json:
             click.echo(json.dumps({"file": str(file), "labels": [asdict(label) for label in labels]}))
         else:
@@ -163,8 +156,8 @@ def predict(
 
 
 @cli.command()
-@click.option("--out", type=FOLDER, default=Path("demo"), show_default=True, help="Folder for everything.")
-@click.option("--seed", default=0, show_default=True, help="Of the clips and of the trainings.")
+@click.option("--out", type=FOLDER, default=Path("demo"), help="Folder for everything.")
+@click.option("--seed", default=0, help="Of the clips and of the trainings.")
 def demo(out: Path, seed: int) -> None:
     """Render a small data set, pack it, train four models and compare them: minutes on any machine, no download."""
     from demo import run_demo

@@ -3,6 +3,8 @@
 import json
 import os
 import shlex
+import shutil
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,11 +90,12 @@ def kind_map(report: dict[str, Any], kind: str) -> float:
 
 
 def _next(out: Path) -> str:
+    mbt = "mbt" if shutil.which("mbt") else sys.argv[0]
     return f"""A matched label holds for certain pairs of a colour and a sound: neither stream alone, nor a sum of their scores,
 can tell it; the bottleneck tokens can. Next:
 
-  mbt predict {out}/clips/media/eval-0000.mp4 --checkpoint {out}/runs/bottleneck-fusion
-  tensorboard --logdir {out}/runs
-  mbt prep audioset --subset balanced --limit 100 --out audioset
-  mbt prep custom --help          # your own clips
+  {mbt} predict {out}/clips/media/eval-0000.mp4 --checkpoint {out}/runs/bottleneck-fusion
+  {Path(mbt).with_name("tensorboard")} --logdir {out}/runs
+  {mbt} prep audioset --subset balanced --limit 100 --out audioset
+  {mbt} prep custom --help          # your own clips
 """

@@ -41,6 +41,8 @@ def prepare(
         MbtError: anything that the user can mend.
     """
     out = out.resolve()
+    if stage in (None, "fetch"):
+        media = YtDlp(out, source, sleep) if "://" in source else LocalFolder(Path(source))
     if stage in (None, "plan"):
         labels = read_labels()
         listed = read_clips(labels)
@@ -49,12 +51,12 @@ def prepare(
             clips = write_plan(out, plan, labels, listed, limit)
             click.echo(f"plan: {clips.num_rows:,} clips in {out / 'clips.parquet'}")
         if stage in (None, "fetch"):
-            fetched = fetch(out, YtDlp(out, source, sleep) if "://" in source else LocalFolder(Path(source)))
+            fetched = fetch(out, media)
             click.echo(f"fetch: {fetched.there:,} clips there, {fetched.missing:,} not")
         if stage in (None, "pack"):
-            media = MediaFormat(video=VideoFormat(short_side=short_side, jpeg_qscale=jpeg_qscale))
+            media_format = MediaFormat(video=VideoFormat(short_side=short_side, jpeg_qscale=jpeg_qscale))
             limits = Limits(wall_s=clip_timeout, memory_bytes=round(clip_memory * 2**30))
-            info = pack(out, PackSettings(media=media, shard_samples=shard_samples, seed=seed), workers, limits)
+            info = pack(out, PackSettings(media=media_format, shard_samples=shard_samples, seed=seed), workers, limits)
             for name, split in info.splits.items():
                 click.echo(
                     f"pack: {name}: {split.samples:,} samples in {len(split.shards)} shards, {split.failures:,} clips failed"

@@ -25,4 +25,4 @@ def test_only_bottleneck_fusion_tells_matched_labels(tmp_path: Path) -> None:
     assert all(report["samples"] == 144 for report in reports.values())
     for name, report in reports.items():
         assert f"{name:<18}{report['mAP']:9.3f}" in result.output
-    assert "mbt predict" in result.output.rpartition("Next:")[2]
+    assert " predict " in result.output.rpartition("Next:")[2]

@@ -39,7 +39,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
     target = _path(folder, checkpoint.step)
     partial = folder / f".step-{checkpoint.step}.partial"
     with storage_errors(target):
-        shutil.rmtree(partial, ignore_errors=True)
+        for unfinished in folder.glob(".step-*.partial"):
+            shutil.rmtree(unfinished)
         write_bytes(partial / WEIGHTS, save(checkpoint.state.weights))
         write_bytes(partial / MOMENTUM, save(checkpoint.state.momentum))
         write_text(partial / PROGRESS, json.dumps({"step": checkpoint.step, "best": checkpoint.best}) + "\n")

@@ -44,7 +44,7 @@ def train(data: Path, folder: Path, recipe: Recipe, *, deepspeed: bool = False, 
         MbtError: anything that the user can mend.
     """
     with ShardReader(data, TRAIN_SPLIT) as reader:
-        config = recipe.model_config_for(reader.info)
+        config = recipe.mbt_config(reader.info)
         Training(reader, _eval_reader(data, reader, recipe), folder, recipe, config, deepspeed, resume).run()
 
 

@@ -121,7 +121,7 @@ class Recipe(Frozen):
             mel_std=info.log_mel_statistics.std or 1.0,
         )
 
-    def model_config_for(self, info: DatasetInfo) -> MBTConfig:
+    def mbt_config(self, info: DatasetInfo) -> MBTConfig:
         """Configuration of the model for a dataset.
 
         Raises:

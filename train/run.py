@@ -79,3 +79,15 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
         elif isinstance(value, int | float):
             flat.append((prefix + name, value))
     return flat
+
+
+def newest_run(folder: Path) -> Path:
+    """The run below `folder` that was begun or gone on with last.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    runs = [path.parent for path in folder.glob(f"*/{METRICS}")]
+    if not runs:
+        raise ConfigError(f"there is no run below {folder}", "Name one by --checkpoint, or train one first")
+    return max(runs, key=lambda run: (run / METRICS).stat().st_mtime)

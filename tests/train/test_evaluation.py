@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -190,3 +191,18 @@ def test_a_multiclass_dataset_trains_and_reports_accuracy(media: Path, tmp_path:
     assert report["top-5"] == 1.0
     (prediction,) = predict(tmp_path / "run", [media / "media" / "eval-0000.mp4"], 0.0, 10.0, 4, 3)
     assert sum(label.probability for label in prediction) == pytest.approx(1.0)
+
+
+def test_the_newest_run_is_taken_where_none_is_named(
+    run: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    nothing = CliRunner().invoke(cli, ["eval", "--data", str(shards)])
+    assert isinstance(nothing.exception, ConfigError)
+    for name, age in (("old", 100), ("new", 0)):
+        shutil.copytree(run, tmp_path / "runs" / name)
+        log = tmp_path / "runs" / name / "metrics.jsonl"
+        os.utime(log, (log.stat().st_atime, 1e9 - age))
+    assert CliRunner().invoke(cli, ["eval", "--data", str(shards), "--crops", "1"]).exit_code == 0
+    assert (tmp_path / "runs/new/eval-eval.json").exists()
+    assert not (tmp_path / "runs/old/eval-eval.json").exists()
