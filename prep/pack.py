@@ -18,11 +18,12 @@ from manifests.labels import LabelSet
 from manifests.progress import progress
 from manifests.shards import DatasetInfo, Frozen, MediaFormat, shard_file
 from prep.decode import DEFAULT_LIMITS, ClipError, Limits, decode_clip
+from prep.growing import Failure
 from prep.ledger import LOST, NEVER_FETCHED, Attempt, read_ledger
 from prep.plan import read_plan
 from prep.publish import publish
 from prep.sample import Sample, make_sample
-from prep.shard import Failure, ShardRecord, finished_shard, write_shard
+from prep.shard import ShardRecord, finished_shard, write_shard
 
 SETTINGS_FILE = "work/pack.json"
 ASSIGNMENT_FILE = "work/assignment.json"
@@ -66,8 +67,8 @@ def pack(folder: Path, settings: PackSettings, workers: int | None = None, limit
             tar, record = folder / name, folder / "work" / f"{name}.json"
             done = finished_shard(tar, record)
             if done is None:
-                samples = _samples(folder, [clips[key] for key in keys], ledger, labels, settings.media, workers, limits)
-                done = write_shard(tar, record, _counted(samples, bar.update))
+                outcomes = _outcomes(folder, [clips[key] for key in keys], ledger, labels, settings.media, workers, limits)
+                done = write_shard(tar, record, keys, _counted(outcomes, bar.update))
             else:
                 bar.update(len(keys))
             records[name] = done
@@ -109,7 +110,7 @@ def _order(seed: int, key: str) -> bytes:
     return hashlib.sha256(f"{seed}:{key}".encode()).digest()
 
 
-def _samples(
+def _outcomes(
     folder: Path,
     clips: list[Clip],
     ledger: dict[str, Attempt],
@@ -117,7 +118,9 @@ def _samples(
     media_format: MediaFormat,
     workers: int | None,
     limits: Limits,
-) -> Iterator[Sample | Failure]:
+) -> Callable[[int], Iterator[Sample | Failure]]:
+    """What becomes of the clips from a given place on."""
+
     def sample(clip: Clip) -> Sample | Failure:
         torch.set_num_threads(1)
         attempt = ledger.get(clip.key, NEVER_FETCHED)
@@ -132,7 +135,7 @@ def _samples(
             return Failure(key=clip.key, stage="pack", code=error.code, message=error.message)
         return make_sample(clip, decoded, labels, media_format, attempt.source)
 
-    return ordered_map(sample, clips, workers or len(os.sched_getaffinity(0)))
+    return lambda done: ordered_map(sample, clips[done:], workers or len(os.sched_getaffinity(0)))
 
 
 def ordered_map(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
@@ -150,7 +153,13 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], workers: int) ->
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _counted(items: Iterable[T], count: Callable[[], object]) -> Iterator[T]:
-    for item in items:
-        yield item
-        count()
+def _counted(outcomes: Callable[[int], Iterator[T]], count: Callable[[int], object]) -> Callable[[int], Iterator[T]]:
+    """`outcomes` that counts what was done before and what is done now."""
+
+    def counted(done: int) -> Iterator[T]:
+        count(done)
+        for outcome in outcomes(done):
+            yield outcome
+            count(1)
+
+    return counted

@@ -24,9 +24,10 @@ from manifests.shards import (
     index_file,
 )
 from prep.decode import ffmpeg_version
+from prep.growing import Failure
 from prep.ledger import NEVER_FETCHED, Attempt
 from prep.plan import Plan
-from prep.shard import Failure, ShardRecord
+from prep.shard import ShardRecord
 
 
 def publish(

@@ -1,27 +1,18 @@
 """One shard: a tar of samples, its DALI index and its record, each complete or absent."""
 
-import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any
 
-import webdataset
 from pydantic import ValidationError
 
-from manifests.atomic import atomic_file, write_text
+from manifests.atomic import storage_errors, write_text
+from manifests.download import file_sha256
 from manifests.shards import MEMBERS, Frozen, ShardFile
+from prep.growing import Failure, GrowingTar, column
 from prep.sample import Sample
 
-TAR_BLOCK = 512
-
-
-class Failure(Frozen):
-    """A clip that is in no shard, and why."""
-
-    key: str
-    stage: Literal["fetch", "pack"]
-    code: str
-    message: str
+NO_BYTES = "0" * 64
 
 
 class ShardRecord(Frozen):
@@ -35,56 +26,46 @@ class ShardRecord(Frozen):
     mel_count: int
 
 
-class _Hashing:
-    """A file that hashes what is written to it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.hash = hashlib.sha256()
-        self.size = 0
-
-    def write(self, data: bytes) -> int:
-        self.hash.update(data)
-        self.size += len(data)
-        return self.file.write(data)
-
-
-def write_shard(tar: Path, record: Path, samples: Iterable[Sample | Failure]) -> ShardRecord:
+def write_shard(
+    tar: Path, record: Path, keys: Sequence[str], outcomes: Callable[[int], Iterator[Sample | Failure]]
+) -> ShardRecord:
     """Write `tar`, its `.idx` and its record; of a shard whose clips all fail there is the record alone.
 
-    The bytes depend on the samples only: USTAR, time and owner zero, members in the order of `MEMBERS`.
+    An interrupted call leaves an unfinished tar beside the record, with which the next call goes on.
+
+    Args:
+        tar: the shard.
+        record: its record.
+        keys: the shard's clips, in order.
+        outcomes: what becomes of the clips from the given place in `keys` on.
 
     Raises:
         StorageError: no space left.
     """
-    rows: list[dict[str, Any]] = []
-    failures: list[Failure] = []
-    mel = [0.0, 0.0, 0]
-    with atomic_file(tar) as file:
-        hashing = _Hashing(file)
-        with webdataset.TarWriter(hashing, user="", group="", mode=0o444, mtime=0, encoder=False) as writer:
-            for sample in samples:
-                if isinstance(sample, Failure):
-                    failures.append(sample)
-                    continue
-                spans = _spans(writer.tarstream.offset, sample)
-                writer.write({"__key__": sample.row["key"], **sample.members})
-                rows.append({**sample.row, "shard": tar.name, **spans})
-                mel = [mel[0] + sample.mel_sum, mel[1] + sample.mel_square_sum, mel[2] + sample.mel_count]
-    if rows:
-        write_text(tar.with_suffix(".idx"), dali_index(rows))
-    else:
-        tar.unlink()
-    result = ShardRecord(
-        file=ShardFile(name=tar.name, samples=len(rows), size=hashing.size, sha256=hashing.hash.hexdigest()),
-        rows=tuple(rows),
-        failures=tuple(failures),
-        mel_sum=mel[0],
-        mel_square_sum=mel[1],
-        mel_count=int(mel[2]),
-    )
-    write_text(record, result.model_dump_json() + "\n")
+    with storage_errors(tar), GrowingTar(record.with_suffix(".partial"), keys) as growing:
+        done = len(growing.entries)
+        for key, outcome in zip(keys[done:], outcomes(done), strict=True):
+            growing.add(key, outcome)
+        growing.end()
+        result = _record(tar.name, growing)
+        if result.rows:
+            write_text(tar.with_suffix(".idx"), dali_index(list(result.rows)))
+        write_text(record, result.model_dump_json() + "\n")
+        growing.publish(tar)
     return result
+
+
+def _record(name: str, growing: GrowingTar) -> ShardRecord:
+    rows = tuple({**entry.row, "shard": name} for entry in growing.entries if entry.row is not None)
+    size, sha256 = (growing.path.stat().st_size, file_sha256(growing.path)) if rows else (0, NO_BYTES)
+    return ShardRecord(
+        file=ShardFile(name=name, samples=len(rows), size=size, sha256=sha256),
+        rows=rows,
+        failures=tuple(entry.failure for entry in growing.entries if entry.failure is not None),
+        mel_sum=sum(entry.mel_sum for entry in growing.entries),
+        mel_square_sum=sum(entry.mel_square_sum for entry in growing.entries),
+        mel_count=sum(entry.mel_count for entry in growing.entries),
+    )
 
 
 def finished_shard(tar: Path, record: Path) -> ShardRecord | None:
@@ -101,22 +82,6 @@ def dali_index(rows: list[dict[str, Any]]) -> str:
     """Index of a tar for DALI's webdataset reader, as its tool wds2idx writes it (format v1.2)."""
     lines = [f"v1.2 {len(rows)}"]
     for row in rows:
-        lines.append(
-            " ".join(f"{m} {row[f'{_column(m)}_offset']} {row[f'{_column(m)}_size']} {row['key']}.{m}" for m in MEMBERS)
-        )
+        places = (f"{m} {row[f'{column(m)}_offset']} {row[f'{column(m)}_size']} {row['key']}.{m}" for m in MEMBERS)
+        lines.append(" ".join(places))
     return "\n".join(lines) + "\n"
-
-
-def _spans(offset: int, sample: Sample) -> dict[str, int]:
-    """Where each member's data will stand when the sample is written at `offset`."""
-    spans = {}
-    for member in MEMBERS:
-        size = len(sample.members[member])
-        spans[f"{_column(member)}_offset"] = offset + TAR_BLOCK
-        spans[f"{_column(member)}_size"] = size
-        offset += TAR_BLOCK + -(-size // TAR_BLOCK) * TAR_BLOCK
-    return spans
-
-
-def _column(member: str) -> str:
-    return member.partition(".")[0]

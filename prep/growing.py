@@ -1,0 +1,162 @@
+"""The unfinished shard: a tar that grows, and a journal of what is whole in it, so that an interrupted shard goes on."""
+
+import os
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import webdataset
+from pydantic import ValidationError
+
+from manifests.atomic import sync_folder, write_text
+from manifests.shards import MEMBERS, Frozen
+from prep.sample import Sample
+
+TAR_BLOCK = 512
+
+
+class Failure(Frozen):
+    """A clip that is in no shard, and why."""
+
+    key: str
+    stage: Literal["fetch", "pack"]
+    code: str
+    message: str
+
+
+class Entry(Frozen):
+    """What became of a clip: a line of the journal.
+
+    Attributes:
+        key: the clip.
+        end: bytes of the tar up to which everything is whole.
+        failure: why the clip is not in the tar; None for a sample.
+        row: the sample's index row, but for the shard's name.
+        crc: CRC-32 of the sample's members, in their order.
+        mel_sum: sum of the sample's log-mel values.
+        mel_square_sum: sum of their squares.
+        mel_count: how many they are.
+    """
+
+    key: str
+    end: int
+    failure: Failure | None = None
+    row: dict[str, Any] | None = None
+    crc: int = 0
+    mel_sum: float = 0.0
+    mel_square_sum: float = 0.0
+    mel_count: int = 0
+
+
+class GrowingTar:
+    """The tar of a shard until it is finished; its bytes depend on the samples only: USTAR, time and owner zero.
+
+    Args:
+        path: the unfinished tar; the journal stands beside it.
+        keys: the shard's clips. What is whole of an earlier attempt at them is in `entries`; the rest is to be added.
+    """
+
+    def __init__(self, path: Path, keys: Sequence[str]) -> None:
+        self.path = path
+        self._journal_path = path.with_name(f"{path.name}.jsonl")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        self.entries = _whole(path, self._journal_path, keys)
+        end = self.entries[-1].end if self.entries else 0
+        os.truncate(path, end)
+        write_text(self._journal_path, "".join(entry.model_dump_json() + "\n" for entry in self.entries))
+        self._file = path.open("ab")
+        self._journal = self._journal_path.open("a", encoding="utf-8")
+        self._writer = webdataset.TarWriter(self._file, user="", group="", mode=0o444, mtime=0, encoder=False)
+        self._writer.tarstream.offset = end
+
+    def __enter__(self) -> "GrowingTar":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self._journal, self._file:
+            self._writer.close()
+
+    def add(self, key: str, outcome: Sample | Failure) -> None:
+        """Append a sample, or note a failure."""
+        if isinstance(outcome, Failure):
+            entry = Entry(key=key, end=self._writer.tarstream.offset, failure=outcome)
+        else:
+            row = {**outcome.row, **_spans(self._writer.tarstream.offset, outcome)}
+            self._writer.write({"__key__": key, **outcome.members})
+            entry = Entry(
+                key=key,
+                end=self._writer.tarstream.offset,
+                row=row,
+                crc=_crc(outcome.members[member] for member in MEMBERS),
+                mel_sum=outcome.mel_sum,
+                mel_square_sum=outcome.mel_square_sum,
+                mel_count=outcome.mel_count,
+            )
+        self.entries.append(entry)
+        self._journal.write(entry.model_dump_json() + "\n")
+        self._journal.flush()
+
+    def end(self) -> None:
+        """End the archive; nothing can be added any more."""
+        self._writer.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def publish(self, tar: Path) -> None:
+        """Give the ended archive its name, once it is on record; one without samples vanishes."""
+        if any(entry.row for entry in self.entries):
+            self.path.replace(tar)
+            sync_folder(tar.parent)
+        else:
+            self.path.unlink()
+        self._journal_path.unlink()
+
+
+def _whole(path: Path, journal: Path, keys: Sequence[str]) -> list[Entry]:
+    """The journal's entries up to the first that is torn, of another clip, or not in the tar as it was written."""
+    whole: list[Entry] = []
+    lines = journal.read_text(encoding="utf-8", errors="replace").splitlines() if journal.exists() else []
+    with path.open("rb") as file:
+        for line, key in zip(lines, keys, strict=False):
+            try:
+                entry = Entry.model_validate_json(line)
+            except ValidationError:
+                break
+            members = (os.pread(file.fileno(), size, offset) for offset, size in _places(entry))
+            if entry.key != key or (entry.row is not None and _crc(members) != entry.crc):
+                break
+            whole.append(entry)
+    return whole
+
+
+def _crc(parts: Iterable[bytes]) -> int:
+    crc = 0
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    return crc
+
+
+def _places(entry: Entry) -> list[tuple[int, int]]:
+    """Offset and size of the data of each member."""
+    if entry.row is None:
+        return []
+    return [(entry.row[f"{column(m)}_offset"], entry.row[f"{column(m)}_size"]) for m in MEMBERS]
+
+
+def _spans(offset: int, sample: Sample) -> dict[str, int]:
+    """Where each member's data will stand when the sample is written at `offset`."""
+    spans = {}
+    for member in MEMBERS:
+        size = len(sample.members[member])
+        spans[f"{column(member)}_offset"] = offset + TAR_BLOCK
+        spans[f"{column(member)}_size"] = size
+        offset += TAR_BLOCK + -(-size // TAR_BLOCK) * TAR_BLOCK
+    return spans
+
+
+def column(member: str) -> str:
+    """Beginning of the names of a member's index columns."""
+    return member.partition(".")[0]
