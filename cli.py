@@ -54,10 +54,11 @@ def audioset(subset: str, list_path: Path | None, source: str | None, **options:
     from manifests.audioset import audioset_labels
     from manifests.datasets import AUDIOSET, audioset_clips
     from prep.plan import Plan
-    from prep.stages import prepare
+    from prep.stages import PrepOptions, prepare
 
     plan = Plan(dataset=AUDIOSET.name, task=AUDIOSET.task)
-    prepare(plan, audioset_labels, lambda _: audioset_clips(subset, list_path), source or AUDIOSET.url_template, **options)
+    media = source or AUDIOSET.url_template
+    prepare(plan, audioset_labels, lambda _: audioset_clips(subset, list_path), media, PrepOptions(**options))
 
 
 @prep.command()
@@ -73,10 +74,11 @@ def custom(list_path: Path, labels_path: Path, source: str, name: str, task: Any
     from manifests.custom import custom_clips
     from manifests.labels import read_labels
     from prep.plan import Plan
-    from prep.stages import prepare
+    from prep.stages import PrepOptions, prepare
 
     plan = Plan(dataset=name, task=task)
-    prepare(plan, lambda: read_labels(labels_path), lambda labels: custom_clips(list_path, labels), source, **options)
+    shared = PrepOptions(**options)
+    prepare(plan, lambda: read_labels(labels_path), lambda labels: custom_clips(list_path, labels), source, shared)
 
 
 data_option = click.option("--data", type=FOLDER, default=Path("audioset"), help="Dataset folder that `mbt prep` wrote.")

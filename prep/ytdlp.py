@@ -25,11 +25,20 @@ class Refusal:
     final: bool
 
 
+WAIT = "Wait an hour, then run again; what is there stays"
 STOP = (
-    ("rate.session", r"rate-limited by YouTube|isn't available, try again later|hit the request limit"),
-    ("rate.429", r"HTTP Error (429|402)"),
-    ("block.bot", r"confirm you're not a bot|requiring a captcha|Your IP is likely being blocked"),
-    ("env.js", r"No supported JavaScript runtime|challenge solving failed|The page needs to be reloaded"),
+    ("rate.session", r"rate-limited by YouTube|isn't available, try again later|hit the request limit", WAIT),
+    ("rate.429", r"HTTP Error (429|402)", WAIT),
+    (
+        "block.bot",
+        r"confirm you're not a bot|requiring a captcha|Your IP is likely being blocked",
+        "Wait some hours, or run from another network",
+    ),
+    (
+        "env.js",
+        r"No supported JavaScript runtime|challenge solving failed|The page needs to be reloaded",
+        "Run pip install --upgrade 'yt-dlp[default,deno]', then run again",
+    ),
 )
 """The source refuses to serve anybody here: stop, nothing is wrong with the video. Checked first: the texts overlap."""
 
@@ -108,12 +117,9 @@ class YtDlp:
             raise StorageError(
                 f"cannot write below {self.folder}: no space left on the disk", "Free some space, then run again"
             )
-        for code, pattern in STOP:
+        for code, pattern, fix in STOP:
             if re.search(pattern, everything, re.IGNORECASE):
-                raise SourceError(
-                    f"{self.name} serves nothing more ({code}): {message}",
-                    "Wait an hour or upgrade yt-dlp, then run again",
-                )
+                raise SourceError(f"{self.name} serves nothing more ({code}): {message}", fix)
         for code, pattern in FINAL:
             if re.search(pattern, message, re.IGNORECASE):
                 self._failed_in_a_row = 0

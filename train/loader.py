@@ -41,32 +41,34 @@ def read_views(reader: ShardReader, inputs: Inputs, plan: StepPlan, starts: list
     )
 
 
-def train_views(reader: ShardReader, inputs: Inputs, plans: Iterable[StepPlan]) -> Iterator[RawBatch]:
-    """Read the planned training batches."""
-
-    def read(plan: StepPlan, pool: ThreadPoolExecutor) -> RawBatch:
-        frames = [reader.num_frames(row) for row in plan.rows.tolist()]
-        starts = [inputs.window.random_start(u, n) for u, n in zip(plan.start.tolist(), frames, strict=True)]
-        return read_views(reader, inputs, plan, starts, pool)
-
+def read_ahead(reader: ShardReader, inputs: Inputs, work: Iterable[tuple[StepPlan, list[int]]]) -> Iterator[RawBatch]:
+    """`read_views` of each plan and its starts, in order, a few batches ahead of what is taken."""
     with ThreadPoolExecutor(READ_AHEAD) as ahead, ThreadPoolExecutor(READ_THREADS) as pool:
         waiting: deque[Future[RawBatch]] = deque()
-        for plan in plans:
-            waiting.append(ahead.submit(read, plan, pool))
+        for plan, starts in work:
+            waiting.append(ahead.submit(read_views, reader, inputs, plan, starts, pool))
             if len(waiting) == READ_AHEAD:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
 
+def train_views(reader: ShardReader, inputs: Inputs, plans: Iterable[StepPlan]) -> Iterator[RawBatch]:
+    """Read the planned training batches."""
+
+    def starts(plan: StepPlan) -> list[int]:
+        frames = [reader.num_frames(row) for row in plan.rows.tolist()]
+        return [inputs.window.random_start(draw, n) for draw, n in zip(plan.start.tolist(), frames, strict=True)]
+
+    return read_ahead(reader, inputs, ((plan, starts(plan)) for plan in plans))
+
+
 def eval_views(reader: ShardReader, inputs: Inputs, crops: int, batch_size: int) -> Iterator[RawBatch]:
     """Read every sample once, in `crops` views each; the views of a sample follow each other."""
     views = [(row, start) for row in range(len(reader)) for start in inputs.window.crop_starts(crops, reader.num_frames(row))]
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        for first in range(0, len(views), batch_size):
-            part = views[first : first + batch_size]
-            rows = np.array([row for row, _ in part])
-            yield read_views(reader, inputs, centred(rows), [start for _, start in part], pool)
+    parts = (views[first : first + batch_size] for first in range(0, len(views), batch_size))
+    work = ((centred(np.array([row for row, _ in part])), [start for _, start in part]) for part in parts)
+    return read_ahead(reader, inputs, work)
 
 
 def centred(rows: np.ndarray) -> StepPlan:
