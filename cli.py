@@ -101,7 +101,6 @@ def train(data: Path, recipe: str, settings: tuple[str, ...], out: Path | None, 
 
     folder = out or RUNS / Path(recipe).stem
     run_training(data, folder, load_recipe(recipe, settings), deepspeed=deepspeed, resume=resume)
-    click.echo(f"train: the run is in {folder}; evaluate it by: mbt eval --checkpoint {folder} --data {data} --crops 4")
 
 
 @cli.command("eval")
@@ -174,7 +173,9 @@ def main() -> None:
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:
-        click.echo("interrupted: what is finished is kept; run the same command again to go on", err=True)
+        click.echo(
+            "interrupted: what is finished is kept; run the same command again to go on (train: with --resume)", err=True
+        )
         sys.exit(130)
     except click.ClickException as error:
         error.show()

@@ -24,10 +24,9 @@ class _Lines:
         self.stream.flush()
 
 
-def progress(total: int, desc: str, unit: str, initial: int = 0) -> "tqdm[Any]":
-    """A tqdm bar of `total` units on stderr, shown as fits where stderr goes."""
+def progress(total: int, desc: str, unit: str, initial: int = 0, shown: bool = True) -> "tqdm[Any]":
+    """A tqdm bar of `total` units on stderr, shown as fits where stderr goes, or not at all."""
+    bar: dict[str, Any] = {"total": total, "desc": desc, "unit": unit, "initial": initial, "disable": not shown}
     if sys.stderr.isatty():
-        return tqdm(total=total, desc=desc, unit=unit, initial=initial, file=sys.stderr, dynamic_ncols=True)
-    return tqdm(
-        total=total, desc=desc, unit=unit, initial=initial, file=_Lines(sys.stderr), mininterval=LINE_EVERY_S, ncols=100
-    )
+        return tqdm(**bar, file=sys.stderr, dynamic_ncols=True)
+    return tqdm(**bar, file=_Lines(sys.stderr), mininterval=LINE_EVERY_S, ncols=100)

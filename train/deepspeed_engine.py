@@ -25,6 +25,9 @@ from train.batch import Batch
 from train.engine import StepResult, TrainingModel, TrainState, autocasts, pick_device
 from train.recipe import TrainRecipe
 
+# An op that only makes all-reduce between processes on CPUs faster, and that asks for a C++ compiler at run time.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
 ZERO_STAGE = 1
 MOMENTUM = "momentum_buffer"
 

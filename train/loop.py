@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import numpy as np
 import torch
 from torch import Tensor
@@ -89,7 +90,7 @@ class Training:
         if self.log is not None:
             self.log.start(self.step)
         meter = _Meter(recipe.batch_size)
-        with progress(self.total_steps, "train", "step", self.step) as bar:
+        with progress(self.total_steps, "train", "step", self.step, shown=self.main) as bar:
             for batch in meter.waiting(self._batches()):
                 rate = learning_rate(self.step, recipe.learning_rate, self._warmup_steps, self.total_steps)
                 torch.manual_seed(_step_seed(recipe.seed, self.step, self.engine.rank))
@@ -107,6 +108,9 @@ class Training:
         self._save("last", self.engine.state().weights)
         if self.log is not None:
             self.log.close()
+            click.echo(
+                f"train: the run is in {self.folder}; next: mbt eval --checkpoint {self.folder} --data {self.reader.folder}"
+            )
 
     @property
     def checkpoints(self) -> Path:
