@@ -1,11 +1,13 @@
 """`mbt prep`: plan, fetch and pack in a row, or one of them."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from manifests.atomic import sole_writer
 from manifests.labels import LabelSet
@@ -104,7 +106,9 @@ def _pack(out: Path, options: PrepOptions) -> Work:
         for name, split in info.splits.items():
             shards = f"{len(split.shards):,} shard{'s' * (len(split.shards) != 1)}"
             click.echo(f"pack: {name}: {split.samples:,} samples in {shards}, {split.failures:,} clips failed")
-        if any(split.failures for split in info.splits.values()):
-            click.echo(f"pack: the reasons are in {out / FAILURES_FILE}")
+        codes = Counter(pq.read_table(out / FAILURES_FILE)["code"].to_pylist()).most_common()
+        if codes:
+            reasons = ", ".join(f"{count:,} {code}" for code, count in codes)
+            click.echo(f"pack: not packed: {reasons}; each with its reason in {out / FAILURES_FILE}")
 
     return work
