@@ -20,7 +20,7 @@ import imageio_ffmpeg
 import numpy as np
 
 from manifests.errors import InputError
-from manifests.shards import FPS, MEL_RATE, SAMPLE_RATE, VideoFormat
+from manifests.shards import FPS, SAMPLE_RATE, VideoFormat
 
 Stream = Literal["video", "audio"]
 
@@ -74,11 +74,6 @@ class DecodedClip:
     padded_samples: int
     short: bool
     upscaled: bool
-
-    @property
-    def num_mel_rows(self) -> int:
-        """Log-mel rows of the same time span."""
-        return self.num_frames * MEL_RATE // FPS
 
 
 DEFAULT_LIMITS = Limits()

@@ -14,11 +14,11 @@ HALF_RANGE = 127.5
 
 
 @pipeline_def
-def frames(source: Callable[[int], tuple[list[np.ndarray], ...]], resize: int | None, image_size: int, device: str):  # type: ignore[no-untyped-def]
+def frames(source: Callable[[], tuple[list[np.ndarray], ...]], resize: int | None, image_size: int, device: str):  # type: ignore[no-untyped-def]
     """Pipeline from JPEG files to float32 (N, 3, S, S) in [-1, 1].
 
     Args:
-        source: the batch of this number as lists of N arrays: JPEG bytes, crop_x, crop_y, mirror; StopIteration at the end.
+        source: the next batch as lists of N arrays: JPEG bytes, crop_x, crop_y, mirror; StopIteration at the end.
         resize: short side before the crop; None: as stored.
         image_size: S, side of the crop.
         device: "cpu", or "mixed" to decode on the GPU.
@@ -44,7 +44,6 @@ def frames(source: Callable[[int], tuple[list[np.ndarray], ...]], resize: int | 
         mirror=mirror,
         mean=[HALF_RANGE] * 3,
         std=[HALF_RANGE] * 3,
-        out_of_bounds_policy="pad",
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manifests.errors import ConfigError, ShardError
+from manifests.errors import ConfigError
 from manifests.progress import progress
 from manifests.reader import ShardReader
 from train.batch import Batch
@@ -80,7 +80,8 @@ def evaluate_split(
         logits: logits (B, C) float32 of a batch.
 
     Raises:
-        ShardError: the split's clips are packed in another way, or its bytes are damaged.
+        ConfigError: the split's clips are packed in another way than the model's.
+        ShardError: its bytes are damaged.
     """
     inputs.check_dataset(reader.info)
     sums = np.zeros((len(reader), len(reader.labels)), np.float64)
@@ -92,7 +93,7 @@ def evaluate_split(
             np.add.at(views, batch.rows, 1)
             bar.update(len(batch.rows))
     if not (views == crops).all():
-        raise ShardError(f"a sample of {reader.folder} was not seen {crops} times", "This is a bug; please report it")
+        raise RuntimeError(f"a sample of {reader.folder} was not seen {crops} times")
     mean = (sums / crops).astype(np.float32)
     targets = reader.targets()
     metrics = evaluate_logits(mean, targets, reader.info.task)
