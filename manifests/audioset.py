@@ -47,14 +47,14 @@ def segments_table(path: Path, split: str) -> pa.Table:
     video_ids, starts, ends, mids = zip(*rows, strict=True)
     start_ms, end_ms = (np.rint(np.array(times, np.float64) * 1000).astype(np.int64) for times in (starts, ends))
     if (bad := np.flatnonzero(end_ms <= start_ms)).size:
-        number, _ = list(_data_lines(text))[bad[0]]
-        raise InputError(f"{path}, line {number}: the clip ends before it starts", ROW_FORMAT)
+        raise InputError(f"{path}, line {_line_number(text, bad[0])}: the clip ends before it starts", ROW_FORMAT)
     try:
         labels = [_indices(ids) for ids in mids]
     except KeyError as error:
-        number = next(n for n, line in _data_lines(text) if error.args[0] in line)
+        unknown = error.args[0]
+        row = next(row for row, ids in enumerate(mids) if unknown in ids.split(","))
         fix = "AudioSet has 527 label ids; see labels.csv of any output"
-        raise InputError(f"{path}, line {number}: unknown label id {error.args[0]!r}", fix) from None
+        raise InputError(f"{path}, line {_line_number(text, row)}: unknown label id {unknown!r}", fix) from None
     offsets = np.cumsum([0, *(len(indices) for indices in labels)], dtype=np.int32)
     flat = np.fromiter(chain.from_iterable(labels), np.int32, count=offsets[-1])
     columns = {
@@ -70,9 +70,13 @@ def segments_table(path: Path, split: str) -> pa.Table:
 
 def _data_lines(text: str) -> Iterator[tuple[int, str]]:
     """Lines that hold a row, with their numbers from 1."""
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line and not line.startswith("#"):
             yield number, line
+
+
+def _line_number(text: str, row: int) -> int:
+    return list(_data_lines(text))[row][0]
 
 
 @cache

@@ -36,9 +36,6 @@ def download(url: str, path: Path, size: int, sha256: str) -> None:
                 _continue(url, part, size)
                 break
             except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-                if isinstance(error, urllib.error.HTTPError) and error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-                    part.unlink(missing_ok=True)
-                    continue
                 if attempt == TRIES - 1 or (isinstance(error, urllib.error.HTTPError) and error.code < 500):
                     fix = "Check the network and run again (it resumes), or give the list by --list FILE"
                     raise InputError(f"cannot download {url}: {error}", fix) from error
@@ -56,7 +53,7 @@ def _continue(url: str, part: Path, size: int) -> None:
     if have >= size:
         return
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+    with _open(request, part) as response:
         resumed = have > 0 and response.status == 206
         with (
             part.open("ab" if resumed else "wb") as file,
@@ -67,6 +64,17 @@ def _continue(url: str, part: Path, size: int) -> None:
                 bar.update(len(chunk))
     if part.stat().st_size < size:
         raise ConnectionError(f"the transfer ended at byte {part.stat().st_size} of {size}")
+
+
+def _open(request: urllib.request.Request, part: Path) -> http.client.HTTPResponse:
+    """The response; where what is there cannot be gone on with, it is removed, and the next try begins anew."""
+    try:
+        return urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        part.unlink(missing_ok=True)
+        raise ConnectionError(f"the server's file is shorter than the {part.name} that was there") from error
 
 
 def file_sha256(path: Path) -> str:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from manifests.errors import ShardError
 from manifests.labels import LabelSet, read_labels
-from manifests.shards import FORMAT_VERSION, INDEX_SCHEMA, LABELS_FILE, DatasetInfo, index_file, read_dataset
+from manifests.shards import FORMAT_VERSION, INDEX_SCHEMA, LABELS_FILE, MEMBERS, DatasetInfo, index_file, read_dataset
 
 MEL_ROW = np.dtype(("<f2", 128))
 NPY_MAGIC = b"\x93NUMPY\x01\x00"
@@ -42,7 +42,7 @@ class ShardReader:
         self.index = read_index(folder / index_file(split))
         self._spans = {
             member: (self.index[f"{member}_offset"].to_numpy(), self.index[f"{member}_size"].to_numpy())
-            for member in ("json", "mel", "mjpg")
+            for member in MEMBERS.values()
         }
         shards = self.index["shard"].combine_chunks().dictionary_encode()
         self._shard_of = shards.indices.to_numpy()

@@ -24,8 +24,8 @@ LABELS_FILE = "labels.csv"
 FAILURES_FILE = "failures.parquet"
 README_FILE = "README.md"
 
-MEMBERS = ("json", "mel.npy", "mjpg")
-"""Extensions of a sample's members, in the order in which they stand in the tar."""
+MEMBERS = {"json": "json", "mel.npy": "mel", "mjpg": "mjpg"}
+"""Extensions of a sample's members, in the order in which they stand in the tar, and how their index columns begin."""
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -33,7 +33,7 @@ INDEX_SCHEMA = pa.schema(
         pa.field("shard", pa.string(), nullable=False),
         *[
             pa.field(f"{member}_{field}", pa.int64(), nullable=False)
-            for member in ("json", "mel", "mjpg")
+            for member in MEMBERS.values()
             for field in ("offset", "size")
         ],
         pa.field("num_frames", pa.int32(), nullable=False),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from manifests.clips import Clip, table_clips
 from manifests.progress import progress
-from prep.ledger import Attempt, LedgerWriter, read_ledger
+from prep.ledger import NEVER_FETCHED, Attempt, LedgerWriter, read_ledger
 from prep.local import LocalFolder
 from prep.plan import read_plan
 from prep.ytdlp import Refusal, YtDlp
@@ -35,18 +35,17 @@ def fetch(folder: Path, source: LocalFolder | YtDlp) -> Fetched:
         StorageError: no space left.
     """
     _, _, table = read_plan(folder)
-    ledger = read_ledger(folder)
-    wanted = [clip for clip in table_clips(table) if _wanted(folder, ledger.get(clip.key), source)]
-    with (
-        LedgerWriter(folder, WORKER) as writer,
-        progress(table.num_rows, "fetch", "clip", table.num_rows - len(wanted)) as bar,
-    ):
-        for clips in _batches(wanted, source):
-            writer.append(_find(clips, source) if isinstance(source, LocalFolder) else _download(folder, clips, source))
-            bar.update(len(clips))
-    ledger = read_ledger(folder)
-    there = sum(key in ledger and ledger[key].media(folder) is not None for key in table["key"].to_pylist())
-    return Fetched(there, table.num_rows - there)
+    ledger = {key: attempt.checked(folder) for key, attempt in read_ledger(folder).items()}
+    clips = table_clips(table)
+    wanted = [clip for clip in clips if _wanted(ledger.get(clip.key), source)]
+    there = sum(ledger.get(clip.key, NEVER_FETCHED).path is not None for clip in clips)
+    with LedgerWriter(folder, WORKER) as writer, progress(len(clips), "fetch", "clip", len(clips) - len(wanted)) as bar:
+        for batch in _batches(wanted, source):
+            attempts = _find(batch, source) if isinstance(source, LocalFolder) else _download(folder, batch, source)
+            writer.append(attempts)
+            there += sum(attempt.path is not None for attempt in attempts)
+            bar.update(len(batch))
+    return Fetched(there, len(clips) - there)
 
 
 def _batches(clips: list[Clip], source: LocalFolder | YtDlp) -> Iterator[list[Clip]]:
@@ -57,10 +56,11 @@ def _batches(clips: list[Clip], source: LocalFolder | YtDlp) -> Iterator[list[Cl
         yield from (list(group) for _, group in groupby(sorted(clips, key=lambda c: c.video_id), lambda c: c.video_id))
 
 
-def _wanted(folder: Path, attempt: Attempt | None, source: LocalFolder | YtDlp) -> bool:
-    if attempt is None or attempt.code == "ok":
-        return attempt is None or attempt.media(folder) is None
-    return attempt.source != source.name or not attempt.final
+def _wanted(attempt: Attempt | None, source: LocalFolder | YtDlp) -> bool:
+    """Whether to ask `source`, after an attempt whose media were checked."""
+    if attempt is None:
+        return True
+    return attempt.path is None and (attempt.source != source.name or not attempt.final)
 
 
 def _find(clips: list[Clip], source: LocalFolder) -> list[Attempt]:

@@ -143,20 +143,15 @@ def _places(entry: Entry) -> list[tuple[int, int]]:
     """Offset and size of the data of each member."""
     if entry.row is None:
         return []
-    return [(entry.row[f"{column(m)}_offset"], entry.row[f"{column(m)}_size"]) for m in MEMBERS]
+    return [(entry.row[f"{column}_offset"], entry.row[f"{column}_size"]) for column in MEMBERS.values()]
 
 
 def _spans(offset: int, sample: Sample) -> dict[str, int]:
     """Where each member's data will stand when the sample is written at `offset`."""
     spans = {}
-    for member in MEMBERS:
+    for member, column in MEMBERS.items():
         size = len(sample.members[member])
-        spans[f"{column(member)}_offset"] = offset + TAR_BLOCK
-        spans[f"{column(member)}_size"] = size
+        spans[f"{column}_offset"] = offset + TAR_BLOCK
+        spans[f"{column}_size"] = size
         offset += TAR_BLOCK + -(-size // TAR_BLOCK) * TAR_BLOCK
     return spans
-
-
-def column(member: str) -> str:
-    """Beginning of the names of a member's index columns."""
-    return member.partition(".")[0]

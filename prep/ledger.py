@@ -41,19 +41,12 @@ class Attempt:
 
     def checked(self, folder: Path) -> "Attempt":
         """This attempt, or `fetch.lost` in its place if what it fetched is not there with the recorded size."""
-        if self.path is None or self.media(folder) is not None:
-            return self
-        return replace(self, path=None, code=LOST, message=f"{self.path} is gone or has changed since it was fetched")
-
-    def media(self, folder: Path) -> Path | None:
-        """The media file, if it is there with the recorded size."""
-        if self.path is None:
-            return None
-        path = folder / self.path
         try:
-            return path if path.stat().st_size == self.size else None
+            if self.path is None or (folder / self.path).stat().st_size == self.size:
+                return self
         except OSError:
-            return None
+            pass
+        return replace(self, path=None, code=LOST, message=f"{self.path} is gone or has changed since it was fetched")
 
 
 NEVER_FETCHED = Attempt(key="", source="", code="fetch.pending", message="not asked for yet")

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from manifests.atomic import storage_errors, write_text
 from manifests.download import file_sha256
 from manifests.shards import MEMBERS, Frozen, ShardFile
-from prep.growing import Failure, GrowingTar, column
+from prep.growing import Failure, GrowingTar
 from prep.sample import Sample
 
 NO_BYTES = "0" * 64
@@ -82,6 +82,6 @@ def dali_index(rows: list[dict[str, Any]]) -> str:
     """Index of a tar for DALI's webdataset reader, as its tool wds2idx writes it (format v1.2)."""
     lines = [f"v1.2 {len(rows)}"]
     for row in rows:
-        places = (f"{m} {row[f'{column(m)}_offset']} {row[f'{column(m)}_size']} {row['key']}.{m}" for m in MEMBERS)
+        places = (f"{m} {row[f'{c}_offset']} {row[f'{c}_size']} {row['key']}.{m}" for m, c in MEMBERS.items())
         lines.append(" ".join(places))
     return "\n".join(lines) + "\n"

@@ -1,5 +1,6 @@
 """Engines: one training step on a device. The loop knows only this interface; this file holds the plain torch one."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -86,6 +87,18 @@ def autocasts(precision: str, device: torch.device) -> bool:
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
     """The autocast context of this precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=autocasts(precision, device))
+
+
+def inference(model: MBT, device: torch.device) -> Callable[[Batch], Tensor]:
+    """Move a trained model to `device`; returns what gives its logits (B, C), float32, for a batch there."""
+    model.to(device).eval()
+
+    @torch.inference_mode()
+    def logits(batch: Batch) -> Tensor:
+        with autocast("auto", device):
+            return model(rgb=batch.rgb, spec=batch.spec).float()
+
+    return logits
 
 
 class TorchEngine:

@@ -13,7 +13,7 @@ from manifests.errors import ConfigError
 from manifests.progress import progress
 from manifests.reader import ShardReader
 from train.batch import Batch
-from train.engine import autocast, pick_device
+from train.engine import inference, pick_device
 from train.inputs import Inputs
 from train.loader import batches, eval_views
 from train.metrics import Metrics, evaluate_logits
@@ -109,13 +109,7 @@ def evaluate(checkpoint: Path, data: Path, split: str, crops: int, batch_size: i
     """
     model, preprocessor = load_trained(checkpoint)
     device = pick_device()
-    model.to(device)
-
-    @torch.inference_mode()
-    def logits(batch: Batch) -> Tensor:
-        with autocast("auto", device):
-            return model(rgb=batch.rgb, spec=batch.spec).float()
-
+    logits = inference(model, device)
     with ShardReader(data, split) as reader:
         if reader.labels.index != preprocessor.label_set.index:
             raise ConfigError(

@@ -18,7 +18,7 @@ from mbt.config import MBTConfig
 from mbt.model import MBT
 from train.batch import Batch
 from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from train.engine import Engine, TorchEngine
+from train.engine import Engine, TorchEngine, TrainState
 from train.evaluate import evaluate_split
 from train.inputs import Inputs
 from train.loader import batches, train_views
@@ -26,7 +26,7 @@ from train.plan import TrainPlan
 from train.recipe import Recipe
 from train.run import CHECKPOINTS, Run
 from train.schedule import learning_rate
-from train.trained import Preprocessor, load_weights, save_trained
+from train.trained import Preprocessor, check_weights, save_trained
 
 TRAIN_SPLIT = "train"
 
@@ -101,10 +101,14 @@ class Training:
                     loss = self._log(result.loss, result.grad_norm, rate, meter)
                     bar.set_postfix({"loss": f"{loss:.4g}"}, refresh=False)
                 bar.update()
-                if self.step % eval_every == 0 or last:
-                    self._evaluate()
-                if self.step % recipe.checkpoint_every == 0 or last:
-                    self._checkpoint()
+                evaluates = self.eval_reader is not None and (self.step % eval_every == 0 or last)
+                saves = self.step % recipe.checkpoint_every == 0 or last
+                if evaluates or saves:
+                    state = self.engine.state()
+                    if evaluates:
+                        self._evaluate(state.weights)
+                    if saves:
+                        self._checkpoint(state)
         self._save("last", self.engine.state().weights)
         if self.log is not None:
             self.log.close()
@@ -144,11 +148,8 @@ class Training:
             self.log.write(self.step, {"epoch": round(epoch, 4), "loss": value, "lr": rate, "grad_norm": norm, **meter.read()})
         return value
 
-    def _evaluate(self) -> None:
-        if self.eval_reader is None:
-            return
-        weights = self.engine.state().weights
-        if self.log is None:
+    def _evaluate(self, weights: dict[str, Tensor]) -> None:
+        if self.eval_reader is None or self.log is None:
             return
         options = self.recipe.eval
         result = evaluate_split(
@@ -161,8 +162,7 @@ class Training:
             self.best = main
             self._save("best", weights)
 
-    def _checkpoint(self) -> None:
-        state = self.engine.state()
+    def _checkpoint(self, state: TrainState) -> None:
         if self.main:
             save_checkpoint(self.checkpoints, Checkpoint(self.step, self.best, state), self.recipe.train.keep_checkpoints)
 
@@ -176,7 +176,7 @@ class Training:
     def _resume(self) -> None:
         checkpoint = load_checkpoint(self.checkpoints)
         if checkpoint is not None:
-            load_weights(MBT(self.config), checkpoint.state.weights, str(self.checkpoints))
+            check_weights(self.config, checkpoint.state.weights, str(self.checkpoints))
             self.engine.load(checkpoint.state)
             self.step, self.best = checkpoint.step, checkpoint.best
 

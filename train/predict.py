@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from manifests.errors import InputError
 from mbt.config import Modality
 from prep.decode import DEFAULT_LIMITS, ClipError, DecodedClip, Stream, decode_clip
 from prep.logmel import log_mel
 from train.batch import RawBatch
-from train.engine import autocast, pick_device
+from train.engine import inference, pick_device
 from train.inputs import Inputs
 from train.loader import batches, centred
 from train.trained import load_trained
@@ -49,14 +48,13 @@ def predict(
     """
     model, preprocessor = load_trained(checkpoint)
     device = pick_device()
-    model.to(device)
+    logits_of = inference(model, device)
     labels = preprocessor.label_set.labels
     predictions = []
     for file in files:
         raw = _views(_decode(file, start_s, duration_s, preprocessor.inputs), preprocessor.inputs, crops)
         (batch,) = batches(iter([raw]), preprocessor.inputs, crops, device, None, THREADS)
-        with torch.inference_mode(), autocast("auto", device):
-            logits = model(rgb=batch.rgb, spec=batch.spec).float().mean(0)
+        logits = logits_of(batch).mean(0)
         probabilities = (logits.sigmoid() if preprocessor.task == "multilabel" else logits.softmax(0)).cpu().numpy()
         best = np.argsort(-probabilities, kind="stable")[:top]
         predictions.append([Prediction(labels[i].id, labels[i].display_name, float(probabilities[i])) for i in best])

@@ -157,15 +157,15 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
     Raises:
         ConfigError: no such recipe or field, or a value of the wrong kind.
     """
-    fields = {section: _with_none(values) for section, values in _read(name).items()}
+    fields = _read(name)
     for setting in settings:
         path, separator, value = setting.partition("=")
         section, dot, field = path.strip().partition(".")
         if not separator or not dot:
             raise ConfigError(f"--set {setting} is not section.field=value", "Such as --set train.batch_size=32")
-        fields.setdefault(section, {}).update(_with_none({field: _value(value.strip())}))
+        fields.setdefault(section, {})[field] = _value(value.strip())
     try:
-        return Recipe.model_validate(fields)
+        return Recipe.model_validate({section: _with_none(values) for section, values in fields.items()})
     except ValidationError as error:
         raise _explained(error, name) from None
 

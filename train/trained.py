@@ -60,8 +60,10 @@ def load_trained(path: Path) -> tuple[MBT, Preprocessor]:
             f"the model in {folder} is damaged: {str(error).splitlines()[0]}", "Copy its three files anew"
         ) from None
     preprocessor.inputs.check_model(config)
-    model = MBT(config)
-    load_weights(model, weights, str(folder / WEIGHTS))
+    check_weights(config, weights, str(folder / WEIGHTS))
+    with torch.device("meta"):
+        model = MBT(config)
+    model.load_state_dict(weights, assign=True)
     return model.eval(), preprocessor
 
 
@@ -80,17 +82,17 @@ def read_config(path: Path) -> MBTConfig:
         ) from None
 
 
-def load_weights(model: MBT, weights: dict[str, Tensor], where: str) -> None:
-    """Load weights by name; every tensor must be there and have its shape.
+def check_weights(config: MBTConfig, weights: dict[str, Tensor], where: str) -> None:
+    """Make sure that every tensor of a model is there in its shape, and no other.
 
     Raises:
         ConfigError: naming the first tensor that is missing, unknown or of another shape.
     """
+    with torch.device("meta"):
+        model = MBT(config)
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     fix = "Give a checkpoint of this configuration"
     for name in own.keys() | given.keys():
         if own.get(name) != given.get(name):
             raise ConfigError(f"{where}: tensor {name} is {given.get(name)} where the model has {own.get(name)}", fix)
-    with torch.no_grad():
-        model.load_state_dict(weights)

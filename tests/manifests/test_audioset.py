@@ -77,6 +77,12 @@ def test_unknown_label_is_named_by_its_line(tmp_path: Path) -> None:
         read(tmp_path, HEADER + f'abcdefghijk, 0.000, 10.000, "{SPEECH},/m/nothing"\n')
 
 
+def test_unknown_label_that_begins_a_known_one_is_named_by_its_own_line(tmp_path: Path) -> None:
+    rows = [f'abcdefghijk, 0.000, 10.000, "{SPEECH}"', f'bcdefghijkl, 0.000, 10.000, "{SPEECH[:-1]}"']
+    with pytest.raises(InputError, match="line 5: unknown label id '/m/09x0'"):
+        read(tmp_path, HEADER + "\n".join(rows) + "\n")
+
+
 @pytest.mark.parametrize("text", ["", HEADER, "\n\n"])
 def test_list_without_clips_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(InputError, match="is empty"):

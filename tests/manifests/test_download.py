@@ -93,6 +93,14 @@ def test_content_that_stays_too_short_is_refused(server: LoopbackServer, tmp_pat
     assert not (tmp_path / "list.csv").exists()
 
 
+def test_server_that_refuses_every_range_is_refused(server: LoopbackServer, tmp_path: Path) -> None:
+    server.answer = lambda request: request.send_error(416)
+    (tmp_path / "list.csv.part").write_bytes(BODY[:1000])
+    with pytest.raises(InputError, match="cannot download"):
+        fetch(server, tmp_path / "list.csv")
+    assert [wanted for _, wanted in server.requests] == ["bytes=1000-", None, None, None, None]
+
+
 def test_404_is_refused_at_once(server: LoopbackServer, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="404"):
         fetch(server, tmp_path / "list.csv")

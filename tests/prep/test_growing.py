@@ -2,7 +2,6 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,20 +11,6 @@ from prep.decode import DecodedClip
 from tests.conftest import Collection, Door
 
 PARTIAL, JOURNAL = "work/train-000000.tar.partial", "work/train-000000.tar.partial.jsonl"
-
-
-@pytest.fixture
-def one_shard(collection: Collection, tmp_path: Path) -> Callable[[str], list[object]]:
-    """Arguments that pack six clips, one of them broken, into one shard of the folder of this name, one after the other."""
-    rows = [f"whole,{start},{start + 1},train,a" for start in (0, 0.5, 1, 1.5, 2)]
-    clips = tmp_path / "six.csv"
-    clips.write_text("\n".join(["video_id,start,end,split,labels", *rows, "broken,0,1,train,a"]) + "\n")
-    six = Collection(collection.source, clips, collection.labels, {})
-
-    def arguments(name: str) -> list[object]:
-        return [*six.arguments(tmp_path / name), "--shard-samples", 8, "--workers", 1, "--short-side", 32]
-
-    return arguments
 
 
 class Decoder:
@@ -43,92 +28,83 @@ class Decoder:
         return self.decode(path, start_s, *more)  # type: ignore[arg-type]
 
 
+class Packing:
+    """Six clips, one of them broken, that are packed into one shard of `out`, one after the other."""
+
+    def __init__(self, clips: Collection, folder: Path, mbt: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.clips, self.mbt, self.monkeypatch = clips, mbt, monkeypatch
+        self.out = folder / "out"
+        assert self.pack(folder / "whole") == 0
+        self.expected = digest(folder / "whole")
+
+    def pack(self, out: Path) -> int:
+        return self.mbt(*self.clips.arguments(out), "--shard-samples", 8, "--workers", 1, "--short-side", 32).code
+
+    def interrupt(self, stop_at: int) -> Counter[float]:
+        """Pack up to the n-th clip; returns what was decoded."""
+        calls = self._decoded(stop_at, code=130)
+        assert not (self.out / "train-000000.tar").exists()
+        return calls
+
+    def resume(self) -> Counter[float]:
+        """Pack to the end, to the bytes of a run without interruption; returns what was decoded."""
+        calls = self._decoded(stop_at=0, code=0)
+        assert digest(self.out) == self.expected
+        return calls
+
+    def _decoded(self, stop_at: int, code: int) -> Counter[float]:
+        decoder = Decoder(stop_at)
+        with self.monkeypatch.context() as patch:
+            patch.setattr(prep.pack, "decode_clip", decoder)
+            assert self.pack(self.out) == code
+        return decoder.calls
+
+
 def digest(folder: Path) -> str:
     return hashlib.sha256((folder / "train-000000.tar").read_bytes()).hexdigest()
 
 
-def interrupted(
-    stop_at: int, one_shard: Callable[[str], list[object]], tmp_path: Path, mbt: Door, monkeypatch: pytest.MonkeyPatch
-) -> Counter[float]:
-    """Run `out` up to its n-th clip; returns what was decoded."""
-    decoder = Decoder(stop_at)
-    with monkeypatch.context() as patch:
-        patch.setattr(prep.pack, "decode_clip", decoder)
-        assert mbt(*one_shard("out")).code == 130
-    assert not (tmp_path / "out/train-000000.tar").exists()
-    return decoder.calls
-
-
-def resumed(one_shard: Callable[[str], list[object]], mbt: Door, monkeypatch: pytest.MonkeyPatch) -> Counter[float]:
-    """Run `out` to its end; returns what was decoded."""
-    decoder = Decoder(0)
-    with monkeypatch.context() as patch:
-        patch.setattr(prep.pack, "decode_clip", decoder)
-        assert mbt(*one_shard("out")).code == 0
-    return decoder.calls
-
-
 @pytest.fixture
-def expected(one_shard: Callable[[str], list[object]], tmp_path: Path, mbt: Door) -> str:
-    assert mbt(*one_shard("whole")).code == 0
-    return digest(tmp_path / "whole")
+def packing(collection: Collection, tmp_path: Path, mbt: Door, monkeypatch: pytest.MonkeyPatch) -> Packing:
+    rows = [f"whole,{start},{start + 1},train,a" for start in (0, 0.5, 1, 1.5, 2)]
+    clips = tmp_path / "six.csv"
+    clips.write_text("\n".join(["video_id,start,end,split,labels", *rows, "broken,0,1,train,a"]) + "\n")
+    return Packing(Collection(collection.source, clips, collection.labels, {}), tmp_path, mbt, monkeypatch)
 
 
 @pytest.mark.parametrize("stop_at", [1, 4, 6])
-def test_nothing_is_decoded_twice(
-    stop_at: int,
-    expected: str,
-    one_shard: Callable[[str], list[object]],
-    tmp_path: Path,
-    mbt: Door,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    before = interrupted(stop_at, one_shard, tmp_path, mbt, monkeypatch)
-    after = resumed(one_shard, mbt, monkeypatch)
+def test_nothing_is_decoded_twice(stop_at: int, packing: Packing) -> None:
+    before = packing.interrupt(stop_at)
+    after = packing.resume()
     assert len(before) == stop_at - 1
     assert set((before + after).values()) == {1}
     assert len(before + after) == 6
-    assert digest(tmp_path / "out") == expected
-    assert not list((tmp_path / "out/work").glob("*.partial*"))
+    assert not list((packing.out / "work").glob("*.partial*"))
 
 
-def test_a_damaged_sample_is_decoded_again_with_what_follows_it(
-    expected: str, one_shard: Callable[[str], list[object]], tmp_path: Path, mbt: Door, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    interrupted(6, one_shard, tmp_path, mbt, monkeypatch)
-    partial = tmp_path / "out" / PARTIAL
+def test_a_damaged_sample_is_decoded_again_with_what_follows_it(packing: Packing) -> None:
+    packing.interrupt(6)
+    partial = packing.out / PARTIAL
     data = bytearray(partial.read_bytes())
     data[len(data) // 2] ^= 255
     partial.write_bytes(data)
-    assert 1 < len(resumed(one_shard, mbt, monkeypatch)) < 6
-    assert digest(tmp_path / "out") == expected
+    assert 1 < len(packing.resume()) < 6
 
 
 @pytest.mark.parametrize("kept", [0, 100, 5000])
-def test_a_journal_or_tar_cut_short_costs_no_more_than_what_is_cut(
-    kept: int,
-    expected: str,
-    one_shard: Callable[[str], list[object]],
-    tmp_path: Path,
-    mbt: Door,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    interrupted(6, one_shard, tmp_path, mbt, monkeypatch)
+def test_a_journal_or_tar_cut_short_costs_no_more_than_what_is_cut(kept: int, packing: Packing) -> None:
+    packing.interrupt(6)
     for name in (JOURNAL, PARTIAL):
-        path = tmp_path / "out" / name
+        path = packing.out / name
         path.write_bytes(path.read_bytes()[: kept or None][:-1])
-    resumed(one_shard, mbt, monkeypatch)
-    assert digest(tmp_path / "out") == expected
+    packing.resume()
 
 
-def test_a_crash_before_the_tar_has_its_name_costs_nothing(
-    expected: str, one_shard: Callable[[str], list[object]], tmp_path: Path, mbt: Door, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_crash_before_the_tar_has_its_name_costs_nothing(packing: Packing, monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr("prep.growing.GrowingTar.publish", crash)
-        assert mbt(*one_shard("out")).code == 130
-    assert not resumed(one_shard, mbt, monkeypatch)
-    assert digest(tmp_path / "out") == expected
+        assert packing.pack(packing.out) == 130
+    assert not packing.resume()

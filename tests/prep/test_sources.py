@@ -80,9 +80,9 @@ def test_line_torn_by_a_crash_is_passed_over(tmp_path: Path) -> None:
 def test_media_count_only_with_their_recorded_size(tmp_path: Path) -> None:
     (tmp_path / "file.mp4").write_bytes(b"12345")
     attempt = Attempt(key="a", source="s", path="file.mp4", size=5)
-    assert attempt.media(tmp_path) == tmp_path / "file.mp4"
-    assert dataclasses.replace(attempt, size=6).media(tmp_path) is None
-    assert dataclasses.replace(attempt, path="other.mp4").media(tmp_path) is None
+    assert attempt.checked(tmp_path) == attempt
+    for lost in (dataclasses.replace(attempt, size=6), dataclasses.replace(attempt, path="other.mp4")):
+        assert (lost.checked(tmp_path).path, lost.checked(tmp_path).code) == (None, "fetch.lost")
 
 
 def serving(files: dict[str, bytes], codes: dict[str, int] | None = None) -> Callable[[BaseHTTPRequestHandler], None]:

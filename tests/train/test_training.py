@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cli import main
 from manifests.errors import ConfigError, ShardError
+from tests.conftest import Door
 from tests.tiny import tiny
 from train.engine import StepResult, TorchEngine
 from train.loop import train
@@ -121,6 +121,7 @@ def test_a_checkpoint_is_never_seen_in_part(
 TAKE_TURNS = """
 import shutil, sys
 from pathlib import Path
+from tests.conftest import Door
 from tests.tiny import tiny
 from train.loop import train
 
@@ -195,18 +196,14 @@ def test_a_diverging_loss_stops_the_run(shards: Path, tmp_path: Path) -> None:
     refused("the loss is", shards, tmp_path / "run", recipe)
 
 
-def test_errors_on_the_command_line_are_one_line(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_errors_on_the_command_line_are_one_line(shards: Path, tmp_path: Path, mbt: Door) -> None:
     for arguments in (
         ["train", "--data", tmp_path / "nowhere"],
         ["train", "--data", shards, "--recipe", "demo", "--set", "train.batchsize=3"],
         ["eval", "--checkpoint", tmp_path, "--data", shards],
         ["predict", tmp_path / "nothing.mp4", "--checkpoint", tmp_path],
     ):
-        monkeypatch.setattr(sys, "argv", ["mbt", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        assert stopped.value.code == 2
-        (line,) = capsys.readouterr().err.strip().splitlines()
+        refused = mbt(*arguments)
+        assert refused.code == 2
+        (line,) = refused.err.strip().splitlines()
         assert line.startswith("error: ")
