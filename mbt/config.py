@@ -3,9 +3,18 @@
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Modality = Literal["rgb", "spec"]
+
+VIT_SIZES: dict[str, dict[str, int]] = {
+    "Ti": {"hidden_size": 192, "num_layers": 12, "num_heads": 3, "mlp_dim": 768},
+    "S": {"hidden_size": 384, "num_layers": 12, "num_heads": 6, "mlp_dim": 1536},
+    "B": {"hidden_size": 768, "num_layers": 12, "num_heads": 12, "mlp_dim": 3072},
+    "L": {"hidden_size": 1024, "num_layers": 24, "num_heads": 16, "mlp_dim": 4096},
+    "H": {"hidden_size": 1280, "num_layers": 32, "num_heads": 16, "mlp_dim": 5120},
+}
+"""Vision Transformers by name (Dosovitskiy et al., arXiv 2010.11929, Table 1; Ti and S: Touvron et al., arXiv 2012.12877)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +40,8 @@ class MBTConfig:
     bottleneck_update: Literal["mean", "sequential"] = "mean"
     """Each stream updates the tokens and their mean goes on (NeurIPS version, Eq. 8-9), or rgb updates them, then spec
     (first arXiv version)."""
+    test_with_bottlenecks: bool = True
+    """Bottlenecks in evaluation too; without them the streams of a trained model stay apart there."""
     hidden_size: int = 768
     num_layers: int = 12
     num_heads: int = 12
@@ -49,8 +60,9 @@ class MBTConfig:
     representation_size: int | None = None
     """Width of a tanh layer before the head, shared by the streams."""
     drop_path: float = 0.0
-    """Stochastic depth of the last layer; it grows linearly from 0 at the first. Kept branches are not rescaled, as in the
-    official code."""
+    """Stochastic depth of the last layer; it grows linearly from 0 at the first."""
+    drop_path_rescale: bool = False
+    """Divide kept branches by the probability to be kept, as is usual; the official code does not."""
     dropout: float = 0.0
     """After attention and after each layer of the MLP."""
 
@@ -75,6 +87,10 @@ class MBTConfig:
                 0 <= self.fusion_layer <= self.num_layers,
                 f"fusion_layer {self.fusion_layer} is outside 0..{self.num_layers}",
             ),
+            (
+                self.test_with_bottlenecks or self.fusion == "bottleneck",
+                "test_with_bottlenecks is false, and fusion 'attention' has no bottlenecks",
+            ),
             (1 <= self.num_bottlenecks <= 1024, f"num_bottlenecks {self.num_bottlenecks} is outside 1..1024"),
             (
                 self.num_heads >= 1 and self.hidden_size % max(self.num_heads, 1) == 0,
@@ -96,6 +112,30 @@ class MBTConfig:
             (0 <= self.dropout < 1, f"dropout {self.dropout} is outside [0, 1)"),
         ]
         return [message for holds, message in checks if not holds]
+
+    @classmethod
+    def vit(cls, name: str, num_classes: int, **fields: Any) -> "MBTConfig":
+        """An MBT of ViTs by name: `Ti/16`, `S/16`, `B/32`, `L/16`, `H/14`; any patch size goes.
+
+        Args:
+            name: size, and side of the patches in pixels and in log-mel rows and bands.
+            num_classes: C.
+            fields: others of the configuration; they win over what the name says.
+
+        Raises:
+            ValueError: no such size, or fields that contradict each other.
+        """
+        size, slash, patch = name.partition("/")
+        if size not in VIT_SIZES or not slash or not patch.isdecimal() or int(patch) < 1:
+            raise ValueError(f"ViT {name!r} is none of {', '.join(VIT_SIZES)} with a patch size, such as 'B/16'")
+        side = int(patch)
+        shape: dict[str, Any] = {**VIT_SIZES[size], "tubelet": (1, side, side), "spec_patch": (side, side)}
+        return cls(num_classes=num_classes, **{**shape, **fields})
+
+    @property
+    def has_bottleneck(self) -> bool:
+        """Whether there are fusion tokens."""
+        return self.fusion == "bottleneck" and len(self.modalities) > 1
 
     @property
     def rgb_grid(self) -> tuple[int, int, int]:

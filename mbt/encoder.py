@@ -1,8 +1,11 @@
 """The transformer: pre-norm blocks, and the three ways in which streams are fused (paper, Sec. 3.2-3.3)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mbt.config import MBTConfig, Modality
 
@@ -22,11 +25,16 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Attend from x (B, N, D) to context (B, M, D); returns (B, N, D)."""
-        query, key, value = (
-            tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for tokens in (self.query(x), self.key(context), self.value(context))
-        )
+        query, key, value = self._heads(self.query(x)), self._heads(self.key(context)), self._heads(self.value(context))
         return self.out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+
+    def weights(self, x: Tensor, context: Tensor) -> Tensor:
+        """What `forward` weighs the context with, (B, N, M): the mean over the heads; each row sums to 1."""
+        scores = self._heads(self.query(x)) @ self._heads(self.key(context)).transpose(-2, -1)
+        return (scores * (x.shape[-1] // self.num_heads) ** -0.5).softmax(-1).mean(1)
+
+    def _heads(self, tokens: Tensor) -> Tensor:
+        return tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 class MLP(nn.Module):
@@ -44,17 +52,22 @@ class MLP(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drops the whole branch of an example with probability `rate`; kept branches are not rescaled."""
+    """Stochastic depth: drops the whole branch of an example with probability `rate`.
 
-    def __init__(self, rate: float) -> None:
+    Kept branches are divided by `1 - rate` with `rescale`, and go on as they are without.
+    """
+
+    def __init__(self, rate: float, rescale: bool) -> None:
         super().__init__()
         self.rate = rate
+        self.scale = 1 / (1 - rate) if rescale else 1.0
 
     def forward(self, branch: Tensor) -> Tensor:
         """(B, N, D) to (B, N, D)."""
         if not self.training or self.rate == 0:
             return branch
-        return branch * (torch.rand(len(branch), 1, 1, device=branch.device) >= self.rate)
+        kept = torch.rand(len(branch), 1, 1, device=branch.device) >= self.rate
+        return branch * (kept * self.scale)
 
 
 class Block(nn.Module):
@@ -67,59 +80,99 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPS)
         self.mlp = MLP(config)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = DropPath(drop_path, config.drop_path_rescale)
 
     def forward(self, x: Tensor, others: Tensor | None = None) -> Tensor:
         """x (B, N, D) attends to itself and, where given, to others (B, M, D); returns (B, N, D)."""
-        own = self.norm1(x)
-        context = own if others is None else torch.cat([self.norm1(others), own], dim=1)
-        x = x + self.drop_path(self.dropout(self.attention(own, context)))
+        x = x + self.drop_path(self.dropout(self.attention(*self._query_and_context(x, others))))
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def attention_weights(self, x: Tensor, others: Tensor | None = None) -> Tensor:
+        """Attention of x (B, N, D) over the tokens of [others || x], mean over the heads: (B, N, M + N)."""
+        return self.attention.weights(*self._query_and_context(x, others))
+
+    def _query_and_context(self, x: Tensor, others: Tensor | None) -> tuple[Tensor, Tensor]:
+        own = self.norm1(x)
+        return own, own if others is None else torch.cat([self.norm1(others), own], dim=1)
 
 
 Streams = dict[Modality, Tensor]
 
+RunBlock = Callable[[Block, Tensor, Tensor | None], Tensor]
+"""How a layer is applied to x (B, N, D) and others (B, M, D) or None; gives (B, N, D)."""
+
+
+def run_block(block: Block, x: Tensor, others: Tensor | None) -> Tensor:
+    """Just call it."""
+    return block(x, others)
+
+
+def run_checkpointed(block: Block, x: Tensor, others: Tensor | None) -> Tensor:
+    """Call it, and call it again in the backward pass instead of keeping what it computed."""
+    return checkpoint(block, x, others, use_reentrant=False)
+
 
 class Encoder(nn.Module):
-    """L layers: each stream alone up to L_f, fused from there on; then one layer norm for all streams."""
+    """L layers: each stream alone up to L_f, fused from there on; then one layer norm for all streams.
+
+    Attributes:
+        activation_checkpointing: in training, keep each layer's input alone and compute the layer anew in the backward pass.
+    """
 
     def __init__(self, config: MBTConfig) -> None:
         super().__init__()
         self.config = config
+        self.activation_checkpointing = False
         rates = [config.drop_path * layer / max(config.num_layers - 1, 1) for layer in range(config.num_layers)]
         names = ["shared"] if config.share_encoder else list(config.modalities)
         self.blocks = nn.ModuleDict({name: nn.ModuleList(Block(config, rate) for rate in rates) for name in names})
         self.norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPS)
-        if config.fusion == "bottleneck" and len(config.modalities) > 1:
+        if config.has_bottleneck:
             self.bottleneck = nn.Parameter(torch.empty(1, config.num_bottlenecks, config.hidden_size))
 
     def forward(self, streams: Streams) -> Streams:
         """Tokens (B, N_m, D) of each modality to the same shapes."""
         batch = len(next(iter(streams.values())))
-        fused = len(streams) > 1
-        z_fsn = self.bottleneck.expand(batch, -1, -1) if fused and self.config.fusion == "bottleneck" else None
-        for layer in range(self.config.num_layers):
-            if not fused or layer < self.config.fusion_layer:
-                streams = {m: self._block(m, layer)(z) for m, z in streams.items()}
-            elif z_fsn is not None:
-                streams, z_fsn = self._through_bottleneck(layer, streams, z_fsn)
-            elif self.config.share_encoder:
-                streams = self._joint(layer, streams)
-            else:
-                streams = self._cross(layer, streams)
-        return {m: self.norm(z) for m, z in streams.items()}
+        z_fsn = self.bottleneck.expand(batch, -1, -1) if self.config.has_bottleneck else None
+        run = run_checkpointed if self.activation_checkpointing and self.training else run_block
+        return {m: self.norm(z) for m, z in self.through_layers(streams, z_fsn, run).items()}
 
-    def _block(self, modality: Modality, layer: int) -> nn.Module:
+    def through_layers(self, streams: Streams, z_fsn: Tensor | None, run: RunBlock) -> Streams:
+        """The way of the tokens through all layers, each applied by `run`.
+
+        Args:
+            streams: (B, N_m, D) of each modality.
+            z_fsn: fusion tokens (B, num_bottlenecks, D), or None where the model has none.
+            run: applies a layer.
+        """
+        for layer in range(self.config.num_layers):
+            if self._apart(layer):
+                streams = {m: run(self._block(m, layer), z, None) for m, z in streams.items()}
+            elif z_fsn is not None:
+                streams, z_fsn = self._through_bottleneck(layer, streams, z_fsn, run)
+            elif self.config.share_encoder:
+                streams = self._joint(layer, streams, run)
+            else:
+                streams = self._cross(layer, streams, run)
+        return streams
+
+    def _apart(self, layer: int) -> bool:
+        fused = len(self.config.modalities) > 1 and (self.training or self.config.test_with_bottlenecks)
+        return not fused or layer < self.config.fusion_layer
+
+    def _block(self, modality: Modality, layer: int) -> Block:
         blocks = self.blocks["shared" if self.config.share_encoder else modality]
         assert isinstance(blocks, nn.ModuleList)
-        return blocks[layer]
+        block = blocks[layer]
+        assert isinstance(block, Block)
+        return block
 
-    def _through_bottleneck(self, layer: int, streams: Streams, z_fsn: Tensor) -> tuple[Streams, Tensor]:
+    def _through_bottleneck(self, layer: int, streams: Streams, z_fsn: Tensor, run: RunBlock) -> tuple[Streams, Tensor]:
         """[z_m || z_fsn] through each stream's layer; the fusion tokens carry what crosses (Eq. 8-9)."""
         fused: Streams = {}
         updates = []
         for m, z in streams.items():
-            out = self._block(m, layer)(torch.cat([z, z_fsn], dim=1))
+            out = run(self._block(m, layer), torch.cat([z, z_fsn], dim=1), None)
             fused[m], update = out.split([z.shape[1], z_fsn.shape[1]], dim=1)
             updates.append(update)
             if self.config.bottleneck_update == "sequential":
@@ -128,15 +181,15 @@ class Encoder(nn.Module):
             z_fsn = torch.stack(updates).mean(0)
         return fused, z_fsn
 
-    def _joint(self, layer: int, streams: Streams) -> Streams:
+    def _joint(self, layer: int, streams: Streams, run: RunBlock) -> Streams:
         """Vanilla self-attention over the tokens of all streams (Eq. 4)."""
         lengths = [z.shape[1] for z in streams.values()]
-        out = self._block("rgb", layer)(torch.cat(list(streams.values()), dim=1))
+        out = run(self._block("rgb", layer), torch.cat(list(streams.values()), dim=1), None)
         return dict(zip(streams, out.split(lengths, dim=1), strict=True))
 
-    def _cross(self, layer: int, streams: Streams) -> Streams:
+    def _cross(self, layer: int, streams: Streams, run: RunBlock) -> Streams:
         """Each stream attends to all tokens with weights of its own (Eq. 5-6)."""
         return {
-            m: self._block(m, layer)(z, torch.cat([other for o, other in streams.items() if o != m], dim=1))
+            m: run(self._block(m, layer), z, torch.cat([other for o, other in streams.items() if o != m], dim=1))
             for m, z in streams.items()
         }

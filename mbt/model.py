@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mbt.config import MBTConfig, Modality
 from mbt.encoder import Encoder
@@ -28,6 +29,21 @@ class Tokens(nn.Module):
         return tokens + self.position
 
 
+class EqualChannels(nn.Conv2d):
+    """Convolution over three equal channels, given one of them.
+
+    The official code repeats the log-mel three times to fit an ImageNet kernel. Summing the kernel over its channels computes
+    the same for a third of the work, and leaves weights and gradients as they are there.
+    """
+
+    def __init__(self, hidden_size: int, patch: tuple[int, int]) -> None:
+        super().__init__(3, hidden_size, patch, patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 1, T, M) to (B, D, T / rows, M / bands)."""
+        return F.conv2d(x, self.weight.sum(1, keepdim=True), self.bias, self.stride)
+
+
 class MBT(nn.Module):
     """Multimodal Bottleneck Transformer."""
 
@@ -37,7 +53,7 @@ class MBT(nn.Module):
         hidden = config.hidden_size
         patches: dict[Modality, tuple[nn.Module, int]] = {
             "rgb": (nn.Conv3d(3, hidden, config.tubelet, config.tubelet), math.prod(config.rgb_grid)),
-            "spec": (nn.Conv2d(1, hidden, config.spec_patch, config.spec_patch), math.prod(config.spec_grid)),
+            "spec": (EqualChannels(hidden, config.spec_patch), math.prod(config.spec_grid)),
         }
         cls = config.classifier == "token"
         self.tokens = nn.ModuleDict({m: Tokens(*patches[m], hidden, cls) for m in config.modalities})

@@ -29,6 +29,7 @@ class ModelRecipe(Frozen):
     fusion_layer: int = 8
     num_bottlenecks: int = 4
     bottleneck_update: Literal["mean", "sequential"] = "mean"
+    test_with_bottlenecks: bool = True
     hidden_size: int = 768
     num_layers: int = 12
     num_heads: int = 12
@@ -38,6 +39,7 @@ class ModelRecipe(Frozen):
     classifier: Literal["token", "gap"] = "token"
     representation_size: int | None = None
     drop_path: float = 0.0
+    drop_path_rescale: bool = False
     dropout: float = 0.0
 
 

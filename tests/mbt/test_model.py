@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mbt import MBT, MBTConfig
+from mbt.encoder import DropPath
 
 SMALL = {
     "num_classes": 5,
@@ -36,10 +37,14 @@ def inputs(batch: int = 2) -> dict[str, torch.Tensor]:
 
 
 def test_parameters_of_mbt_b_are_those_of_the_official_module() -> None:
-    """173,215,247, less what the official code has more: two equal channels of the spectrogram, a fifth bottleneck token."""
+    """The official code adds a fifth bottleneck token to the paper's four."""
     with torch.device("meta"):
-        model = MBT(MBTConfig(num_classes=527))
-    assert sum(p.numel() for p in model.parameters()) == 173_215_247 - 2 * 16 * 16 * 768 - 768
+        paper = MBT(MBTConfig(num_classes=527))
+        official = MBT(MBTConfig(num_classes=527, num_bottlenecks=5))
+        released = MBT(MBTConfig(num_classes=527, num_bottlenecks=5, num_frames=32, tubelet=(2, 16, 16)))
+    assert sum(p.numel() for p in official.parameters()) == 173_215_247
+    assert sum(p.numel() for p in paper.parameters()) == 173_215_247 - 768
+    assert sum(p.numel() for p in released.parameters()) == 175_009_295
 
 
 def test_parameters_of_the_single_modality_models() -> None:
@@ -47,7 +52,7 @@ def test_parameters_of_the_single_modality_models() -> None:
         rgb = MBT(MBTConfig(num_classes=527, modalities=("rgb",), num_frames=32, tubelet=(2, 16, 16)))
         spec = MBT(MBTConfig(num_classes=527, modalities=("spec",)))
     assert sum(p.numel() for p in rgb.parameters()) == 89_051_663
-    assert sum(p.numel() for p in spec.parameters()) == 86_360_591 - 2 * 16 * 16 * 768
+    assert sum(p.numel() for p in spec.parameters()) == 86_360_591
 
 
 @pytest.mark.parametrize("classifier", ["token", "gap"])
@@ -120,16 +125,64 @@ def test_logits_start_at_zero() -> None:
     assert not MBT(MBTConfig(**SMALL))(**inputs()).any()
 
 
-def test_drop_path_drops_whole_branches_and_does_not_rescale() -> None:
-    from mbt.encoder import DropPath
-
+@pytest.mark.parametrize(("rescale", "kept"), [(False, 7.0), (True, 14.0)])
+def test_drop_path_drops_whole_branches(rescale: bool, kept: float) -> None:
     torch.manual_seed(0)
     branch = torch.full((1000, 2, 3), 7.0)
-    out = DropPath(0.3).train()(branch)
-    assert set(out.unique().tolist()) == {0.0, 7.0}
+    out = DropPath(0.5, rescale).train()(branch)
+    assert set(out.unique().tolist()) == {0.0, kept}
     assert (out == out[:, :1, :1]).all()
-    assert 0.25 < float((out[:, 0, 0] == 0).float().mean()) < 0.35
-    assert torch.equal(DropPath(0.3).eval()(branch), branch)
+    assert 0.45 < float((out[:, 0, 0] == 0).float().mean()) < 0.55
+    assert torch.equal(DropPath(0.5, rescale).eval()(branch), branch)
+
+
+def test_without_bottlenecks_in_evaluation_the_streams_stay_apart_there() -> None:
+    model = small(fusion_layer=0, test_with_bottlenecks=False)
+    assert reach(model, "spec", "rgb") == 0
+    assert reach(model.train(), "spec", "rgb") > 0
+
+
+@pytest.mark.parametrize("fields", [{}, {"fusion": "attention"}, {"fusion": "attention", "share_encoder": True}])
+def test_activation_checkpointing_changes_nothing_but_memory(fields: dict[str, object]) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = small(**fields, drop_path=0.5, dropout=0.1).train()
+        model.encoder.activation_checkpointing = checkpointing
+        torch.manual_seed(3)
+        model(**inputs()).square().sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name, grad in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], grad, msg=name)
+
+
+@pytest.mark.parametrize("fields", [{}, {"fusion": "attention"}, {"fusion": "attention", "share_encoder": True}])
+def test_the_model_compiles_without_graph_breaks(fields: dict[str, object]) -> None:
+    model = small(**fields, drop_path=0.3).train()
+    torch._dynamo.reset()
+    compiled = torch.compile(model.logits_by_modality, fullgraph=True, backend="aot_eager")
+    torch.manual_seed(0)
+    expected = model.logits_by_modality(**inputs())
+    torch.manual_seed(0)
+    for modality, logits in compiled(**inputs()).items():
+        torch.testing.assert_close(logits, expected[modality])
+    sum(compiled(**inputs()).values()).sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("Ti/16", 5.717), ("S/16", 22.051), ("B/16", 86.568), ("B/32", 88.224), ("L/16", 304.327), ("H/14", 632.046)],
+)
+def test_one_frame_and_one_modality_is_the_published_vit(name: str, millions: float) -> None:
+    """Parameters of the Vision Transformers with 1,000 classes."""
+    with torch.device("meta"):
+        model = MBT(MBTConfig.vit(name, num_classes=1000, modalities=("rgb",), num_frames=1))
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.0006)
+
+
+@pytest.mark.parametrize("name", ["B", "B/0", "XL/16", "B/x", "B/16/2", ""])
+def test_unknown_sizes_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="none of Ti, S, B, L, H"):
+        MBTConfig.vit(name, num_classes=2)
 
 
 def test_spectrogram_rows_beyond_whole_patches_are_not_seen() -> None:
@@ -151,6 +204,7 @@ def test_spectrogram_rows_beyond_whole_patches_are_not_seen() -> None:
         ({"spec_shape": (8, 32)}, "holds no spec_patch"),
         ({"modalities": ("flow",)}, "modalities"),
         ({"drop_path": 1.0}, "drop_path 1.0 is outside"),
+        ({"fusion": "attention", "test_with_bottlenecks": False}, "'attention' has no bottlenecks"),
     ],
 )
 def test_configuration_errors_say_what_is_wrong(fields: dict[str, object], message: str) -> None:
