@@ -89,7 +89,7 @@ checkpoint_option = click.option(
 
 @cli.command()
 @data_option
-@click.option("--recipe", default="mbt_b", help="Name of a recipe, or a TOML file.")
+@click.option("--recipe", default="mbt_paper", help="Name of a recipe, or a TOML file.")
 @click.option("--set", "settings", multiple=True, metavar="SECTION.FIELD=VALUE", help="Set a field of the recipe.")
 @click.option("--out", type=FOLDER, help="Run directory; runs/RECIPE by default.")
 @click.option("--resume", is_flag=True, help="Go on after the newest checkpoint of the run directory.")
@@ -154,6 +154,48 @@ def predict(
             click.echo(json.dumps({"file": str(file), "labels": [asdict(label) for label in labels]}))
         else:
             click.echo("\n".join([str(file), *(f"  {label.probability:6.3f}  {label.name}" for label in labels)]))
+
+
+@cli.command()
+@click.argument("file", type=FILE)
+@checkpoint_option
+@click.option("--start", type=click.FloatRange(min=0), default=0.0, help="Where the span begins, seconds.")
+@click.option("--seconds", type=click.FloatRange(min=0.04), default=10.0, help="Length of the span; its middle view is shown.")
+@click.option("--out", type=FILE, default=Path("explain.png"), help="Picture to write.")
+def explain(file: Path, checkpoint: Path | None, start: float, seconds: float, out: Path) -> None:
+    """Show where a model looks and listens in a media file: attention rollout, as a picture."""
+    from train.explain import explain as run_explanation
+    from train.run import newest_run
+
+    labels = run_explanation(checkpoint or newest_run(RUNS), file, start, seconds, out)
+    click.echo("\n".join([*(f"{label.probability:6.3f}  {label.name}" for label in labels), f"\nwritten to {out}"]))
+
+
+@cli.command()
+@click.option("--model", default="B/16", help="Size and patch of a ViT, or a model's config.json.")
+@click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Set a field of the model's configuration.")
+@click.option("--sweep", type=click.Choice(["fusion-layer"]), help="Every fusion layer, each way of fusion, and a picture.")
+@click.option("--out", type=FILE, default=Path("flops.png"), help="Picture of the sweep.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, in FLOP.")
+def flops(model: str, settings: tuple[str, ...], sweep: str | None, out: Path, as_json: bool) -> None:
+    """Count the work of a forward pass, or compare ways of fusion as in the paper's Figure 3."""
+    from train.flops import cost, sweep_fusion_layer
+
+    click.echo(sweep_fusion_layer(model, settings, out, as_json) if sweep else cost(model, settings, as_json))
+
+
+@cli.command("import-scenic")
+@click.argument("file", type=FILE)
+@click.argument("out", type=FOLDER)
+@click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="What the shapes do not tell: fusion_layer=8.")
+@click.option("--data", type=FOLDER, help="Dataset folder whose inputs and labels the model takes, to be evaluated on it.")
+@click.option("--rgb-seconds", type=float, help="With --data: span of the frames, where it is not that of the sound.")
+def import_scenic(file: Path, out: Path, settings: tuple[str, ...], data: Path | None, rgb_seconds: float | None) -> None:
+    """Convert a released checkpoint (Scenic, Flax) to model.safetensors and config.json."""
+    from train.import_scenic import import_scenic as run_import
+
+    config = run_import(file, out, settings, data, rgb_seconds)
+    click.echo(f"{config.to_json()}written to {out}; check the fields above: shapes do not tell all of them")
 
 
 @cli.command()

@@ -1,5 +1,8 @@
 """The errors a user can mend: each says what is wrong, where, and what to do."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class MbtError(Exception):
     """Base of every error that the user can mend; the command line prints it as one line and exits with 2.
@@ -33,3 +36,12 @@ class StorageError(MbtError):
 
 class SourceError(MbtError):
     """A media source refuses to serve at all (rate limit, block, wrong installation); nothing is wrong with the clips."""
+
+
+@contextmanager
+def as_config_error(fix: str) -> Iterator[None]:
+    """Turn the ValueError and OSError of rooms that know no errors of ours into a ConfigError."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise ConfigError(str(error), fix) from None

@@ -16,6 +16,11 @@ VIT_SIZES: dict[str, dict[str, int]] = {
 }
 """Vision Transformers by name (Dosovitskiy et al., arXiv 2010.11929, Table 1; Ti and S: Touvron et al., arXiv 2012.12877)."""
 
+SIZES = (
+    *("num_classes", "hidden_size", "num_layers", "num_heads", "mlp_dim", "num_frames", "image_size"),
+    *("tubelet", "spec_shape", "spec_patch", "representation_size"),
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class MBTConfig:
@@ -76,13 +81,17 @@ class MBTConfig:
     def _wrong(self) -> list[str]:
         frames, height, width = self.tubelet
         rows, bands = self.spec_shape
+        sizes = {name: getattr(self, name) for name in SIZES if getattr(self, name) is not None}
+        small = [
+            f"{name} {size} is below 1" for name, size in sizes.items() if min(size if isinstance(size, tuple) else (size,)) < 1
+        ]
+        if small:
+            return small
         checks = [
-            (self.num_classes >= 1, f"num_classes {self.num_classes} is below 1"),
             (
                 self.modalities in (("rgb", "spec"), ("rgb",), ("spec",)),
                 f"modalities {self.modalities} are neither ('rgb', 'spec') nor one of them",
             ),
-            (self.num_layers >= 1, f"num_layers {self.num_layers} is below 1"),
             (
                 0 <= self.fusion_layer <= self.num_layers,
                 f"fusion_layer {self.fusion_layer} is outside 0..{self.num_layers}",
@@ -93,11 +102,11 @@ class MBTConfig:
             ),
             (1 <= self.num_bottlenecks <= 1024, f"num_bottlenecks {self.num_bottlenecks} is outside 1..1024"),
             (
-                self.num_heads >= 1 and self.hidden_size % max(self.num_heads, 1) == 0,
+                self.hidden_size % self.num_heads == 0,
                 f"hidden_size {self.hidden_size} is no multiple of num_heads {self.num_heads}",
             ),
             (
-                self.num_frames >= 1 and self.num_frames % frames == 0,
+                self.num_frames % frames == 0,
                 f"num_frames {self.num_frames} is no multiple of the tubelet's {frames} frames",
             ),
             (

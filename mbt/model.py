@@ -1,6 +1,8 @@
 """MBT: tokens of each modality, the fused encoder, and the classifier."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +89,30 @@ class MBT(nn.Module):
         if self.config.classifier == "token":
             return {m: self.head(self.representation(z[:, 0])) for m, z in encoded.items()}
         return {"all": self.head(self.representation(torch.cat(list(encoded.values()), dim=1).mean(1)))}
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, revision: str | None = None, **fields: Any) -> "MBT":
+        """A model from a folder that `save_pretrained` wrote, or from the Hugging Face hub; on the CPU, in evaluation mode.
+
+        Args:
+            source: folder, or hub id such as `owner/name`.
+            revision: branch, tag or commit on the hub.
+            fields: fields of the configuration to change: with other `num_frames`, `image_size` or `spec_shape` the position
+                embeddings are resized, with other `num_classes` the head starts at zero.
+
+        Raises:
+            ValueError: a file is damaged, or a tensor is missing, unknown or of another shape; the message names it.
+            OSError: the hub does not give it.
+        """
+        from mbt.pretrained import load_pretrained
+
+        return load_pretrained(source, revision, **fields)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write model.safetensors, config.json and a model card, as the hub has them."""
+        from mbt.pretrained import folder_files, write_folder
+
+        write_folder(Path(folder), folder_files(self.config, self.state_dict()))
 
     def _tokenise(self, rgb: Tensor | None, spec: Tensor | None) -> dict[Modality, Tensor]:
         inputs: dict[Modality, Tensor] = {}

@@ -5,25 +5,21 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from train.plan import StepPlan
+
 
 @dataclass(frozen=True)
 class RawBatch:
     """B views as they come from shards or from a media file.
 
     Attributes:
-        rows: int64 (B,): rows of the index.
+        plan: what they are.
         jpegs: B * F JPEG files, the frames of a view one after the other; empty for a model without rgb.
-        crop_x: float32 (B,) in [0, 1]: place of the crop box between left and right.
-        crop_y: float32 (B,) in [0, 1]: between top and bottom.
-        flip: bool (B,): mirror left and right.
         spec: float16 (B, T, M) log-mel; None for a model without spec.
     """
 
-    rows: np.ndarray
+    plan: StepPlan
     jpegs: list[bytes]
-    crop_x: np.ndarray
-    crop_y: np.ndarray
-    flip: np.ndarray
     spec: np.ndarray | None
 
 
@@ -32,13 +28,25 @@ class Batch:
     """B views on the device.
 
     Attributes:
-        rows: int64 (B,) on the host: rows of the index.
+        plan: what they are.
         rgb: float32 (B, F, 3, H, W) in [-1, 1], or None.
         spec: float32 (B, T, M), standardised, or None.
-        targets: float32 (B, C) multi-hot, or None where nothing is known.
+        targets: float32 (B, C), multi-hot or mixed, for `all` modalities or for each; None where nothing is known.
     """
 
-    rows: np.ndarray
+    plan: StepPlan
     rgb: Tensor | None
     spec: Tensor | None
-    targets: Tensor | None
+    targets: dict[str, Tensor] | None
+
+    def split(self, size: int) -> "list[Batch]":
+        """The batch in parts of at most `size` examples."""
+        return [self._part(slice(first, first + size)) for first in range(0, len(self.plan.rows), size)]
+
+    def _part(self, span: slice) -> "Batch":
+        return Batch(
+            self.plan.part(span),
+            None if self.rgb is None else self.rgb[span],
+            None if self.spec is None else self.spec[span],
+            None if self.targets is None else {name: each[span] for name, each in self.targets.items()},
+        )

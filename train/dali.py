@@ -72,8 +72,9 @@ def decode(
         if batch is None:
             raise StopIteration
         waiting.append(batch)
-        frames_a_view = len(batch.jpegs) // len(batch.rows)
-        arguments = (batch.crop_x, batch.crop_y, batch.flip)
+        plan = batch.plan
+        frames_a_view = len(batch.jpegs) // len(plan.rows)
+        arguments = (plan.crop_x, plan.crop_y, plan.flip)
         return (
             [np.frombuffer(jpeg, np.uint8) for jpeg in batch.jpegs],
             *(list(np.repeat(a.astype(t), frames_a_view)) for a, t in zip(arguments, ("f4", "f4", "i4"), strict=True)),

@@ -44,7 +44,16 @@ class DeepSpeedEngine:
         if recipe.batch_size % self.world_size:
             fix = "Set train.batch_size to a multiple of the ranks"
             raise ConfigError(f"batch_size {recipe.batch_size} cannot be shared by {self.world_size} ranks", fix)
+        if recipe.group_size is not None:
+            raise ConfigError(
+                "group_size: DeepSpeed clips the gradient of the whole batch",
+                "Set train.group_size=none, or train without --deepspeed",
+            )
+        if recipe.mixup_alpha is not None and recipe.batch_size // self.world_size % 2:
+            fix = "Set train.batch_size to an even multiple of the ranks"
+            raise ConfigError(f"mixup takes pairs, and {recipe.batch_size // self.world_size} clips a rank are odd", fix)
         self.device = pick_device()
+        model.encoder.activation_checkpointing = recipe.activation_checkpointing
         module = TrainingModel(model, task, recipe.label_smoothing)
         optimizer = torch.optim.SGD(module.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum)
         self._engine, *_ = deepspeed.initialize(

@@ -21,7 +21,8 @@ class StepResult:
 
     Attributes:
         loss: mean over the global batch, scalar on the device.
-        grad_norm: global L2 norm of the gradients before clipping, scalar on the device; None where it is not known.
+        grad_norm: global L2 norm of the gradients before clipping (mean over the groups that are clipped apart), scalar on
+            the device; None where it is not known.
     """
 
     loss: Tensor
@@ -65,7 +66,7 @@ class TrainingModel(nn.Module):
         self.task = task
         self.label_smoothing = label_smoothing
 
-    def forward(self, rgb: Tensor | None, spec: Tensor | None, targets: Tensor | None) -> Tensor:
+    def forward(self, rgb: Tensor | None, spec: Tensor | None, targets: dict[str, Tensor] | None) -> Tensor:
         """Loss where targets are given, else logits (B, C)."""
         if targets is None:
             return self.model(rgb=rgb, spec=spec)
@@ -111,21 +112,43 @@ class TorchEngine:
         self.device = pick_device()
         self._recipe = recipe
         self._module = TrainingModel(model.to(self.device), task, recipe.label_smoothing)
-        self._optimizer = torch.optim.SGD(self._module.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum)
+        model.encoder.activation_checkpointing = recipe.activation_checkpointing
+        self._parameters = list(self._module.parameters())
+        self._optimizer = torch.optim.SGD(self._parameters, lr=recipe.learning_rate, momentum=recipe.momentum)
 
     def step(self, batch: Batch, learning_rate: float) -> StepResult:
-        """One update."""
+        """One update, from the mean of the clipped gradients of the batch's groups."""
         self._module.train()
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
+        parts = batch.split(self._recipe.group_size or len(batch.plan.rows))
+        results = []
+        totals: list[Tensor] = []
+        for part in parts:
+            result, gradients = self._clipped_gradients(part)
+            results.append(result)
+            if totals:
+                torch._foreach_add_(totals, gradients)
+            else:
+                totals = gradients
+        if len(parts) > 1:
+            torch._foreach_div_(totals, len(parts))
+        for parameter, total in zip(self._parameters, totals, strict=True):
+            parameter.grad = total
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return StepResult(*torch.stack(results).mean(0))
+
+    def _clipped_gradients(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """(loss, norm before clipping), and the gradient of every parameter."""
         with autocast(self._recipe.precision, self.device):
             loss = self._module(batch.rgb, batch.spec, batch.targets)
         loss.backward()
         limit = self._recipe.max_grad_norm
-        grad_norm = nn.utils.clip_grad_norm_(self._module.parameters(), float("inf") if limit is None else limit)
-        self._optimizer.step()
+        norm = nn.utils.clip_grad_norm_(self._parameters, float("inf") if limit is None else limit)
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
         self._optimizer.zero_grad(set_to_none=True)
-        return StepResult(loss.detach(), grad_norm)
+        return torch.stack([loss.detach(), norm]), gradients
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Tensor:

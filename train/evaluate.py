@@ -89,9 +89,9 @@ def evaluate_split(
     raw = eval_views(reader, inputs, crops, batch_size)
     with progress(len(reader) * crops, "eval", "view") as bar:
         for batch in batches(raw, inputs, batch_size, device, None, THREADS):
-            np.add.at(sums, batch.rows, logits(batch).cpu().numpy())
-            np.add.at(views, batch.rows, 1)
-            bar.update(len(batch.rows))
+            np.add.at(sums, batch.plan.rows, logits(batch).cpu().numpy())
+            np.add.at(views, batch.plan.rows, 1)
+            bar.update(len(batch.plan.rows))
     if not (views == crops).all():
         raise RuntimeError(f"a sample of {reader.folder} was not seen {crops} times")
     mean = (sums / crops).astype(np.float32)

@@ -13,6 +13,7 @@ class Inputs(Frozen):
         media: how the clips were packed.
         seconds: t, length of a view.
         frames: F, frames of a view.
+        rgb_seconds: t of the frames, where it is not that of the sound.
         resize: short side of the frames before the crop.
         image_size: side of the crop.
         modalities: what the model takes.
@@ -28,11 +29,12 @@ class Inputs(Frozen):
     modalities: tuple[Modality, ...]
     mel_mean: float
     mel_std: float
+    rgb_seconds: float | None = None
 
     @property
     def window(self) -> Window:
         """The view."""
-        return Window(self.seconds, self.frames)
+        return Window(self.seconds, self.frames, self.rgb_seconds)
 
     @property
     def resize_or_none(self) -> int | None:

@@ -12,36 +12,34 @@ from train.batch import Batch, RawBatch
 from train.dali import decode
 from train.inputs import Inputs
 from train.plan import StepPlan
+from train.views import Start
 
 READ_AHEAD = 3
 READ_THREADS = 4
 
 
-def read_views(reader: ShardReader, inputs: Inputs, plan: StepPlan, starts: list[int], pool: ThreadPoolExecutor) -> RawBatch:
-    """Read one view of each planned sample, from the frame `starts` gives for it."""
+def read_views(reader: ShardReader, inputs: Inputs, plan: StepPlan, starts: list[Start], pool: ThreadPoolExecutor) -> RawBatch:
+    """Read one view of each planned sample, from where `starts` says."""
 
-    def read(row: int, start: int) -> tuple[list[bytes], np.ndarray | None]:
+    def read(row: int, start: Start) -> tuple[list[bytes], np.ndarray | None]:
         clip_frames = reader.num_frames(row)
         jpegs: list[bytes] = []
         spec = None
         if "rgb" in inputs.modalities:
-            jpegs = reader.frames(row, inputs.window.frame_numbers(start, clip_frames))
+            jpegs = reader.frames(row, inputs.window.frame_numbers(start.rgb, clip_frames))
         if "spec" in inputs.modalities:
-            spec = np.concatenate([reader.log_mel(row, *span) for span in inputs.window.mel_spans(start, clip_frames)])
+            spec = np.concatenate([reader.log_mel(row, *span) for span in inputs.window.mel_spans(start.spec, clip_frames)])
         return jpegs, spec
 
     views = list(pool.map(read, plan.rows.tolist(), starts))
     return RawBatch(
-        rows=plan.rows,
+        plan=plan,
         jpegs=[jpeg for jpegs, _ in views for jpeg in jpegs],
-        crop_x=plan.crop_x,
-        crop_y=plan.crop_y,
-        flip=plan.flip,
         spec=np.stack([spec for _, spec in views if spec is not None]) if "spec" in inputs.modalities else None,
     )
 
 
-def read_ahead(reader: ShardReader, inputs: Inputs, work: Iterable[tuple[StepPlan, list[int]]]) -> Iterator[RawBatch]:
+def read_ahead(reader: ShardReader, inputs: Inputs, work: Iterable[tuple[StepPlan, list[Start]]]) -> Iterator[RawBatch]:
     """`read_views` of each plan and its starts, in order, a few batches ahead of what is taken."""
     with ThreadPoolExecutor(READ_AHEAD) as ahead, ThreadPoolExecutor(READ_THREADS) as pool:
         waiting: deque[Future[RawBatch]] = deque()
@@ -56,7 +54,7 @@ def read_ahead(reader: ShardReader, inputs: Inputs, work: Iterable[tuple[StepPla
 def train_views(reader: ShardReader, inputs: Inputs, plans: Iterable[StepPlan]) -> Iterator[RawBatch]:
     """Read the planned training batches."""
 
-    def starts(plan: StepPlan) -> list[int]:
+    def starts(plan: StepPlan) -> list[Start]:
         frames = [reader.num_frames(row) for row in plan.rows.tolist()]
         return [inputs.window.random_start(draw, n) for draw, n in zip(plan.start.tolist(), frames, strict=True)]
 
@@ -74,7 +72,7 @@ def eval_views(reader: ShardReader, inputs: Inputs, crops: int, batch_size: int)
 def centred(rows: np.ndarray) -> StepPlan:
     """Plan of an evaluation batch: centre crop, no mirroring."""
     half = np.full(len(rows), 0.5)
-    return StepPlan(rows, half, half, half, np.zeros(len(rows), bool))
+    return StepPlan(rows, half, half, half, np.zeros(len(rows), bool), np.zeros((len(rows), 4)), np.ones((len(rows), 2)))
 
 
 def batches(
@@ -109,5 +107,5 @@ def batches(
         spec = None
         if batch.spec is not None:
             spec = (torch.from_numpy(batch.spec).to(device).float() - inputs.mel_mean) / inputs.mel_std
-        wanted = None if targets is None else torch.from_numpy(targets[batch.rows]).to(device)
-        yield Batch(batch.rows, rgb, spec, wanted)
+        wanted = None if targets is None else {"all": torch.from_numpy(targets[batch.plan.rows]).to(device)}
+        yield Batch(batch.plan, rgb, spec, wanted)

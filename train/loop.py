@@ -11,22 +11,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manifests.errors import ConfigError
+from manifests.errors import ConfigError, as_config_error
 from manifests.progress import progress
 from manifests.reader import ShardReader
 from mbt.config import MBTConfig
-from mbt.model import MBT
+from mbt.state import check_state
+from train.augment import augment
 from train.batch import Batch
 from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.engine import Engine, TorchEngine, TrainState
 from train.evaluate import evaluate_split
+from train.initial import initial_model
 from train.inputs import Inputs
 from train.loader import batches, train_views
 from train.plan import TrainPlan
 from train.recipe import Recipe
 from train.run import CHECKPOINTS, Run
 from train.schedule import learning_rate
-from train.trained import Preprocessor, check_weights, save_trained
+from train.trained import Preprocessor, save_trained
 
 TRAIN_SPLIT = "train"
 
@@ -70,7 +72,7 @@ class Training:
     ) -> None:
         self.reader, self.eval_reader, self.recipe, self.config = reader, eval_reader, recipe, config
         self.inputs: Inputs = recipe.inputs(reader.info)
-        self.plan = TrainPlan(recipe.train.seed, len(reader), recipe.train.batch_size)
+        self.plan = TrainPlan(recipe.train.seed, len(reader), recipe.train.batch_size, recipe.train.mixing)
         self.total_steps = math.ceil(recipe.train.epochs * self.plan.steps_per_epoch)
         if recipe.train.max_steps is not None:
             self.total_steps = min(self.total_steps, recipe.train.max_steps)
@@ -130,12 +132,13 @@ class Training:
 
     def _batches(self) -> Iterator[Batch]:
         engine = self.engine
-        plans = (self.plan.step(step).slice(engine.rank, engine.world_size) for step in range(self.step, self.total_steps))
+        plans = (self.plan.step(step).for_rank(engine.rank, engine.world_size) for step in range(self.step, self.total_steps))
         if not self.recipe.input.flip:
             plans = (plan.unflipped() for plan in plans)
         raw = train_views(self.reader, self.inputs, plans)
         size = self.recipe.train.batch_size // engine.world_size
-        return batches(raw, self.inputs, size, engine.device, self.reader.targets(), self.recipe.train.threads)
+        decoded = batches(raw, self.inputs, size, engine.device, self.reader.targets(), self.recipe.train.threads)
+        return (augment(batch, self.recipe.train) for batch in decoded)
 
     def _log(self, loss: Tensor, grad_norm: Tensor | None, rate: float, meter: "_Meter") -> float:
         value = float(loss)
@@ -176,14 +179,14 @@ class Training:
     def _resume(self) -> None:
         checkpoint = load_checkpoint(self.checkpoints)
         if checkpoint is not None:
-            check_weights(self.config, checkpoint.state.weights, str(self.checkpoints))
+            with as_config_error("Resume with the recipe that the run began with"):
+                check_state(self.config, checkpoint.state.weights, str(self.checkpoints))
             self.engine.load(checkpoint.state)
             self.step, self.best = checkpoint.step, checkpoint.best
 
 
 def _engine(config: MBTConfig, recipe: Recipe, reader: ShardReader, deepspeed: bool) -> Engine:
-    torch.manual_seed(recipe.train.seed)
-    model = MBT(config)
+    model = initial_model(config, recipe.init, recipe.train.seed)
     if not deepspeed:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError("several processes were started, and plain torch trains in one", "Add --deepspeed")

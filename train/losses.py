@@ -9,20 +9,23 @@ from torch.nn import functional as F
 from manifests.datasets import Task
 
 
-def training_loss(logits: Mapping[str, Tensor], targets: Tensor, task: Task, label_smoothing: float) -> Tensor:
+def training_loss(logits: Mapping[str, Tensor], targets: Mapping[str, Tensor], task: Task, label_smoothing: float) -> Tensor:
     """Mean over the modalities of each one's own loss, as the official code trains its `token` classifier.
 
     Args:
         logits: (B, C) by modality.
-        targets: float32 (B, C), multi-hot.
+        targets: float32 (B, C) for `all`, or by modality; multi-hot, or mixtures of such.
         task: `multilabel`: binary cross-entropy summed over the classes; `multiclass`: cross-entropy. Both are means over B.
         label_smoothing: e; targets become `(1 - e) * y + e / C`.
 
     Returns:
         Scalar float32.
     """
-    targets = targets * (1 - label_smoothing) + label_smoothing / targets.shape[1]
-    return torch.stack([_loss(each.float(), targets, task) for each in logits.values()]).mean()
+    losses = []
+    for modality, each in logits.items():
+        wanted = targets[modality] if modality in targets else targets["all"]
+        losses.append(_loss(each.float(), wanted * (1 - label_smoothing) + label_smoothing / wanted.shape[1], task))
+    return torch.stack(losses).mean()
 
 
 def _loss(logits: Tensor, targets: Tensor, task: Task) -> Tensor:

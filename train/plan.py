@@ -16,6 +16,8 @@ class StepPlan:
         crop_x: float64 in [0, 1), where the crop box stands between left (0) and right.
         crop_y: the same, between top (0) and bottom.
         flip: bool, mirror left and right.
+        mask: float64 (B, 4) in [0, 1), SpecAugment: length and place of the mask over time, and of that over mel bands.
+        mix: float64 (B, 2) in [0, 1], mixup: a sample's own share in its rgb and in its spec.
     """
 
     rows: np.ndarray
@@ -23,16 +25,36 @@ class StepPlan:
     crop_x: np.ndarray
     crop_y: np.ndarray
     flip: np.ndarray
+    mask: np.ndarray
+    mix: np.ndarray
 
-    def slice(self, rank: int, world_size: int) -> "StepPlan":
+    def for_rank(self, rank: int, world_size: int) -> "StepPlan":
         """The part of the batch that `rank` sees."""
         size = len(self.rows) // world_size
-        part = slice(rank * size, (rank + 1) * size)
-        return StepPlan(*(array[part] for array in (self.rows, self.start, self.crop_x, self.crop_y, self.flip)))
+        return self.part(slice(rank * size, (rank + 1) * size))
+
+    def part(self, span: slice) -> "StepPlan":
+        """A part of the batch."""
+        return StepPlan(*(array[span] for array in vars(self).values()))
 
     def unflipped(self) -> "StepPlan":
         """The same without mirroring."""
         return replace(self, flip=np.zeros_like(self.flip))
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How mixup draws its weights.
+
+    Attributes:
+        alpha: weights are drawn from Beta(alpha, alpha).
+        by_modality: rgb and spec have weights of their own.
+        group_size: so many samples, one after the other, share their weights.
+    """
+
+    alpha: float
+    by_modality: bool
+    group_size: int
 
 
 @dataclass(frozen=True)
@@ -46,6 +68,7 @@ class TrainPlan:
     seed: int
     num_samples: int
     batch_size: int
+    mixing: Mixing | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -57,7 +80,18 @@ class TrainPlan:
         epoch, number = divmod(step, self.steps_per_epoch)
         order = self._orders(epoch)[number * self.batch_size : (number + 1) * self.batch_size]
         draws = np.random.default_rng([self.seed, epoch, number, 1]).random((4, self.batch_size))
-        return StepPlan(order, draws[0], draws[1], draws[2], draws[3] < 0.5)
+        mask = np.random.default_rng([self.seed, epoch, number, 2]).random((self.batch_size, 4))
+        mix = self._mix(np.random.default_rng([self.seed, epoch, number, 3]))
+        return StepPlan(order, draws[0], draws[1], draws[2], draws[3] < 0.5, mask, mix)
+
+    def _mix(self, rng: np.random.Generator) -> np.ndarray:
+        if self.mixing is None:
+            return np.ones((self.batch_size, 2))
+        alpha, size = self.mixing.alpha, self.mixing.group_size
+        weights = rng.beta(alpha, alpha, (-(-self.batch_size // size), 2))
+        if not self.mixing.by_modality:
+            weights[:, 1] = weights[:, 0]
+        return np.repeat(weights, size, axis=0)[: self.batch_size]
 
     def _orders(self, epoch: int) -> np.ndarray:
         if epoch not in self._cache:

@@ -5,16 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from manifests.errors import InputError
 from mbt.config import Modality
 from prep.decode import DEFAULT_LIMITS, ClipError, DecodedClip, Stream, decode_clip
 from prep.logmel import log_mel
-from train.batch import RawBatch
+from train.batch import Batch, RawBatch
 from train.engine import inference, pick_device
 from train.inputs import Inputs
 from train.loader import batches, centred
-from train.trained import load_trained
+from train.trained import Preprocessor, load_trained
 
 STREAMS: dict[Modality, Stream] = {"rgb": "video", "spec": "audio"}
 THREADS = 4
@@ -49,19 +51,28 @@ def predict(
     model, preprocessor = load_trained(checkpoint)
     device = pick_device()
     logits_of = inference(model, device)
-    labels = preprocessor.label_set.labels
     predictions = []
     for file in files:
-        raw = _views(_decode(file, start_s, duration_s, preprocessor.inputs), preprocessor.inputs, crops)
-        (batch,) = batches(iter([raw]), preprocessor.inputs, crops, device, None, THREADS)
-        logits = logits_of(batch).mean(0)
-        probabilities = (logits.sigmoid() if preprocessor.task == "multilabel" else logits.softmax(0)).cpu().numpy()
-        best = np.argsort(-probabilities, kind="stable")[:top]
-        predictions.append([Prediction(labels[i].id, labels[i].display_name, float(probabilities[i])) for i in best])
+        clip = decode_span(file, start_s, duration_s, preprocessor.inputs)
+        batch = views(clip, preprocessor.inputs, crops, device)
+        predictions.append(most_probable(logits_of(batch).mean(0), preprocessor, top))
     return predictions
 
 
-def _decode(file: Path, start_s: float, duration_s: float, inputs: Inputs) -> DecodedClip:
+def most_probable(logits: Tensor, preprocessor: Preprocessor, top: int) -> list[Prediction]:
+    """The `top` most probable labels by logits (C,), best first."""
+    labels = preprocessor.label_set.labels
+    probabilities = (logits.sigmoid() if preprocessor.task == "multilabel" else logits.softmax(0)).cpu().numpy()
+    best = np.argsort(-probabilities, kind="stable")[:top]
+    return [Prediction(labels[i].id, labels[i].display_name, float(probabilities[i])) for i in best]
+
+
+def decode_span(file: Path, start_s: float, duration_s: float, inputs: Inputs) -> DecodedClip:
+    """Decode a span of a media file as the training clips were packed.
+
+    Raises:
+        InputError: there is no such file, or it cannot be decoded.
+    """
     if not file.is_file():
         raise InputError(f"there is no file {file}", "Give the path of a media file")
     streams = [STREAMS[modality] for modality in inputs.modalities]
@@ -73,16 +84,17 @@ def _decode(file: Path, start_s: float, duration_s: float, inputs: Inputs) -> De
         ) from None
 
 
-def _views(clip: DecodedClip, inputs: Inputs, crops: int) -> RawBatch:
+def views(clip: DecodedClip, inputs: Inputs, crops: int, device: torch.device) -> Batch:
     """The evaluation views of a decoded clip."""
     window = inputs.window
     starts = window.crop_starts(crops, clip.num_frames)
     jpegs: list[bytes] = []
     spec = None
     if "rgb" in inputs.modalities:
-        jpegs = [clip.jpegs[number] for start in starts for number in window.frame_numbers(start, clip.num_frames)]
+        jpegs = [clip.jpegs[number] for start in starts for number in window.frame_numbers(start.rgb, clip.num_frames)]
     if "spec" in inputs.modalities:
         mel = log_mel(clip.audio, inputs.media.log_mel)
-        spec = np.stack([np.concatenate([mel[a:b] for a, b in window.mel_spans(s, clip.num_frames)]) for s in starts])
-    plan = centred(np.arange(crops))
-    return RawBatch(rows=plan.rows, jpegs=jpegs, crop_x=plan.crop_x, crop_y=plan.crop_y, flip=plan.flip, spec=spec)
+        spec = np.stack([np.concatenate([mel[a:b] for a, b in window.mel_spans(s.spec, clip.num_frames)]) for s in starts])
+    raw = RawBatch(plan=centred(np.arange(crops)), jpegs=jpegs, spec=spec)
+    (batch,) = batches(iter([raw]), inputs, crops, device, None, THREADS)
+    return batch

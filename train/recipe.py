@@ -12,8 +12,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from manifests.errors import ConfigError
 from manifests.shards import DatasetInfo, Frozen
-from mbt.config import MBTConfig, Modality
+from mbt.config import VIT_SIZES, MBTConfig, Modality
 from train.inputs import Inputs
+from train.plan import Mixing
 from train.views import Window
 
 NONE = "none"
@@ -21,7 +22,10 @@ NONE = "none"
 
 
 class ModelRecipe(Frozen):
-    """The model's own part of MBTConfig; its input shapes come from `InputRecipe` and the dataset."""
+    """The model's own part of MBTConfig; its input shapes come from `InputRecipe` and the dataset.
+
+    `size`, one of Ti, S, B, L, H, stands for the width, depth, heads and MLP of that ViT; a field given beside it wins.
+    """
 
     modalities: tuple[Modality, ...] = ("rgb", "spec")
     fusion: Literal["bottleneck", "attention"] = "bottleneck"
@@ -42,6 +46,28 @@ class ModelRecipe(Frozen):
     drop_path_rescale: bool = False
     dropout: float = 0.0
 
+    @model_validator(mode="before")
+    @classmethod
+    def _size(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict) or "size" not in fields:
+            return fields
+        size = fields["size"]
+        if size not in VIT_SIZES:
+            raise ValueError(f"size {size!r} is none of {', '.join(VIT_SIZES)}")
+        return {**VIT_SIZES[size], **{name: value for name, value in fields.items() if name != "size"}}
+
+
+class InitRecipe(Frozen):
+    """Where the weights begin."""
+
+    weights: str | None = None
+    """An ImageNet ViT: the original .npz, a Scenic checkpoint, or `timm:NAME`; or an MBT: its folder, or its id on the hub.
+    None: at random."""
+    surgery: Literal["paper", "official"] = "paper"
+    """What of a ViT goes where; see `mbt.weights.init_from_vit`."""
+    inflation: Literal["central", "average", "rank_pooling"] = "central"
+    """How a ViT's patches start on the frames of a tubelet."""
+
 
 class InputRecipe(Frozen):
     """Views of the clips."""
@@ -50,6 +76,8 @@ class InputRecipe(Frozen):
     """t."""
     frames: int = Field(8, ge=1)
     """F."""
+    rgb_seconds: float | None = Field(None, gt=0)
+    """t of the frames, where it is not that of the sound."""
     resize: int = Field(256, ge=1)
     """Short side of the frames before the crop."""
     image_size: int = Field(224, ge=1)
@@ -58,7 +86,7 @@ class InputRecipe(Frozen):
 
     @model_validator(mode="after")
     def _window(self) -> "InputRecipe":
-        Window(self.seconds, self.frames)
+        Window(self.seconds, self.frames, self.rgb_seconds)
         if self.image_size > self.resize:
             raise ValueError(f"image_size {self.image_size} is above resize {self.resize}")
         return self
@@ -78,7 +106,20 @@ class TrainRecipe(Frozen):
     momentum: float = Field(0.9, ge=0, lt=1)
     max_grad_norm: float | None = Field(1.0, gt=0)
     """Global L2 norm to which gradients are clipped."""
+    group_size: int | None = Field(None, ge=2)
+    """So many examples share their mixup weights, and their gradient is clipped apart, before the mean is taken: one device
+    of the official training has two. None: the whole batch."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    mixup_alpha: float | None = Field(None, gt=0)
+    """Mixup with weights from Beta(alpha, alpha)."""
+    modality_mixup: bool = False
+    """Weights of mixup are drawn for each modality (paper, Sec. 4.3)."""
+    time_mask: int = Field(0, ge=0)
+    """Longest SpecAugment mask over log-mel rows."""
+    frequency_mask: int = Field(0, ge=0)
+    """Widest SpecAugment mask over mel bands."""
+    activation_checkpointing: bool = False
+    """Keep less of the forward pass and compute it again in the backward pass: less memory, a third more work."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto`: bfloat16 autocast where the device has fast bfloat16 (CUDA), else float32."""
     seed: int = 0
@@ -91,6 +132,22 @@ class TrainRecipe(Frozen):
     """Epochs between evaluations on `eval_split`; none: only at the end."""
     threads: int = Field(4, ge=1)
     """Decoding threads."""
+
+    @model_validator(mode="after")
+    def _groups(self) -> "TrainRecipe":
+        group = self.group_size or (2 if self.mixup_alpha is not None else 1)
+        if self.batch_size % group:
+            raise ValueError(f"batch_size {self.batch_size} is no multiple of {group}, the examples that go together")
+        if self.modality_mixup and self.mixup_alpha is None:
+            raise ValueError("modality_mixup is set, and mixup_alpha is not")
+        return self
+
+    @property
+    def mixing(self) -> Mixing | None:
+        """How mixup's weights are drawn."""
+        if self.mixup_alpha is None:
+            return None
+        return Mixing(self.mixup_alpha, self.modality_mixup, self.group_size or self.batch_size)
 
 
 class EvalRecipe(Frozen):
@@ -106,9 +163,16 @@ class Recipe(Frozen):
     """A training, but for its data folder."""
 
     model: ModelRecipe = ModelRecipe()
+    init: InitRecipe = InitRecipe()
     input: InputRecipe = InputRecipe()
     train: TrainRecipe = TrainRecipe()
     eval: EvalRecipe = EvalRecipe()
+
+    @model_validator(mode="after")
+    def _losses(self) -> "Recipe":
+        if self.train.modality_mixup and self.model.classifier == "gap":
+            raise ValueError("modality_mixup needs a loss for each modality, and the classifier 'gap' has one for all")
+        return self
 
     def inputs(self, info: DatasetInfo) -> Inputs:
         """How this recipe turns the clips of a dataset into inputs."""
@@ -116,6 +180,7 @@ class Recipe(Frozen):
             media=info.media,
             seconds=self.input.seconds,
             frames=self.input.frames,
+            rgb_seconds=self.input.rgb_seconds,
             resize=self.input.resize,
             image_size=self.input.image_size,
             modalities=self.model.modalities,
@@ -165,7 +230,7 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
         section, dot, field = path.strip().partition(".")
         if not separator or not dot:
             raise ConfigError(f"--set {setting} is not section.field=value", "Such as --set train.batch_size=32")
-        fields.setdefault(section, {})[field] = _value(value.strip())
+        fields.setdefault(section, {})[field] = toml_value(value.strip())
     try:
         return Recipe.model_validate({section: _with_none(values) for section, values in fields.items()})
     except ValidationError as error:
@@ -190,7 +255,8 @@ def _with_none(values: Any) -> Any:
     return {f: None if v == NONE else v for f, v in values.items()} if isinstance(values, dict) else values
 
 
-def _value(text: str) -> Any:
+def toml_value(text: str) -> Any:
+    """A value as TOML has it; what is none is a string."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

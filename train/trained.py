@@ -2,22 +2,20 @@
 
 from pathlib import Path
 
-import safetensors
-import torch
 from pydantic import ValidationError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from manifests.atomic import write_bytes, write_text
 from manifests.datasets import Task
-from manifests.errors import ConfigError
+from manifests.errors import ConfigError, as_config_error
 from manifests.labels import Label, LabelSet
 from manifests.shards import Frozen
 from mbt.config import MBTConfig
 from mbt.model import MBT
+from mbt.pretrained import WEIGHTS, folder_files, load_pretrained
 from train.inputs import Inputs
 
-WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
+PREPROCESSOR = "preprocessor_config.json"
 CHOICES = ("best", "last")
 
 
@@ -35,11 +33,13 @@ class Preprocessor(Frozen):
         return LabelSet(tuple(Label(*label) for label in self.labels))
 
 
-def save_trained(folder: Path, weights: dict[str, Tensor], config: MBTConfig, preprocessor: Preprocessor) -> None:
-    """Write model.safetensors, config.json and preprocessor_config.json to `folder`, each atomically."""
-    write_text(folder / CONFIG, config.to_json())
+def save_trained(
+    folder: Path, weights: dict[str, Tensor], config: MBTConfig, preprocessor: Preprocessor, about: str = ""
+) -> None:
+    """Write a model's files, and preprocessor_config.json beside them, to `folder`, each atomically."""
     write_text(folder / PREPROCESSOR, preprocessor.model_dump_json(indent=2) + "\n")
-    write_bytes(folder / WEIGHTS, save(weights, metadata={"format": "pt"}))
+    for name, content in folder_files(config, weights, about).items():
+        write_bytes(folder / name, content)
 
 
 def load_trained(path: Path) -> tuple[MBT, Preprocessor]:
@@ -51,48 +51,15 @@ def load_trained(path: Path) -> tuple[MBT, Preprocessor]:
     folder = next((f for f in (path, *(path / name for name in CHOICES)) if (f / WEIGHTS).is_file()), None)
     if folder is None:
         raise ConfigError(f"{path} holds no trained model", "Give the folder of a run that `mbt train` finished, or of a model")
+    with as_config_error("Copy the model's files anew"):
+        model = load_pretrained(folder)
     try:
-        config = read_config(folder / CONFIG)
         preprocessor = Preprocessor.model_validate_json((folder / PREPROCESSOR).read_bytes())
-        weights = load_file(folder / WEIGHTS)
-    except (OSError, ValidationError, safetensors.SafetensorError) as error:
-        raise ConfigError(
-            f"the model in {folder} is damaged: {str(error).splitlines()[0]}", "Copy its three files anew"
-        ) from None
-    preprocessor.inputs.check_model(config)
-    check_weights(config, weights, str(folder / WEIGHTS))
-    with torch.device("meta"):
-        model = MBT(config)
-    model.load_state_dict(weights, assign=True)
-    return model.eval(), preprocessor
-
-
-def read_config(path: Path) -> MBTConfig:
-    """Read a config.json.
-
-    Raises:
-        ConfigError: it is no configuration.
-        OSError: it cannot be read.
-    """
-    try:
-        return MBTConfig.from_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(
-            f"{path} is no model configuration: {error}", "Take the file that was written with the weights"
-        ) from None
-
-
-def check_weights(config: MBTConfig, weights: dict[str, Tensor], where: str) -> None:
-    """Make sure that every tensor of a model is there in its shape, and no other.
-
-    Raises:
-        ConfigError: naming the first tensor that is missing, unknown or of another shape.
-    """
-    with torch.device("meta"):
-        model = MBT(config)
-    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    fix = "Give a checkpoint of this configuration"
-    for name in own.keys() | given.keys():
-        if own.get(name) != given.get(name):
-            raise ConfigError(f"{where}: tensor {name} is {given.get(name)} where the model has {own.get(name)}", fix)
+    except OSError:
+        fix = "Take it from where the model was trained; for an imported one: mbt import-scenic --data FOLDER"
+        raise ConfigError(f"{folder} has no {PREPROCESSOR}: its inputs and labels are not known", fix) from None
+    except ValidationError as error:
+        what = str(error).splitlines()[0]
+        raise ConfigError(f"{folder / PREPROCESSOR} is damaged: {what}", "Copy the model's files anew") from None
+    preprocessor.inputs.check_model(model.config)
+    return model, preprocessor

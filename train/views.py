@@ -5,12 +5,20 @@ from its start, as in the official code.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from manifests.shards import FPS, MEL_RATE
 
 ROWS_PER_FRAME = MEL_RATE // FPS
+
+
+class Start(NamedTuple):
+    """Where a view begins in each modality, in frames of 1/25 s."""
+
+    rgb: int
+    spec: int
 
 
 @dataclass(frozen=True)
@@ -20,6 +28,7 @@ class Window:
     Attributes:
         seconds: t, a multiple of 1/25 s.
         frames: F; frame k is shown at `start + k * t / F`.
+        rgb_seconds: t of the frames, where it is not that of the sound.
 
     Raises:
         ValueError: t is no multiple of 1/25 s, or holds fewer than F frames.
@@ -27,17 +36,24 @@ class Window:
 
     seconds: float
     frames: int
+    rgb_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        if abs(self.seconds * FPS - self.length) > 1e-6 or self.length < 1:
-            raise ValueError(f"seconds {self.seconds} is no positive multiple of 1/{FPS}")
-        if not 1 <= self.frames <= self.length:
-            raise ValueError(f"frames {self.frames} is outside 1..{self.length}, the frames in {self.seconds} s")
+        _check_length(self.seconds)
+        if self.rgb_seconds is not None:
+            _check_length(self.rgb_seconds)
+        if not 1 <= self.frames <= self.rgb_length:
+            raise ValueError(f"frames {self.frames} is outside 1..{self.rgb_length}, the frames in the window")
 
     @property
     def length(self) -> int:
-        """t in frames of 1/25 s."""
+        """t of the sound in frames of 1/25 s."""
         return round(self.seconds * FPS)
+
+    @property
+    def rgb_length(self) -> int:
+        """t of the frames in frames of 1/25 s."""
+        return self.length if self.rgb_seconds is None else round(self.rgb_seconds * FPS)
 
     @property
     def mel_rows(self) -> int:
@@ -46,7 +62,7 @@ class Window:
 
     def frame_numbers(self, start: int, clip_frames: int) -> list[int]:
         """Numbers of the F frames of the view from frame `start` on, in a clip of `clip_frames`."""
-        return [(start + k * self.length // self.frames) % clip_frames for k in range(self.frames)]
+        return [(start + k * self.rgb_length // self.frames) % clip_frames for k in range(self.frames)]
 
     def mel_spans(self, start: int, clip_frames: int) -> list[tuple[int, int]]:
         """Spans [from, to) of log-mel rows that make up the view from frame `start` on, in order."""
@@ -60,17 +76,24 @@ class Window:
             row = 0
         return spans
 
-    def last_start(self, clip_frames: int) -> int:
-        """The last frame at which a view can start."""
-        return max(clip_frames - self.length, 0)
+    def random_start(self, draw: float, clip_frames: int) -> Start:
+        """Start of a training view, for `draw` uniform in [0, 1): uniform over all at which the frames fit in the clip.
 
-    def random_start(self, draw: float, clip_frames: int) -> int:
-        """Start of a training view: uniform over all frames it can start at, for `draw` uniform in [0, 1)."""
-        return int(draw * (self.last_start(clip_frames) + 1))
+        Picture and sound begin together; sound that is longer goes on at the clip's start, as in the official code.
+        """
+        start = int(draw * (max(clip_frames - self.rgb_length, 0) + 1))
+        return Start(start, start)
 
-    def crop_starts(self, crops: int, clip_frames: int) -> list[int]:
-        """Starts of `crops` evaluation views, evenly spaced from 0 to D - t; one view is the middle one."""
-        last = self.last_start(clip_frames)
-        if crops == 1:
-            return [last // 2]
-        return [int(start) for start in np.linspace(0, last, crops)]
+    def crop_starts(self, crops: int, clip_frames: int) -> list[Start]:
+        """Starts of `crops` evaluation views: in each modality evenly spaced from 0 to D - t; one view is the middle one."""
+        rgb, spec = (_spaced(crops, max(clip_frames - length, 0)) for length in (self.rgb_length, self.length))
+        return [Start(*starts) for starts in zip(rgb, spec, strict=True)]
+
+
+def _check_length(seconds: float) -> None:
+    if abs(seconds * FPS - round(seconds * FPS)) > 1e-6 or seconds <= 0:
+        raise ValueError(f"seconds {seconds} is no positive multiple of 1/{FPS}")
+
+
+def _spaced(crops: int, last: int) -> list[int]:
+    return [last // 2] if crops == 1 else [int(start) for start in np.linspace(0, last, crops)]

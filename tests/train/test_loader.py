@@ -1,6 +1,7 @@
 """Shards to batches, against PIL and the members themselves."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from manifests.reader import ShardReader
 from tests.tiny import tiny
 from train.batch import Batch
 from train.inputs import Inputs
-from train.loader import batches, eval_views, train_views
+from train.loader import batches, centred, eval_views, train_views
 from train.plan import StepPlan, TrainPlan
 
 CPU = torch.device("cpu")
@@ -34,7 +35,7 @@ def one_batch(reader: ShardReader, plan: StepPlan, how: Inputs) -> Batch:
 
 def plan(rows: list[int], start: float, x: float, y: float, flip: bool) -> StepPlan:
     full = np.full(len(rows), 1.0)
-    return StepPlan(np.array(rows), full * start, full * x, full * y, np.full(len(rows), flip))
+    return replace(centred(np.array(rows)), start=full * start, crop_x=full * x, crop_y=full * y, flip=np.full(len(rows), flip))
 
 
 def pil_frames(reader: ShardReader, row: int, numbers: list[int]) -> np.ndarray:
@@ -83,7 +84,7 @@ def test_targets_are_the_labels_of_the_rows(reader: ShardReader) -> None:
     batch = one_batch(reader, plan([1, 4], 0.0, 0.5, 0.5, False), inputs(reader))
     assert batch.targets is not None
     for place, row in enumerate((1, 4)):
-        assert batch.targets[place].nonzero().flatten().tolist() == reader.sample(row)["labels"]
+        assert batch.targets["all"][place].nonzero().flatten().tolist() == reader.sample(row)["labels"]
 
 
 def test_single_modality_models_read_nothing_of_the_other(reader: ShardReader, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +102,7 @@ def test_single_modality_models_read_nothing_of_the_other(reader: ShardReader, m
 @pytest.mark.parametrize("batch_size", [1, 7, 80, 200])
 def test_evaluation_sees_every_view_once_in_order(reader: ShardReader, batch_size: int) -> None:
     how = inputs(reader, 'model.modalities=["spec"]')
-    seen = [row for raw in eval_views(reader, how, 4, batch_size) for row in raw.rows.tolist()]
+    seen = [row for raw in eval_views(reader, how, 4, batch_size) for row in raw.plan.rows.tolist()]
     assert seen == [row for row in range(20) for _ in range(4)]
 
 
@@ -109,7 +110,7 @@ def test_batches_come_in_the_order_of_the_plan(reader: ShardReader) -> None:
     how = inputs(reader)
     steps = TrainPlan(0, len(reader), 4)
     raw = train_views(reader, how, [steps.step(step) for step in range(9)])
-    rows = [batch.rows.tolist() for batch in batches(raw, how, 4, CPU, None, 1)]
+    rows = [batch.plan.rows.tolist() for batch in batches(raw, how, 4, CPU, None, 1)]
     assert rows == [steps.step(step).rows.tolist() for step in range(9)]
 
 

@@ -13,7 +13,7 @@ TARGETS = np.array([[1, 0, 1, 0], [0, 0, 0, 1], [0, 1, 0, 0]], np.float64)
 
 def loss(task: str, smoothing: float) -> float:
     logits = {m: torch.from_numpy(x).float() for m, x in LOGITS.items()}
-    return float(training_loss(logits, torch.from_numpy(TARGETS).float(), task, smoothing))  # type: ignore[arg-type]
+    return float(training_loss(logits, {"all": torch.from_numpy(TARGETS).float()}, task, smoothing))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
@@ -33,3 +33,11 @@ def test_multiclass_is_cross_entropy() -> None:
         log_p = x - np.log(np.exp(x).sum(1, keepdims=True))
         expected.append(-(TARGETS * log_p).sum() / 3)
     np.testing.assert_allclose(loss("multiclass", 0.0), np.mean(expected), rtol=1e-6)
+
+
+def test_targets_may_be_each_modalitys_own() -> None:
+    logits = {m: torch.from_numpy(x).float() for m, x in LOGITS.items()}
+    own = {"rgb": torch.from_numpy(TARGETS).float(), "spec": torch.from_numpy(TARGETS[::-1].copy()).float()}
+    apart = [training_loss({m: logits[m]}, {"all": own[m]}, "multilabel", 0.1) for m in own]
+    together = training_loss(logits, own, "multilabel", 0.1)
+    torch.testing.assert_close(together, torch.stack(apart).mean())

@@ -30,7 +30,7 @@ def test_a_step_does_not_depend_on_the_steps_asked_before() -> None:
 
 def test_ranks_share_the_global_batch() -> None:
     whole = TrainPlan(0, 100, 12).step(5)
-    parts: list[StepPlan] = [whole.slice(rank, 4) for rank in range(4)]
+    parts: list[StepPlan] = [whole.for_rank(rank, 4) for rank in range(4)]
     for name in vars(whole):
         np.testing.assert_array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name))
 

@@ -12,7 +12,7 @@ from tests.conftest import Door
 TRAIN, EVAL = ("00W1lcxW-WU", "0f0Rq7e5yX8"), ("3qesirWAGt4", "6VBURvUgzls", "M1pPtg6a_g8", "MnEZwnRuQR8")
 SMALL = (
     *("model.hidden_size=32", "model.num_heads=2", "model.num_layers=2", "model.mlp_dim=64", "model.fusion_layer=1"),
-    *("train.batch_size=2", "train.max_steps=3", "train.log_every=1", "eval.batch_size=4"),
+    *("init.weights=none", "train.batch_size=2", "train.max_steps=3", "train.log_every=1", "eval.batch_size=4"),
 )
 
 

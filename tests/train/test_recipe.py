@@ -8,6 +8,7 @@ import pytest
 
 from manifests.errors import ConfigError
 from mbt import MBTConfig
+from train.plan import Mixing
 from train.recipe import ModelRecipe, Recipe, load_recipe, recipe_names
 
 
@@ -18,7 +19,7 @@ def test_shipped_recipes_load(name: str) -> None:
 
 def test_settings_are_toml_values() -> None:
     recipe = load_recipe(
-        "mbt_b",
+        "mbt_paper",
         [
             "train.batch_size=8",
             'model.modalities=["rgb"]',
@@ -59,11 +60,11 @@ def test_the_resolved_recipe_is_written_and_read_back(tmp_path: Path) -> None:
 )
 def test_wrong_settings_are_named(setting: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        load_recipe("mbt_b", [setting])
+        load_recipe("mbt_paper", [setting])
 
 
 def test_an_unknown_recipe_lists_the_known() -> None:
-    with pytest.raises(ConfigError, match="demo, mbt_b"):
+    with pytest.raises(ConfigError, match="demo, mbt_official, mbt_paper"):
         load_recipe("as_giga")
 
 
@@ -72,6 +73,39 @@ def test_a_file_that_is_no_toml(tmp_path: Path) -> None:
     path.write_text("[train\n")
     with pytest.raises(ConfigError, match="no TOML"):
         load_recipe(str(path))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.batch_size=9", "batch_size 9 is no multiple of 2"),
+        ("train.group_size=6", "batch_size 64 is no multiple of 6"),
+        ("train.mixup_alpha=none", "modality_mixup is set, and mixup_alpha is not"),
+        ("model.classifier=gap", "the classifier 'gap' has one for all"),
+        ("model.size=XL", "size 'XL' is none of Ti, S, B, L, H"),
+        ("input.rgb_seconds=0.2", "frames 8 is outside 1..5"),
+        ("init.surgery=none", "init.surgery"),
+    ],
+)
+def test_contradictions_are_named(setting: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_recipe("mbt_paper", [setting])
+
+
+def test_a_size_stands_for_its_fields() -> None:
+    model = load_recipe("mbt_paper", ["model.size=L", "model.mlp_dim=2048"]).model
+    assert (model.hidden_size, model.num_layers, model.num_heads, model.mlp_dim) == (1024, 24, 16, 2048)
+
+
+def test_the_paper_and_the_official_configuration() -> None:
+    """What the notes on the official code say of each: the batch of a device is 2 there, and mixup has one weight a device."""
+    paper, official = load_recipe("mbt_paper"), load_recipe("mbt_official")
+    assert (paper.train.mixup_alpha, paper.train.modality_mixup, paper.train.label_smoothing) == (0.3, True, 0.0)
+    assert (official.train.mixup_alpha, official.train.modality_mixup, official.train.label_smoothing) == (0.5, False, 0.3)
+    assert (paper.train.time_mask, paper.train.frequency_mask) == (192, 48)
+    assert (official.train.time_mask, official.train.frequency_mask) == (0, 48)
+    assert (paper.model.num_bottlenecks, official.model.num_bottlenecks) == (4, 5)
+    assert (paper.train.mixing, official.train.mixing) == (Mixing(0.3, True, 64), Mixing(0.5, False, 2))
 
 
 def test_the_models_fields_and_defaults_are_those_of_its_configuration() -> None:

@@ -45,7 +45,7 @@ def test_a_run_holds_everything(whole_run: Path) -> None:
     assert not (whole_run / "checkpoints/step-2").exists()
     for model in ("best", "last"):
         files = {path.name for path in (whole_run / model).iterdir()}
-        assert files == {"model.safetensors", "config.json", "preprocessor_config.json"}
+        assert files == {"model.safetensors", "config.json", "preprocessor_config.json", "README.md"}
     assert list(whole_run.glob("events.out.tfevents.*"))
     lines = logged(whole_run)
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]

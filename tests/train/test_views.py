@@ -2,7 +2,7 @@
 
 import pytest
 
-from train.views import Window
+from train.views import Start, Window
 
 PAPER = Window(seconds=8.0, frames=8)
 
@@ -22,16 +22,16 @@ def test_rows_are_those_of_the_same_time() -> None:
 
 def test_four_views_of_ten_seconds_are_evenly_spaced() -> None:
     """D - t = 2 s = 50 frames: 0, 16.7, 33.3, 50."""
-    assert PAPER.crop_starts(4, 250) == [0, 16, 33, 50]
+    assert PAPER.crop_starts(4, 250) == [Start(s, s) for s in (0, 16, 33, 50)]
 
 
 def test_one_view_is_the_middle_one() -> None:
-    assert PAPER.crop_starts(1, 250) == [25]
+    assert PAPER.crop_starts(1, 250) == [Start(25, 25)]
 
 
 def test_a_short_clip_is_repeated() -> None:
     """5 s in a window of 8 s."""
-    assert PAPER.crop_starts(4, 125) == [0, 0, 0, 0]
+    assert PAPER.crop_starts(4, 125) == [Start(0, 0)] * 4
     assert PAPER.frame_numbers(0, 125) == [0, 25, 50, 75, 100, 0, 25, 50]
     assert PAPER.mel_spans(0, 125) == [(0, 500), (0, 300)]
     assert PAPER.mel_spans(0, 80) == [(0, 320), (0, 320), (0, 160)]
@@ -39,7 +39,35 @@ def test_a_short_clip_is_repeated() -> None:
 
 def test_training_starts_are_uniform_over_all_that_fit() -> None:
     starts = [PAPER.random_start((i + 0.5) / 5100, 250) for i in range(5100)]
-    assert [starts.count(start) for start in range(51)] == [100] * 51
+    assert [starts.count(Start(start, start)) for start in range(51)] == [100] * 51
+
+
+OFFICIAL = Window(seconds=8.0, frames=32, rgb_seconds=2.56)
+
+
+def test_frames_may_span_less_than_the_sound() -> None:
+    """The official configuration: 32 frames at stride 2 and 800 rows."""
+    assert OFFICIAL.frame_numbers(10, 250) == list(range(10, 74, 2))
+    assert OFFICIAL.mel_rows == 800
+
+
+def test_the_official_views_are_spaced_in_each_modality_by_itself() -> None:
+    """Frames from 0, 62, 124, 186 of 250; sound from 0, 66, 133, 200 of 1000 rows, here in steps of a frame."""
+    starts = OFFICIAL.crop_starts(4, 250)
+    assert [start.rgb for start in starts] == [0, 62, 124, 186]
+    assert [4 * start.spec for start in starts] == [0, 64, 132, 200]
+
+
+def test_picture_and_sound_begin_together_and_the_sound_goes_on_at_the_start() -> None:
+    starts = [OFFICIAL.random_start((i + 0.5) / 187, 250) for i in range(187)]
+    assert starts == [Start(i, i) for i in range(187)]
+    assert OFFICIAL.mel_spans(150, 250) == [(600, 1000), (0, 400)]
+
+
+@pytest.mark.parametrize("rgb_seconds", [0.03, -1.0, 1.2])
+def test_impossible_spans_of_the_frames_are_refused(rgb_seconds: float) -> None:
+    with pytest.raises(ValueError, match=r"seconds|frames"):
+        Window(8.0, 32, rgb_seconds)
 
 
 @pytest.mark.parametrize(("seconds", "frames"), [(0.03, 1), (0.0, 1), (1.0, 26), (1.0, 0)])

@@ -1,0 +1,91 @@
+"""Flax checkpoint files: one msgpack object with arrays as extension types (flax.serialization). No JAX, Flax or pickle."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+
+ARRAY, SCALAR = 1, 3
+CHUNKED = "__msgpack_chunked_array__"
+DTYPES = {
+    np.dtype(name).name: np.dtype(name).newbyteorder("<")
+    for name in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+}
+
+
+def read_flax_checkpoint(path: Path) -> dict[str, np.ndarray]:
+    """Parameters of a checkpoint that `flax.training.checkpoints` wrote as a file.
+
+    Both layouts of Scenic are read: `optimizer/target` (flax.optim, the released MBT files) and `params` (optax).
+
+    Returns:
+        Arrays by name, such as `Transformer/encoder_norm/scale`.
+
+    Raises:
+        ValueError: the file is damaged, or holds no parameters.
+        OSError: it cannot be read.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, perhaps an Orbax checkpoint; a single msgpack file is wanted")
+    try:
+        tree = msgpack.unpackb(path.read_bytes(), ext_hook=_decode, strict_map_key=False)
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+        raise ValueError(f"{path} is no whole Flax checkpoint: {error or type(error).__name__}") from None
+    params = _parameters(tree)
+    if not params:
+        raise ValueError(f"{path} holds neither 'params' nor 'optimizer/target'")
+    return flatten(params)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+    """Leaves of nested mappings by their path, joined by `/`; chunked arrays are put together.
+
+    Raises:
+        ValueError: a leaf is no array.
+    """
+    flat: dict[str, np.ndarray] = {}
+    for name, value in tree.items():
+        place = f"{prefix}{name}"
+        if isinstance(value, dict) and CHUNKED in value:
+            flat[place] = _joined(value, place)
+        elif isinstance(value, dict):
+            flat |= flatten(value, f"{place}/")
+        elif isinstance(value, np.ndarray):
+            flat[place] = value
+        else:
+            raise ValueError(f"{place} is {type(value).__name__}, not an array")
+    return flat
+
+
+def _parameters(tree: object) -> dict[str, Any]:
+    for path in (("params",), ("optimizer", "target")):
+        node = tree
+        for name in path:
+            node = node.get(name) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            return node["params"] if isinstance(node.get("params"), dict) else node
+    return {}
+
+
+def _decode(code: int, data: bytes) -> Any:
+    if code not in (ARRAY, SCALAR):
+        return msgpack.ExtType(code, data)
+    shape, dtype, raw = msgpack.unpackb(data)
+    if dtype == "bfloat16":
+        return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4").reshape(shape)
+    if dtype not in DTYPES:
+        raise ValueError(f"an array of dtype {dtype!r}")
+    return np.frombuffer(raw, DTYPES[dtype]).reshape(shape)
+
+
+def _joined(value: Mapping[str, Any], place: str) -> np.ndarray:
+    """Arrays above 2^30 bytes are cut into flat chunks."""
+    shape = tuple(value["shape"].values())
+    chunks = [value["chunks"][str(i)] for i in range(len(value["chunks"]))]
+    flat = np.concatenate(chunks)
+    if len(flat) != math.prod(shape):
+        raise ValueError(f"{place} has {len(flat)} values in its chunks for the shape {shape}")
+    return flat.reshape(shape)

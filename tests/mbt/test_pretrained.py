@@ -1,0 +1,218 @@
+"""Models as folders and on the hub."""
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+
+from mbt import MBT, MBTConfig
+
+SMALL = MBTConfig(
+    num_classes=5,
+    hidden_size=16,
+    num_layers=2,
+    num_heads=2,
+    mlp_dim=32,
+    num_frames=2,
+    image_size=32,
+    spec_shape=(64, 32),
+    fusion_layer=1,
+)
+
+
+def inputs(frames: int = 2, side: int = 32, rows: int = 64) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    rgb = torch.rand(2, frames, 3, side, side, generator=generator) * 2 - 1
+    return {"rgb": rgb, "spec": torch.randn(2, rows, 32, generator=generator)}
+
+
+@pytest.fixture
+def model() -> MBT:
+    torch.manual_seed(0)
+    model = MBT(SMALL).eval()
+    torch.nn.init.normal_(model.head.weight)
+    return model
+
+
+@pytest.fixture
+def folder(model: MBT, tmp_path: Path) -> Path:
+    model.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_saved_model_comes_back(model: MBT, folder: Path) -> None:
+    again = MBT.from_pretrained(folder)
+    assert again.config == model.config
+    assert not again.training
+    assert all(parameter.requires_grad for parameter in again.parameters())
+    with torch.no_grad():
+        assert torch.equal(again(**inputs()), model(**inputs()))
+    assert {path.name for path in folder.iterdir()} == {"model.safetensors", "config.json", "README.md"}
+
+
+def test_the_card_is_one_of_the_hub(folder: Path) -> None:
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "mbt"
+    assert "arxiv:2107.00135" in card.data.tags
+    assert "4 bottleneck tokens in layers 1 to 1" in card.text
+    assert "(B, 64, 32)" in card.text
+
+
+def test_half_precision_files_are_read_as_float32(folder: Path) -> None:
+    state = {name: tensor.half() for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(state, folder / "model.safetensors")
+    assert {parameter.dtype for parameter in MBT.from_pretrained(folder).parameters()} == {torch.float32}
+
+
+def test_other_inputs_resize_the_positions(model: MBT, folder: Path) -> None:
+    """Frames twice as many, at four times the pixels, and half the sound: the corners of each grid stay what they were."""
+    larger = MBT.from_pretrained(folder, num_frames=4, image_size=64, spec_shape=(32, 32))
+    old = model.tokens["rgb"].position[0, 1:].reshape(2, 2, 2, 16)
+    new = larger.tokens["rgb"].position[0, 1:].reshape(4, 4, 4, 16)
+    torch.testing.assert_close(new[::3, ::3, ::3], old)
+    torch.testing.assert_close(larger.tokens["rgb"].position[:, :1], model.tokens["rgb"].position[:, :1])
+    spec = larger.tokens["spec"].position[0, 1:].reshape(2, 2, 16)
+    torch.testing.assert_close(spec, model.tokens["spec"].position[0, 1:].reshape(4, 2, 16)[[0, 3]])
+    assert larger(**inputs(4, 64, 32)).shape == (2, 5)
+
+
+def test_other_classes_start_at_zero(folder: Path) -> None:
+    other = MBT.from_pretrained(folder, num_classes=9)
+    assert other(**inputs()).shape == (2, 9)
+    assert not other.head.weight.any()
+
+
+def test_switches_that_change_no_tensor(folder: Path) -> None:
+    assert MBT.from_pretrained(folder, drop_path=0.3, test_with_bottlenecks=False).config.drop_path == 0.3
+
+
+def damaged(folder: Path, damage: str) -> None:
+    state = load_file(folder / "model.safetensors")
+    name = "encoder.blocks.spec.1.mlp.fc1.weight"
+    match damage:
+        case "missing":
+            del state[name]
+        case "shape":
+            state[name] = state[name][:-1].clone()
+        case "unknown":
+            state["encoder.blocks.spec.2.mlp.fc1.weight"] = torch.zeros(3)
+        case "integer":
+            state[name] = state[name].long()
+        case "nan":
+            state[name][0, 0] = float("nan")
+    save_file(state, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("missing", r"tensor encoder.blocks.spec.1.mlp.fc1.weight \(32, 16\) is missing"),
+        ("shape", r"tensor encoder.blocks.spec.1.mlp.fc1.weight is \(31, 16\) where the model has \(32, 16\)"),
+        ("unknown", r"no tensor encoder.blocks.spec.2.mlp.fc1.weight \(3,\)"),
+        ("integer", "tensor encoder.blocks.spec.1.mlp.fc1.weight is of torch.int64"),
+        ("nan", "tensor encoder.blocks.spec.1.mlp.fc1.weight has values that are not finite"),
+    ],
+)
+def test_a_wrong_tensor_is_named(folder: Path, damage: str, message: str) -> None:
+    damaged(folder, damage)
+    with pytest.raises(ValueError, match=message):
+        MBT.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.safetensors", None, "model.safetensors is damaged or missing"),
+        ("model.safetensors", b"\x00" * 30, "model.safetensors is damaged or missing"),
+        ("config.json", None, "config.json cannot be read: No such file"),
+        ("config.json", b"{", "config.json is no configuration"),
+        ("config.json", b"[]", "config.json is no configuration"),
+        ("config.json", b'{"num_classes": "5"}', "config.json is no configuration"),
+        ("config.json", b'{"num_classes": 5, "colour": 1}', "colour"),
+    ],
+)
+def test_damaged_files_are_named(folder: Path, name: str, content: bytes | None, message: str) -> None:
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        MBT.from_pretrained(folder)
+
+
+def test_fields_that_the_weights_do_not_fit(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"tensor encoder\.bottleneck is"):
+        MBT.from_pretrained(folder, num_bottlenecks=8)
+    with pytest.raises(ValueError, match=r"fusion_layer 3 is outside 0\.\.2"):
+        MBT.from_pretrained(folder, fusion_layer=3)
+
+
+def test_neither_a_folder_nor_an_id(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="neither a folder nor the id"):
+        MBT.from_pretrained(tmp_path / "nothing" / "here")
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub(folder: Path) -> Iterator[str]:
+    """A server that gives files as the hub does, for `someone/mbt-small` alone."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            name = self.path.rpartition("/")[2]
+            if not self.path.startswith("/someone/mbt-small/resolve/") or not (folder / name).exists():
+                self.send_response(404)
+                self.send_header("X-Error-Code", "RepoNotFound")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            content = (folder / name).read_bytes()
+            self.send_response(200)
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("ETag", f'"{hash(content)}"')
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+LOAD = "import sys; from mbt import MBT; print(MBT.from_pretrained(sys.argv[1]).config.to_json())"
+
+
+def load_in_a_process(source: str, hub: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    """The hub's address is read once, when its library is imported."""
+    environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
+    return subprocess.run([sys.executable, "-c", LOAD, source], env=environment, capture_output=True, text=True)
+
+
+def test_a_model_of_the_hub(hub: str, tmp_path: Path) -> None:
+    done = load_in_a_process("someone/mbt-small", hub, tmp_path / "cache")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads(SMALL.to_json())
+
+
+def test_a_model_that_the_hub_does_not_have(hub: str, tmp_path: Path) -> None:
+    done = load_in_a_process("someone/else", hub, tmp_path / "cache")
+    assert "OSError: the hub does not give someone/else" in done.stderr
