@@ -25,7 +25,7 @@ from train.initial import initial_model
 from train.inputs import Inputs
 from train.loader import batches, train_views
 from train.plan import TrainPlan
-from train.recipe import Recipe
+from train.recipe import InitRecipe, Recipe
 from train.run import CHECKPOINTS, Run
 from train.schedule import learning_rate
 from train.trained import Preprocessor, save_trained
@@ -76,14 +76,15 @@ class Training:
         self.total_steps = math.ceil(recipe.train.epochs * self.plan.steps_per_epoch)
         if recipe.train.max_steps is not None:
             self.total_steps = min(self.total_steps, recipe.train.max_steps)
-        self.engine = _engine(config, recipe, reader, deepspeed)
-        self.main = self.engine.rank == 0
         self.folder = folder
+        checkpoint = load_checkpoint(self.checkpoints) if resume else None
+        self.engine = _engine(config, recipe if checkpoint is None else _from_scratch(recipe), reader, deepspeed)
+        self.main = self.engine.rank == 0
         self.log = Run(folder, recipe, reader.folder, resume) if self.main else None
         self.step = 0
         self.best: float | None = None
-        if resume:
-            self._resume()
+        if checkpoint is not None:
+            self._continue(checkpoint)
 
     def run(self) -> None:
         """Train to the end."""
@@ -176,13 +177,16 @@ class Training:
         preprocessor = Preprocessor(task=self.reader.info.task, inputs=self.inputs, labels=labels)
         save_trained(self.folder / name, weights, self.config, preprocessor)
 
-    def _resume(self) -> None:
-        checkpoint = load_checkpoint(self.checkpoints)
-        if checkpoint is not None:
-            with as_config_error("Resume with the recipe that the run began with"):
-                check_state(self.config, checkpoint.state.weights, str(self.checkpoints))
-            self.engine.load(checkpoint.state)
-            self.step, self.best = checkpoint.step, checkpoint.best
+    def _continue(self, checkpoint: Checkpoint) -> None:
+        with as_config_error("Resume with the recipe that the run began with"):
+            check_state(self.config, checkpoint.state.weights, str(self.checkpoints))
+        self.engine.load(checkpoint.state)
+        self.step, self.best = checkpoint.step, checkpoint.best
+
+
+def _from_scratch(recipe: Recipe) -> Recipe:
+    """The recipe without initial weights, which a checkpoint replaces."""
+    return recipe.model_copy(update={"init": InitRecipe()})
 
 
 def _engine(config: MBTConfig, recipe: Recipe, reader: ShardReader, deepspeed: bool) -> Engine:
