@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from train.recipe import Recipe
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -41,3 +43,21 @@ def test_every_code_of_a_failure_is_in_the_specification() -> None:
     codes = set(re.findall(r'"((?:clip|decode|fetch|local)\.[a-z_]+)"', source)) | {"clip.no_video", "clip.no_audio"}
     assert len(codes) > 10
     assert {code for code in codes if f"`{code}`" not in specification} == set()
+
+
+def test_the_weights_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("docs/weights.md")
+    seen: dict[str, object] = {}
+    exec(code, seen)
+    assert seen["logits"].shape == (1, 10)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/reproduce.md", "docs/weights.md"])
+def test_recipes_have_the_fields_that_the_documents_name(document: str) -> None:
+    text = (ROOT / document).read_text()
+    named = set(re.findall(r"\b((?:model|init|input|train|eval)\.[a-z_]+)(?=[=`\s,.;]|$)", text))
+    known = {f"{section}.{field}" for section, values in Recipe() for field in type(values).model_fields}
+    files = {"model.safetensors", "eval.json", "train.parquet"}
+    assert named - files - {"model.size"} <= known
+    assert len(named) >= 2
