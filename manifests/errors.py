@@ -44,4 +44,4 @@ def as_config_error(fix: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        raise ConfigError(str(error), fix) from None
+        raise ConfigError(str(error).rstrip("."), fix) from None

@@ -36,7 +36,7 @@ def local_folder(source: str | Path, revision: str | None = None) -> Path:
     if Path(source).is_dir():
         return Path(source)
     if not HUB_ID.fullmatch(str(source)):
-        raise ValueError(f"{source} is neither a folder nor the id of a model on the hub (owner/name)")
+        raise ValueError(f"nothing is at {source}, and it is no id of a model on the hub (owner/name)")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

@@ -80,6 +80,8 @@ def timm_vit(name: str, **options: Any) -> ViT:
         model = timm.create_model(name, pretrained=True, num_classes=0, **options)
     except (RuntimeError, ValueError, TypeError) as error:
         raise ValueError(f"timm gives no pretrained {name!r}: {error}") from None
+    except OSError as error:
+        raise OSError(f"timm cannot download {name!r}: {str(error).splitlines()[0]}") from None
     if not isinstance(model, VisionTransformer):
         raise ValueError(f"timm's {name!r} is no plain Vision Transformer")
     patch, _ = model.patch_embed.patch_size

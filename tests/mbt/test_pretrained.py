@@ -157,7 +157,7 @@ def test_fields_that_the_weights_do_not_fit(folder: Path) -> None:
 
 
 def test_neither_a_folder_nor_an_id(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="neither a folder nor the id"):
+    with pytest.raises(ValueError, match="nothing is at"):
         MBT.from_pretrained(tmp_path / "nothing" / "here")
 
 

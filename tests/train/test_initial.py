@@ -69,7 +69,7 @@ def test_from_another_mbt_of_other_inputs_and_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("weights", "fields", "message"),
     [
-        ("nowhere.npz", {}, "neither a folder nor the id"),
+        ("nowhere.npz", {}, "nothing is at"),
         ("VIT", {"num_layers": 3}, "the ViT has num_layers 2, and the model has 3"),
         ("MBT", {"num_layers": 3}, "tensor encoder.blocks.rgb.2"),
         ("MBT", {"classifier": "gap"}, "the model has no tensor tokens"),
