@@ -86,6 +86,21 @@ def test_other_inputs_resize_the_positions(model: MBT, folder: Path) -> None:
     assert larger(**inputs(4, 64, 32)).shape == (2, 5)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "tokens"), [(2, 12 * 8), (4, 25 * 8), (6, 37 * 8), (8, 50 * 8), (3.52, 22 * 8), (10, 62 * 8)]
+)
+def test_a_model_of_eight_seconds_takes_any_window(seconds: float, tokens: int, tmp_path: Path) -> None:
+    """100 rows a second and 128 bands in patches of 16 x 16."""
+    eight = MBT(MBTConfig(**{**vars(SMALL), "spec_shape": (800, 128)}))
+    eight.save_pretrained(tmp_path / "eight")
+    rows = round(100 * seconds)
+    model = MBT.from_pretrained(tmp_path / "eight", spec_shape=(rows, 128))
+    assert model.tokens["spec"].position.shape == (1, tokens + 1, 16)
+    ends = [tokens_of.position[0, [1, -1]] for tokens_of in (model.tokens["spec"], eight.tokens["spec"])]
+    torch.testing.assert_close(*ends)
+    assert model(rgb=inputs()["rgb"], spec=torch.randn(2, rows, 128)).shape == (2, 5)
+
+
 def test_other_classes_start_at_zero(folder: Path) -> None:
     other = MBT.from_pretrained(folder, num_classes=9)
     assert other(**inputs()).shape == (2, 9)
