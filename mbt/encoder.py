@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mbt.config import MBTConfig, Modality
+from mbt.linear import Linear
 
 LAYER_NORM_EPS = 1e-6
 
@@ -18,10 +19,10 @@ class Attention(nn.Module):
     def __init__(self, config: MBTConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key = nn.Linear(config.hidden_size, config.hidden_size)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size)
-        self.out = nn.Linear(config.hidden_size, config.hidden_size)
+        self.query = Linear(config.hidden_size, config.hidden_size)
+        self.key = Linear(config.hidden_size, config.hidden_size)
+        self.value = Linear(config.hidden_size, config.hidden_size)
+        self.out = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Attend from x (B, N, D) to context (B, M, D); returns (B, N, D)."""
@@ -42,8 +43,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: MBTConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.mlp_dim)
-        self.fc2 = nn.Linear(config.mlp_dim, config.hidden_size)
+        self.fc1 = Linear(config.hidden_size, config.mlp_dim)
+        self.fc2 = Linear(config.mlp_dim, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""Speed against peers and physical limits; each file prints one table."""

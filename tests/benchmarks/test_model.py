@@ -1,0 +1,137 @@
+"""The benchmark at a tiny size: what its rows say, and that the peer in JAX computes what the model computes."""
+
+import functools
+import sys
+
+import pytest
+import torch
+
+from benchmarks.model import Row, Task, forward_flops, measure, report, table
+from mbt import MBT, MBTConfig
+from train.losses import training_loss
+
+TINY = MBTConfig(
+    num_classes=3,
+    hidden_size=16,
+    num_layers=3,
+    num_heads=2,
+    mlp_dim=32,
+    num_frames=2,
+    image_size=32,
+    spec_shape=(64, 32),
+    fusion_layer=1,
+)
+NAMES = {
+    "matrix product": ("torch", "jax"),
+    "forward": ("torch eager", "torch compiled", "jax"),
+    "forward + backward": ("torch eager", "torch compiled", "jax"),
+}
+LABELS = [f"{dtype} {work} {name}" for dtype in ("float32", "bfloat16") for work, names in NAMES.items() for name in names]
+
+
+@pytest.fixture(autouse=True)
+def quick_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile traces, and compiles nothing."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+
+
+@pytest.fixture
+def without_jax(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing JAX fails."""
+    monkeypatch.setitem(sys.modules, "jax", None)
+    monkeypatch.delitem(sys.modules, "benchmarks.flax_peer", raising=False)
+
+
+def row(seconds: list[float], **fields: object) -> Row:
+    given = {"dtype": "bfloat16", "work": "forward", "name": "torch eager", "clips": 2, "flops": 2_000_000_000_000, **fields}
+    return Row(**given, prepare=lambda: lambda: None, seconds=seconds)
+
+
+@pytest.mark.usefixtures("without_jax")
+def test_every_row_has_its_times_or_says_why_not() -> None:
+    text = report(TINY, "cpu", batch=2, product_size=64, repeats=2, skip=["backward jax"])
+    rows = {" ".join(line[:46].split()): line[46:] for line in text.splitlines() if line.startswith(("float32", "bfloat16"))}
+    assert list(rows) == [label for label in LABELS if "backward jax" not in label]
+    for label, cells in rows.items():
+        if label.endswith("jax"):
+            assert cells == "jax is not installed"
+        else:
+            median, fastest, slowest, rate, share = (float(cell.rstrip("%")) for cell in cells.split())
+            assert 0 < fastest <= median <= slowest
+            assert rate > 0
+            assert share > 0
+
+
+def test_cells_come_from_the_median_call() -> None:
+    rows = [row([0.5], work="matrix product", name="torch", clips=1), row([1.0, 8.0, 2.0]), row([], name="jax")]
+    rows[2].problem = "jax is not installed"
+    header, product, eager, jax = table(rows, "NVIDIA H200").splitlines()
+    assert header.split() == ["dtype", "work", "by", "ms/clip", "min", "max", "TFLOP/s", "share", "MFU"]
+    assert product.split()[4:] == ["500.00", "500.00", "500.00", "4", "100.0%", "0.4%"]
+    assert eager.split()[4:] == ["1000.00", "500.00", "4000.00", "1", "25.0%", "0.1%"]
+    assert jax.split(maxsplit=3)[3] == "jax is not installed"
+    assert "MFU" not in table(rows, "CPU")
+
+
+def test_contenders_take_turns_after_a_call_that_is_not_timed() -> None:
+    called = []
+    rows = [Row("float32", "forward", name, 1, 1, lambda name=name: lambda: called.append(name)) for name in "ab"]
+    measure(rows, rounds=2)
+    assert "".join(called) == "ababab"
+    assert [len(each.seconds) for each in rows] == [2, 2]
+
+
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+def test_memory_that_does_not_suffice_is_said(error: type[Exception]) -> None:
+    def call() -> None:
+        raise error
+
+    full = Row("float32", "forward", "jax", 1, 1, lambda: call)
+    measure([full], rounds=2)
+    assert full.problem == "out of memory: take a smaller --batch"
+    assert full.seconds == []
+
+
+def test_a_missing_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    rows = [each for each in Task.random(TINY, torch.device("cpu"), 1, 8).rows() if each.name == "torch compiled"]
+    measure(rows, rounds=1)
+    assert {each.problem for each in rows} == {"torch.compile needs a C++ compiler: g++, or what CXX names"}
+
+
+def test_flops_of_mbt_b_are_those_of_its_products() -> None:
+    def layer(tokens: int) -> int:
+        projections = 4 * 2 * tokens * 768 * 768
+        return projections + 2 * 2 * tokens * 768 * 3072 + 2 * 2 * tokens * tokens * 768
+
+    patches = 2 * 1568 * 768 * 768 + 2 * 400 * 256 * 768
+    layers = 8 * (layer(1569) + layer(401)) + 4 * (layer(1573) + layer(405))
+    assert forward_flops(MBTConfig(num_classes=527)) == patches + layers + 2 * 2 * 768 * 527
+
+
+def test_the_peer_computes_logits_and_gradients_of_the_model() -> None:
+    pytest.importorskip("flax")
+    from benchmarks.flax_peer import FlaxPeer, flax_weights
+
+    torch.manual_seed(0)
+    task = Task.random(TINY, torch.device("cpu"), batch=2, product_size=8)
+    for parameter in task.model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    peer = FlaxPeer(task.model, task.rgb, task.spec, task.targets, "float32")
+    logits = task.model.logits_by_modality(task.rgb, task.spec)
+    for modality, given in peer.logits_by_modality().items():
+        torch.testing.assert_close(torch.tensor(given.tolist()), logits[modality])
+    training_loss(logits, {"all": task.targets}, "multilabel", label_smoothing=0).backward()
+    gradients = MBT(TINY)
+    gradients.load_state_dict({name: parameter.grad for name, parameter in task.model.named_parameters()})
+    assert_same(peer.gradients(), flax_weights(gradients))
+
+
+def assert_same(given: dict, expected: dict) -> None:
+    assert given.keys() == expected.keys()
+    for name, value in expected.items():
+        if isinstance(value, dict):
+            assert_same(given[name], value)
+        else:
+            torch.testing.assert_close(torch.tensor(given[name].tolist()), torch.from_numpy(value), rtol=1e-4, atol=1e-6)
