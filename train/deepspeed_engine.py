@@ -1,7 +1,6 @@
 """The DeepSpeed engine: the same step through ZeRO. The only file that imports deepspeed."""
 
 import os
-import socket
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from deepspeed.utils import (
     safe_set_full_optimizer_state,
 )
 from torch import Tensor
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from manifests.datasets import Task
 from manifests.errors import ConfigError
@@ -109,21 +109,13 @@ class DeepSpeedEngine:
 
 
 def _initialise_distributed() -> None:
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
     if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        alone = {
-            "RANK": "0",
-            "LOCAL_RANK": "0",
-            "WORLD_SIZE": "1",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        os.environ.update(alone)
+        os.environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})
+        torch.distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", auto_mpi_discovery=False)
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False)
 
 
 def _config(recipe: TrainRecipe, world_size: int, bfloat16: bool) -> dict[str, Any]:
