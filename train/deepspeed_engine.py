@@ -39,16 +39,16 @@ class DeepSpeedEngine:
     """
 
     def __init__(self, model: MBT, task: Task, recipe: TrainRecipe) -> None:
-        _initialise_distributed()
-        self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        if recipe.batch_size % self.world_size:
-            fix = "Set train.batch_size to a multiple of the ranks"
-            raise ConfigError(f"batch_size {recipe.batch_size} cannot be shared by {self.world_size} ranks", fix)
         if recipe.group_size is not None:
             raise ConfigError(
                 "group_size: DeepSpeed clips the gradient of the whole batch",
                 "Set train.group_size=none, or train without --deepspeed",
             )
+        _initialise_distributed()
+        self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        if recipe.batch_size % self.world_size:
+            fix = "Set train.batch_size to a multiple of the ranks"
+            raise ConfigError(f"batch_size {recipe.batch_size} cannot be shared by {self.world_size} ranks", fix)
         if recipe.mixup_alpha is not None and recipe.batch_size // self.world_size % 2:
             fix = "Set train.batch_size to an even multiple of the ranks"
             raise ConfigError(f"mixup takes pairs, and {recipe.batch_size // self.world_size} clips a rank are odd", fix)
@@ -111,8 +111,8 @@ class DeepSpeedEngine:
 def _initialise_distributed() -> None:
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if "RANK" not in os.environ:
-        os.environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})
         torch.distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    os.environ.setdefault("LOCAL_RANK", "0")
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     deepspeed.init_distributed(backend, auto_mpi_discovery=False)
