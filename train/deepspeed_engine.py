@@ -110,7 +110,7 @@ class DeepSpeedEngine:
 
 def _initialise_distributed() -> None:
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    if "RANK" not in os.environ:
+    if "RANK" not in os.environ and not torch.distributed.is_initialized():
         torch.distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     os.environ.setdefault("LOCAL_RANK", "0")
     if torch.cuda.is_available():
