@@ -28,11 +28,25 @@ def prep_options(command: Any) -> Any:
     """Options that every dataset shares."""
     options = (
         click.option("--limit", type=COUNT, help="Take the first N clips of each split."),
+        click.option(
+            "--keys", type=FILE, help="Take the clips of this Parquet file's column key, such as another's clips.parquet."
+        ),
+        click.option("--cap", type=COUNT, help="Balance greedily: so many clips of a class at the most; as500k: 200,000."),
+        click.option(
+            "--balance", type=click.Choice(["survivors", "list"]), help="Clips that the cap counts; survivors by default."
+        ),
+        click.option(
+            "--order",
+            type=click.Choice(["common-first", "rare-first", "list", "random"]),
+            help="In which clips are offered to the cap; common-first by default.",
+        ),
+        click.option("--dry-run", is_flag=True, help="Print what it will take, and do nothing."),
+        click.option("--ignore-disk", is_flag=True, help="Start even if the disk cannot hold it."),
         click.option("--stage", type=click.Choice(["plan", "fetch", "pack"]), help="Run this stage alone."),
         click.option("--short-side", type=click.IntRange(min=16), default=256, help="Shorter side of the frames, pixels."),
         click.option("--jpeg-qscale", type=click.IntRange(2, 31), default=3, help="Quality of the JPEGs: 2 best, 31 smallest."),
         click.option("--shard-samples", type=COUNT, default=512, help="Samples in a tar."),
-        click.option("--seed", default=0, help="Order of the samples in the shards."),
+        click.option("--seed", default=0, help="Order of the samples in the shards, and of --order random."),
         click.option("--workers", type=COUNT, help="Clips decoded at a time; one a core by default."),
         click.option("--clip-timeout", default=60.0, help="Seconds that decoding a clip may take."),
         click.option("--clip-memory", default=3.0, help="GiB of address space that decoding a clip may take."),
@@ -44,7 +58,7 @@ def prep_options(command: Any) -> Any:
 
 
 @prep.command()
-@click.option("--subset", required=True, help="balanced, eval or unbalanced.")
+@click.option("--subset", required=True, help="balanced, eval, unbalanced or as500k.")
 @click.option("--list", "list_path", type=FILE, help="Official segment list to take instead of the subset's own.")
 @click.option("--source", help="Folder of media files, or a URL with {video_id}; YouTube by default.")
 @click.option("--out", type=FOLDER, default=Path("audioset"), help="Dataset folder to write.")
@@ -52,12 +66,13 @@ def prep_options(command: Any) -> Any:
 def audioset(subset: str, list_path: Path | None, source: str | None, **options: Any) -> None:
     """AudioSet (527 classes, multi-label) from YouTube or from local files."""
     from manifests.audioset import audioset_labels
-    from manifests.datasets import AUDIOSET, audioset_clips
+    from manifests.datasets import AUDIOSET, audioset_clips, find_subset
     from prep.plan import Plan
     from prep.stages import PrepOptions, prepare
 
     plan = Plan(dataset=AUDIOSET.name, task=AUDIOSET.task)
     media = source or AUDIOSET.url_template
+    options["cap"] = options["cap"] or find_subset(AUDIOSET, subset).cap
     prepare(plan, audioset_labels, lambda _: audioset_clips(subset, list_path), media, PrepOptions(**options))
 
 

@@ -1,10 +1,8 @@
 """AudioSet's official lists: the segment CSV files and the class list (https://research.google.com/audioset/download.html)."""
 
-import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import cache
 from importlib import resources
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,8 @@ from manifests.clips import SCHEMA, check_clips
 from manifests.errors import InputError
 from manifests.labels import Label, LabelSet
 
-ROW = re.compile(r'^([A-Za-z0-9_-]{11}), (\d+(?:\.\d+)?), (\d+(?:\.\d+)?), "([^"\n]+)"$', re.MULTILINE)
+TIME = r"\d+(?:\.\d+)?"
+ROW = rf'^(?P<video_id>[A-Za-z0-9_-]{{11}}), (?P<start>{TIME}), (?P<end>{TIME}), "(?P<mids>[^"]+)"$'
 ROW_FORMAT = 'A row is: YTID, start_seconds, end_seconds, "mid,mid,...", as in the official CSV files'
 
 
@@ -38,52 +37,45 @@ def segments_table(path: Path, split: str) -> pa.Table:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the list {path}: {error}", "Give the path of a segment CSV file") from None
-    rows = ROW.findall(text)
-    if len(rows) != sum(1 for _ in _data_lines(text)):
-        number, line = next((n, line) for n, line in _data_lines(text) if not ROW.match(line))
-        raise InputError(f"{path}, line {number}: malformed row {line[:80]!r}", ROW_FORMAT)
-    if not rows:
+    lines = pc.split_pattern(pa.array([text]), "\n").flatten()
+    is_row = pc.invert(pc.or_(pc.equal(lines, ""), pc.starts_with(lines, "#")))
+    numbers = np.flatnonzero(is_row.to_numpy(zero_copy_only=False)) + 1
+    rows = lines.filter(is_row)
+    if not len(rows):
         raise InputError(f"the list {path} is empty", ROW_FORMAT)
-    video_ids, starts, ends, mids = zip(*rows, strict=True)
-    start_ms, end_ms = (np.rint(np.array(times, np.float64) * 1000).astype(np.int64) for times in (starts, ends))
-    if (bad := np.flatnonzero(end_ms <= start_ms)).size:
-        raise InputError(f"{path}, line {_line_number(text, bad[0])}: the clip ends before it starts", ROW_FORMAT)
-    try:
-        labels = [_indices(ids) for ids in mids]
-    except KeyError as error:
-        unknown = error.args[0]
-        row = next(row for row, ids in enumerate(mids) if unknown in ids.split(","))
-        fix = "AudioSet has 527 label ids; see labels.csv of any output"
-        raise InputError(f"{path}, line {_line_number(text, row)}: unknown label id {unknown!r}", fix) from None
-    offsets = np.cumsum([0, *(len(indices) for indices in labels)], dtype=np.int32)
-    flat = np.fromiter(chain.from_iterable(labels), np.int32, count=offsets[-1])
+
+    def refuse(wrong: pa.Array | np.ndarray, what: str, fix: str = ROW_FORMAT) -> None:
+        if (at := np.flatnonzero(np.asarray(wrong))).size:
+            raise InputError(f"{path}, line {numbers[at[0]]}: {what.format(row=rows[at[0]].as_py()[:80])}", fix)
+
+    fields = pc.extract_regex(rows, ROW)
+    refuse(fields.is_null(), "malformed row {row!r}")
+    video_ids, starts, ends, mids = fields.flatten()
+    start_ms, end_ms = (pc.round(pc.multiply(pc.cast(times, pa.float64()), 1000)).cast(pa.int64()) for times in (starts, ends))
+    refuse(pc.less_equal(end_ms, start_ms), "the clip ends before it starts")
     columns = {
-        "key": pc.binary_join_element_wise(pa.array(video_ids), pa.array(start_ms).cast(pa.string()), "_"),
-        "video_id": pa.array(video_ids),
-        "start_ms": pa.array(start_ms),
-        "end_ms": pa.array(end_ms),
+        "key": pc.binary_join_element_wise(video_ids, start_ms.cast(pa.string()), "_"),
+        "video_id": video_ids,
+        "start_ms": start_ms,
+        "end_ms": end_ms,
         "split": pa.repeat(split, len(rows)),
-        "labels": pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)),
+        "labels": _label_lists(mids, refuse),
     }
     return check_clips(pa.table(columns), str(path))
 
 
-def _data_lines(text: str) -> Iterator[tuple[int, str]]:
-    """Lines that hold a row, with their numbers from 1."""
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line and not line.startswith("#"):
-            yield number, line
-
-
-def _line_number(text: str, row: int) -> int:
-    return list(_data_lines(text))[row][0]
-
-
-@cache
-def _indices(ids: str) -> tuple[int, ...]:
-    """Indices of comma-separated label ids, ascending and unique."""
+def _label_lists(mids: pa.Array, refuse: Callable[..., None]) -> pa.Array:
+    """Indices of comma-separated label ids, ascending and unique, of each row; the few distinct lists are parsed once."""
     index = audioset_labels().index
-    return tuple(sorted({index[label] for label in ids.split(",")}))
+    encoded = mids.dictionary_encode()
+    lists = [text.split(",") for text in encoded.dictionary.to_pylist()]
+    for label in {label for labels in lists for label in labels} - index.keys():
+        places = pa.array([label in labels for labels in lists]).take(encoded.indices)
+        refuse(
+            places, f"unknown label id {label!r}".replace("{", "{{"), "AudioSet has 527 label ids; see labels.csv of any output"
+        )
+    distinct = pa.array([sorted({index[label] for label in labels}) for labels in lists], pa.list_(pa.int32()))
+    return distinct.take(encoded.indices)
 
 
 @cache

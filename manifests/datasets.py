@@ -8,6 +8,7 @@ from typing import Literal
 import pyarrow as pa
 
 from manifests import audioset
+from manifests.balance import AS500K_CAP
 from manifests.download import download
 from manifests.errors import InputError
 
@@ -27,10 +28,17 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Subset:
-    """A subset of a dataset: its split, and its list where that does not ship inside the package."""
+    """A subset of a dataset.
+
+    Attributes:
+        split: its split.
+        remote: its list, where that does not ship inside the package.
+        cap: clips that a class may have at the most.
+    """
 
     split: str
     remote: RemoteFile | None = None
+    cap: int | None = None
 
 
 @dataclass(frozen=True)
@@ -43,20 +51,20 @@ class Dataset:
     url_template: str
 
 
+UNBALANCED = RemoteFile(
+    "http://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv/unbalanced_train_segments.csv",
+    101_468_408,
+    "bb2dfd5e4f1ced39db9480633c510f813d7899f4b7472aa83a411b4a43a12698",
+)
+
 AUDIOSET = Dataset(
     name="audioset",
     task="multilabel",
     subsets={
         "balanced": Subset("train"),
         "eval": Subset("eval"),
-        "unbalanced": Subset(
-            "train",
-            RemoteFile(
-                "http://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv/unbalanced_train_segments.csv",
-                101_468_408,
-                "bb2dfd5e4f1ced39db9480633c510f813d7899f4b7472aa83a411b4a43a12698",
-            ),
-        ),
+        "unbalanced": Subset("train", UNBALANCED),
+        "as500k": Subset("train", UNBALANCED, AS500K_CAP),
     },
     url_template=YOUTUBE_URL,
 )

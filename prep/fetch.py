@@ -1,17 +1,24 @@
 """Fetching: every clip of the plan gets its media file, or a reason in the ledger."""
 
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from tqdm import tqdm
+
 from manifests.clips import Clip, table_clips
+from manifests.errors import SourceError
 from manifests.progress import progress
+from prep.breaker import Breaker
 from prep.ledger import NEVER_FETCHED, Attempt, LedgerWriter, read_ledger
 from prep.local import LocalFolder
 from prep.plan import read_plan
-from prep.ytdlp import Refusal, YtDlp
+from prep.select import Selection, frozen_clips
+from prep.taxonomy import UNKNOWN, Action, Verdict
+from prep.ytdlp import YtDlp
 
 WORKER = "fetch-0"
 LOCAL_BATCH = 1000
@@ -19,48 +26,74 @@ LOCAL_BATCH = 1000
 
 @dataclass(frozen=True)
 class Fetched:
-    """How many clips of the plan have their media file, and how many have not."""
+    """How many of the clips that are wanted have their media file, and how many have not."""
 
     there: int
     missing: int
 
 
 def fetch(folder: Path, source: LocalFolder | YtDlp) -> Fetched:
-    """Ask `source` for every clip of the plan that is not there yet and not known to be gone.
+    """Ask `source` for every clip of the plan that is not there yet, not known to be gone, and not asked for just now.
 
-    Clips of one video share one download. What was fetched stays: stop and run again at any time.
+    Of a split with a cap, a clip is asked for only if it could be taken. Clips of one video share one download. What was
+    fetched stays: stop and run again at any time.
 
     Raises:
-        SourceError: the source serves nobody here.
+        SourceError: the source serves nobody here (rate limit, block, no network, wrong installation).
         StorageError: no space left.
     """
-    _, _, table = read_plan(folder)
+    plan, labels, table = read_plan(folder)
     ledger = {key: attempt.checked(folder) for key, attempt in read_ledger(folder).items()}
     clips = table_clips(table)
-    wanted = [clip for clip in clips if _wanted(ledger.get(clip.key), source)]
-    there = sum(ledger.get(clip.key, NEVER_FETCHED).path is not None for clip in clips)
-    with LedgerWriter(folder, WORKER) as writer, progress(len(clips), "fetch", "clip", len(clips) - len(wanted)) as bar:
-        for batch in _batches(wanted, source):
-            attempts = _find(batch, source) if isinstance(source, LocalFolder) else _download(folder, batch, source)
-            writer.append(attempts)
-            there += sum(attempt.path is not None for attempt in attempts)
+    selection = Selection(plan.caps, len(labels), frozen_clips(folder, clips))
+    watch = _Watch(source.name)
+    there = missing = 0
+    with LedgerWriter(folder, WORKER) as writer, progress(len(clips), "fetch", "clip") as bar:
+        for batch in _batches(clips, source, in_order=bool(plan.caps)):
+            open_ = [clip for clip in batch if selection.has_room(clip)]
+            wanted = [clip for clip in open_ if _wanted(ledger.get(clip.key), source, time.time())]
+            if wanted:
+                before = ledger.get(wanted[0].key)
+                attempts, result = _ask(folder, wanted, source)
+                writer.append(attempts)
+                ledger |= {attempt.key: attempt for attempt in attempts}
+                if result is not None:
+                    watch.see(result, before)
+            for clip in open_:
+                if not selection.has_room(clip):
+                    continue
+                if ledger.get(clip.key, NEVER_FETCHED).path is None:
+                    missing += 1
+                else:
+                    there += 1
+                    selection.take(clip)
             bar.update(len(batch))
-    return Fetched(there, len(clips) - there)
+    return Fetched(there, missing)
 
 
-def _batches(clips: list[Clip], source: LocalFolder | YtDlp) -> Iterator[list[Clip]]:
+def _batches(clips: list[Clip], source: LocalFolder | YtDlp, in_order: bool) -> Iterator[list[Clip]]:
     """Clips that go to the ledger together: those of one video, or of a folder any."""
     if isinstance(source, LocalFolder):
         yield from (clips[i : i + LOCAL_BATCH] for i in range(0, len(clips), LOCAL_BATCH))
     else:
-        yield from (list(group) for _, group in groupby(sorted(clips, key=lambda c: c.video_id), lambda c: c.video_id))
+        of_a_video = groupby(clips if in_order else sorted(clips, key=lambda c: c.video_id), lambda c: c.video_id)
+        yield from (list(group) for _, group in of_a_video)
 
 
-def _wanted(attempt: Attempt | None, source: LocalFolder | YtDlp) -> bool:
+def _ask(folder: Path, clips: list[Clip], source: LocalFolder | YtDlp) -> tuple[list[Attempt], Path | Verdict | None]:
+    """Attempts at clips that are asked for together, and what came of their download."""
+    if isinstance(source, LocalFolder):
+        return _find(clips, source), None
+    result = source.fetch(clips[0].video_id)
+    return _attempts(folder, clips, source, result), result
+
+
+def _wanted(attempt: Attempt | None, source: LocalFolder | YtDlp, now: float) -> bool:
     """Whether to ask `source`, after an attempt whose media were checked."""
     if attempt is None:
         return True
-    return attempt.path is None and (attempt.source != source.name or not attempt.final)
+    due = not attempt.final and attempt.not_before <= now
+    return attempt.path is None and (attempt.source != source.name or due)
 
 
 def _find(clips: list[Clip], source: LocalFolder) -> list[Attempt]:
@@ -79,14 +112,48 @@ def _find(clips: list[Clip], source: LocalFolder) -> list[Attempt]:
     return attempts
 
 
-def _download(folder: Path, clips: list[Clip], source: YtDlp) -> list[Attempt]:
-    result = source.fetch(clips[0].video_id)
+def _attempts(folder: Path, clips: list[Clip], source: YtDlp, result: Path | Verdict) -> list[Attempt]:
+    """What the clips of one video have from its download; nothing where the failure is not theirs."""
     now = time.time()
-    if isinstance(result, Refusal):
-        return [
-            Attempt(key=c.key, source=source.name, code=result.code, message=result.message, final=result.final, time=now)
-            for c in clips
-        ]
-    size = result.stat().st_size
-    path = str(result.relative_to(folder))
-    return [Attempt(key=clip.key, source=source.name, path=path, size=size, time=now) for clip in clips]
+    if isinstance(result, Path):
+        path, size = str(result.relative_to(folder)), result.stat().st_size
+        return [Attempt(key=clip.key, source=source.name, path=path, size=size, time=now) for clip in clips]
+    if result.action.ends:
+        return []
+    return [
+        Attempt(
+            key=clip.key,
+            source=source.name,
+            code=result.code,
+            action=result.action.label,
+            message=result.message,
+            final=result.retry_after_s is None,
+            not_before=now + (result.retry_after_s or 0.0),
+            time=now,
+        )
+        for clip in clips
+    ]
+
+
+class _Watch:
+    """Stops the run when its failures are the source's, and prints each text that the taxonomy does not know once."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._breaker = Breaker()
+        self._unknown: set[str] = set()
+
+    def see(self, result: Path | Verdict, before: Attempt | None) -> None:
+        """Take in what came of a video, of which `before` is the state before it was asked for.
+
+        Raises:
+            SourceError: the source serves nobody here.
+        """
+        verdict = result if isinstance(result, Verdict) else None
+        if verdict and verdict.code == UNKNOWN and verdict.message not in self._unknown:
+            self._unknown.add(verdict.message)
+            tqdm.write(f"fetch: a failure that mbt does not know, to be tried again: {verdict.message}", file=sys.stderr)
+        if verdict and before and verdict.code == before.code and verdict.action is not Action.NETWORK:
+            return
+        if stop := self._breaker.add(verdict, time.time()):
+            raise SourceError(f"{self._name} {stop.reason}", stop.remedy)

@@ -1,4 +1,4 @@
-"""The ledger of fetching: append-only JSON lines, one attempt a line, one file a worker; a clip's state is its last line."""
+"""The ledger of fetching: append-only JSON lines, one attempt a line, one file a worker; `fold` gives a clip's state."""
 
 import json
 import os
@@ -8,9 +8,15 @@ from types import TracebackType
 from typing import TextIO
 
 from manifests.atomic import storage_errors
+from prep.taxonomy import HOUR_S, Action
 
 LEDGER_FOLDER = "work/ledger"
 LOST = "fetch.lost"
+COUNTED = {action.label for action in Action if action.uses_attempt}
+MAX_ATTEMPTS = 6
+WAITS_S = (1 * HOUR_S, 6 * HOUR_S, 24 * HOUR_S, 72 * HOUR_S)
+"""Between the counted attempts at a clip; the last stands for all further ones."""
+CONFIRMED_AFTER_S = 24 * HOUR_S
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +30,10 @@ class Attempt:
         size: bytes of that file.
         offset_ms: time in the video at which the file begins.
         code: "ok", or a stable name of the failure.
+        action: the label of the failure's `Action`; empty where there is none.
         message: the failure in words.
         final: asking again is no use.
+        not_before: Unix time in seconds before which asking again is no use.
         time: Unix time in seconds.
     """
 
@@ -35,8 +43,10 @@ class Attempt:
     size: int = 0
     offset_ms: int = 0
     code: str = "ok"
+    action: str = ""
     message: str = ""
     final: bool = False
+    not_before: float = 0.0
     time: float = 0.0
 
     def checked(self, folder: Path) -> "Attempt":
@@ -84,14 +94,35 @@ class LedgerWriter:
 
 
 def read_ledger(folder: Path) -> dict[str, Attempt]:
-    """The last attempt of each clip over all workers' files; a line torn by a crash is passed over."""
-    state: dict[str, Attempt] = {}
+    """The state of each clip over all workers' files, by `fold`; a line torn by a crash is passed over."""
+    attempts: dict[str, list[Attempt]] = {}
     for path in sorted((folder / LEDGER_FOLDER).glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 attempt = Attempt(**json.loads(line))
             except (ValueError, TypeError):
                 continue
-            if attempt.key not in state or state[attempt.key].time <= attempt.time:
-                state[attempt.key] = attempt
-    return state
+            attempts.setdefault(attempt.key, []).append(attempt)
+    return {key: fold(sorted(several, key=lambda attempt: attempt.time)) for key, several in attempts.items()}
+
+
+def fold(attempts: list[Attempt]) -> Attempt:
+    """The last of these attempts at a clip, in order of time, with what the ones before it at the same source add.
+
+    A failure of the action CONFIRM is final when the same was found at least 24 hours earlier, and any is after six attempts
+    that count; until then the waits grow.
+    """
+    last = attempts[-1]
+    if last.action not in COUNTED or last.final:
+        return last
+    failed: list[Attempt] = []
+    for attempt in attempts:
+        if attempt.code == "ok":
+            failed.clear()
+        elif attempt.action in COUNTED and attempt.source == last.source:
+            failed.append(attempt)
+    sure = last.action == Action.CONFIRM.label and any(
+        attempt.code == last.code and last.time - attempt.time >= CONFIRMED_AFTER_S for attempt in failed
+    )
+    wait_s = WAITS_S[min(len(failed), len(WAITS_S)) - 1]
+    return replace(last, final=sure or len(failed) >= MAX_ATTEMPTS, not_before=max(last.not_before, last.time + wait_s))

@@ -23,10 +23,10 @@ from prep.ledger import LOST, NEVER_FETCHED, Attempt, read_ledger
 from prep.plan import read_plan
 from prep.publish import publish
 from prep.sample import Sample, make_sample
+from prep.select import ASSIGNMENT_FILE, Selection, frozen_clips, members, read_assignment
 from prep.shard import ShardRecord, finished_shard, write_shard
 
 SETTINGS_FILE = "work/pack.json"
-ASSIGNMENT_FILE = "work/assignment.json"
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -58,9 +58,12 @@ def pack(folder: Path, settings: PackSettings, workers: int | None = None, limit
     """
     plan, labels, table = read_plan(folder)
     _freeze_settings(folder, settings)
-    clips = {clip.key: clip for clip in table_clips(table)}
-    ledger = {key: attempt.checked(folder) for key, attempt in read_ledger(folder).items() if key in clips}
-    assignment = _assign(folder, clips, [key for key, attempt in ledger.items() if attempt.path], settings)
+    ledger = {key: attempt.checked(folder) for key, attempt in read_ledger(folder).items()}
+    listed = table_clips(table)
+    selection = Selection(plan.caps, len(labels), frozen_clips(folder, listed))
+    clips = {clip.key: clip for clip in members(listed, ledger, selection)}
+    there = [key for key in clips if key in ledger and ledger[key].path is not None]
+    assignment = _assign(folder, clips, there, settings)
     records: dict[str, ShardRecord] = {}
     with progress(sum(map(len, assignment.values())), "pack", "clip") as bar:
         for name, keys in assignment.items():
@@ -86,8 +89,7 @@ def _freeze_settings(folder: Path, settings: PackSettings) -> None:
 
 def _assign(folder: Path, clips: dict[str, Clip], fetched: Collection[str], settings: PackSettings) -> dict[str, list[str]]:
     """Keys by shard name: those frozen before, then new shards of the clips that have come since, in a seeded order."""
-    path = folder / ASSIGNMENT_FILE
-    assignment: dict[str, list[str]] = json.loads(path.read_bytes()) if path.exists() else {}
+    assignment = read_assignment(folder)
     assigned = {key for keys in assignment.values() for key in keys}
     dropped = assigned - clips.keys()
     if dropped:
@@ -102,7 +104,7 @@ def _assign(folder: Path, clips: dict[str, Clip], fetched: Collection[str], sett
         for number, start in enumerate(range(0, len(keys), settings.shard_samples), first):
             assignment[shard_file(split, number)] = keys[start : start + settings.shard_samples]
     if new:
-        write_text(path, json.dumps(assignment, indent=0) + "\n")
+        write_text(folder / ASSIGNMENT_FILE, json.dumps(assignment, indent=0) + "\n")
     return assignment
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from manifests.atomic import write_table, write_text
 from manifests.clips import read_clips
@@ -19,13 +19,21 @@ PLAN_FILE = "work/plan.json"
 
 
 class Plan(Frozen):
-    """What the clip table of a folder is of."""
+    """What the clip table of a folder is of.
+
+    Attributes:
+        dataset: its name.
+        task: what its labels are.
+        caps: by split, clips that a class may have at the most; the clips of such a split stand in the order in which they
+            are offered to it.
+    """
 
     dataset: str
     task: Task
+    caps: dict[str, int] = Field(default_factory=dict)
 
 
-def write_plan(folder: Path, plan: Plan, labels: LabelSet, clips: pa.Table, limit: int | None) -> pa.Table:
+def write_plan(folder: Path, plan: Plan, labels: LabelSet, clips: pa.Table) -> pa.Table:
     """Write `folder`/clips.parquet, labels.csv and the plan; return the clip table.
 
     The clips take the place of those of the same splits in an earlier plan; other splits stay, so that a folder is filled
@@ -33,22 +41,15 @@ def write_plan(folder: Path, plan: Plan, labels: LabelSet, clips: pa.Table, limi
 
     Args:
         folder: the dataset folder; made if missing.
-        plan: dataset and task.
+        plan: dataset, task, and the caps of these splits.
         labels: label set.
         clips: clip table.
-        limit: keep the first so many clips of each split.
 
     Raises:
-        InputError: the folder holds another dataset or label set, or there is no clip.
+        InputError: the folder holds another dataset or label set.
     """
-    if limit is not None:
-        clips = pa.concat_tables(
-            clips.filter(pc.equal(clips["split"], split)).slice(0, limit) for split in sorted(set(clips["split"].to_pylist()))
-        )
-    if not clips.num_rows:
-        raise InputError("the plan holds no clip", "Raise --limit, or give a list with clips")
     if (folder / PLAN_FILE).exists():
-        _check_same(folder, plan, labels)
+        plan = _joined(folder, plan, labels, set(pc.unique(clips["split"]).to_pylist()))
         earlier = read_clips(folder / CLIPS_FILE)
         others = earlier.filter(pc.invert(pc.is_in(earlier["split"], value_set=pc.unique(clips["split"]))))
         clips = pa.concat_tables([others, clips])
@@ -73,7 +74,10 @@ def read_plan(folder: Path) -> tuple[Plan, LabelSet, pa.Table]:
     return plan, read_labels(folder / LABELS_FILE), read_clips(folder / CLIPS_FILE)
 
 
-def _check_same(folder: Path, plan: Plan, labels: LabelSet) -> None:
+def _joined(folder: Path, plan: Plan, labels: LabelSet, splits: set[str]) -> Plan:
+    """The plan with the caps of the other splits of the folder's earlier one."""
     earlier, earlier_labels, _ = read_plan(folder)
-    if earlier != plan or earlier_labels != labels:
+    if (earlier.dataset, earlier.task, earlier_labels) != (plan.dataset, plan.task, labels):
         raise InputError(f"{folder} was planned for {earlier.dataset} with another label set", "Choose another --out")
+    others = {split: cap for split, cap in earlier.caps.items() if split not in splits}
+    return plan.model_copy(update={"caps": {**others, **plan.caps}})

@@ -1,59 +1,23 @@
 """yt-dlp as a source: the whole video behind a URL template, at about 360 pixels, kept as it is served."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import yt_dlp
+from yt_dlp.networking.exceptions import HTTPError, network_exceptions
+from yt_dlp.utils import DownloadError, ExtractorError, GeoRestrictedError, YoutubeDLError
 
-from manifests.errors import InputError, SourceError, StorageError
+from manifests.errors import InputError, StorageError
 from prep.decode import ffmpeg
+from prep.taxonomy import SEVERAL_VIDEOS, UNEXPECTED, Problem, Verdict, classify, plain
 
 PLACEHOLDER = "{video_id}"
-MAX_FAILED_IN_A_ROW = 10
 FORMAT_SORT = ["res:360", "vcodec:h264", "acodec:aac", "proto:https", "+size"]
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a video was not served; `final` means that asking again is no use."""
-
-    code: str
-    message: str
-    final: bool
-
-
-WAIT = "Wait an hour, then run again; what is there stays"
-STOP = (
-    ("rate.session", r"rate-limited by YouTube|isn't available, try again later|hit the request limit", WAIT),
-    ("rate.429", r"HTTP Error (429|402)", WAIT),
-    (
-        "block.bot",
-        r"confirm you're not a bot|requiring a captcha|Your IP is likely being blocked",
-        "Wait some hours, or run from another network",
-    ),
-    (
-        "env.js",
-        r"No supported JavaScript runtime|challenge solving failed|The page needs to be reloaded",
-        "Run pip install --upgrade 'yt-dlp[default,deno]', then run again",
-    ),
-)
-"""The source refuses to serve anybody here: stop, nothing is wrong with the video. Checked first: the texts overlap."""
-
-FINAL = (
-    ("perm.private", r"Private video|video is private"),
-    ("creds.age", r"confirm your age|age-restricted|inappropriate for some users"),
-    ("creds.members", r"members-only|channel's members|requires payment|only available to .*Premium"),
-    ("region", r"in your country|from your location"),
-    ("perm.copyright", r"copyright|trademark claim|privacy claim|court order"),
-    ("perm.removed", r"removed|terminated|closed their YouTube account|recording is not available"),
-    ("perm.unavailable", r"Video unavailable|video is (unavailable|no longer available|not available)|does not exist"),
-    ("perm.gone", r"HTTP Error (404|410)"),
-    ("input.bad_url", r"Unsupported URL|is not a valid URL|Incomplete YouTube ID"),
-)
-"""This video will not be served. What matches neither table is asked for again in the next run."""
+TRANSFER = re.compile(r"unable to download video data|\[download\] Got error|fragment \d+ not found", re.IGNORECASE)
+"""How yt-dlp begins what it says of the transfer of the media."""
 
 
 class YtDlp:
@@ -77,7 +41,6 @@ class YtDlp:
         self.template = template
         self.name = urlsplit(template).hostname or "url"
         self._warnings = _Warnings()
-        self._failed_in_a_row = 0
         self._options: dict[str, Any] = {
             "format": "bv*+ba/b",
             "format_sort": FORMAT_SORT,
@@ -91,11 +54,10 @@ class YtDlp:
             "socket_timeout": 30,
         }
 
-    def fetch(self, video_id: str) -> Path | Refusal:
+    def fetch(self, video_id: str) -> Path | Verdict:
         """The downloaded file, or why there is none.
 
         Raises:
-            SourceError: the source serves nobody here (rate limit, block, no network, outdated yt-dlp).
             StorageError: no space left.
         """
         target = self.folder / "raw" / video_id[:2] / f"{video_id}.%(ext)s"
@@ -104,33 +66,68 @@ class YtDlp:
         try:
             with yt_dlp.YoutubeDL(options) as downloader:
                 info = downloader.extract_info(self.template.replace(PLACEHOLDER, video_id))
-        except yt_dlp.utils.DownloadError as error:
-            return self._classify(_plain(str(error)))
-        if "requested_downloads" not in info:
-            return Refusal("input.playlist", "the URL gives several videos, not one", final=True)
-        self._failed_in_a_row = 0
-        return Path(info["requested_downloads"][0]["filepath"])
+            if "requested_downloads" not in info:
+                return classify(Problem(SEVERAL_VIDEOS))
+            return Path(info["requested_downloads"][0]["filepath"])
+        except Exception as error:
+            if "No space left on device" in str(error):
+                raise StorageError(
+                    f"cannot write below {self.folder}: no space left on the disk", "Free some space, then run again"
+                ) from None
+            return classify(problem_of(error, self._warnings.texts))
 
-    def _classify(self, message: str) -> Refusal:
-        everything = "\n".join([message, *self._warnings.texts])
-        if "No space left on device" in message:
-            raise StorageError(
-                f"cannot write below {self.folder}: no space left on the disk", "Free some space, then run again"
-            )
-        for code, pattern, fix in STOP:
-            if re.search(pattern, everything, re.IGNORECASE):
-                raise SourceError(f"{self.name} serves nothing more ({code}): {message}", fix)
-        for code, pattern in FINAL:
-            if re.search(pattern, message, re.IGNORECASE):
-                self._failed_in_a_row = 0
-                return Refusal(code, message, final=True)
-        self._failed_in_a_row += 1
-        if self._failed_in_a_row == MAX_FAILED_IN_A_ROW:
-            raise SourceError(
-                f"{MAX_FAILED_IN_A_ROW} videos of {self.name} failed in a row; the last: {message}",
-                "Check the network and the URL, then run again",
-            )
-        return Refusal("fetch.failed", message, final=False)
+
+def problem_of(error: Exception, warnings: Sequence[str] = ()) -> Problem:
+    """What is known of an error that came out of yt-dlp: a DownloadError, or a bug of an extractor as it is.
+
+    Args:
+        error: as it was caught.
+        warnings: what yt-dlp warned of before.
+    """
+    errors = _causes(error)
+    extraction = next((e for e in errors if isinstance(e, ExtractorError)), None)
+    http = next((e for e in errors if isinstance(e, HTTPError)), None)
+    region = next((e for e in errors if isinstance(e, GeoRestrictedError)), None)
+    kind = {type(e).__name__ for e in errors}
+    if extraction:
+        message, expected = extraction.orig_msg, extraction.expected
+        if not expected and extraction.cause:
+            message += f" (caused by {extraction.cause!r})"
+    elif isinstance(error, YoutubeDLError):
+        message = str(error)
+        expected = "please report this issue" not in message
+    else:
+        message, expected = f"{type(error).__name__}: {error}", isinstance(error, OSError)
+    if not expected and not any(isinstance(e, network_exceptions) for e in errors):
+        kind.add(UNEXPECTED)
+    message = plain(message)
+    host = urlsplit(http.response.url).hostname if http else None
+    return Problem(
+        message=message,
+        kind=frozenset(kind),
+        status=http.status if http else None,
+        countries=tuple(region.countries or ()) if region else (),
+        warnings=tuple(plain(text) for text in warnings),
+        url_is_media=bool(TRANSFER.match(message)) or (host or "").endswith(".googlevideo.com"),
+        extractor=(extraction and extraction.ie) or Problem.extractor,
+    )
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error and what led to it; of an ExtractorError only what it names, as it may have come amid something else."""
+    found: list[BaseException] = []
+    waiting: list[object] = [error]
+    while waiting:
+        one = waiting.pop(0)
+        if not isinstance(one, BaseException) or one in found:
+            continue
+        found.append(one)
+        waiting += [getattr(one, "cause", None), one.__cause__]
+        if isinstance(one, DownloadError) and not one.__context__:
+            waiting += (one.exc_info or ())[1:2]
+        if not isinstance(one, ExtractorError):
+            waiting.append(one.__context__)
+    return found
 
 
 class _Warnings:
@@ -144,14 +141,7 @@ class _Warnings:
 
     def warning(self, message: str) -> None:
         """Keep it for the classification of an error that follows."""
-        self.texts.append(_plain(message))
+        self.texts.append(message)
 
     def error(self, message: str) -> None:
         """Errors arrive as exceptions too."""
-
-
-def _plain(message: str) -> str:
-    """One line without colour codes, prefixes and curly apostrophes."""
-    message = re.sub(r"\x1b\[[0-9;]*m", "", message).replace("’", "'")
-    message = re.sub(r"^ERROR: (\[[^\]]+\] )?([\w-]{11}: )?", "", message)
-    return " ".join(message.partition("; please report this issue")[0].split())

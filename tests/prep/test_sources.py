@@ -3,17 +3,20 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yt_dlp
 
 from manifests.clips import Clip
-from manifests.errors import InputError, SourceError
-from prep.ledger import Attempt, LedgerWriter, read_ledger
+from manifests.errors import InputError, StorageError
+from prep.ledger import Attempt, LedgerWriter, fold, read_ledger
 from prep.local import LocalFolder
-from prep.ytdlp import Refusal, YtDlp
+from prep.taxonomy import Action, Verdict
+from prep.ytdlp import YtDlp
 from tests.conftest import Door, LoopbackServer
 from tests.media import Spec
 
@@ -59,11 +62,11 @@ def test_folder_that_is_missing_or_without_media_is_refused(tmp_path: Path) -> N
 
 
 def test_ledger_keeps_the_last_attempt_of_each_clip(tmp_path: Path) -> None:
-    for worker, code, moment in [("fetch-1", "perm.gone", 2.0), ("fetch-0", "fetch.failed", 1.0), ("fetch-2", "region", 3.0)]:
+    for worker, code, moment in [("fetch-1", "perm.gone", 2.0), ("fetch-0", "unknown", 1.0), ("fetch-2", "region.other", 3.0)]:
         with LedgerWriter(tmp_path, worker) as writer:
             writer.append([Attempt(key="a", source="s", code=code, time=moment), Attempt(key=worker, source="s", time=moment)])
     ledger = read_ledger(tmp_path)
-    assert ledger["a"].code == "region"
+    assert ledger["a"].code == "region.other"
     assert set(ledger) == {"a", "fetch-0", "fetch-1", "fetch-2"}
 
 
@@ -119,8 +122,8 @@ def paths(server: LoopbackServer) -> list[str]:
     return asked
 
 
-def failures(ledger: dict[str, Attempt]) -> dict[str, tuple[str, bool]]:
-    return {key: (attempt.code, attempt.final) for key, attempt in ledger.items() if attempt.code != "ok"}
+def failures(ledger: dict[str, Attempt]) -> dict[str, tuple[str, str, bool]]:
+    return {key: (attempt.code, attempt.action, attempt.final) for key, attempt in ledger.items() if attempt.code != "ok"}
 
 
 def test_videos_come_once_and_refusals_are_kept(
@@ -137,7 +140,7 @@ def test_videos_come_once_and_refusals_are_kept(
     first = paths(server)
     assert set(first) == {"/-two_clips_.mp4", "/_one.mp4", "/gone.mp4", "/busy.mp4"}
     ledger = read_ledger(tmp_path / "out")
-    assert failures(ledger) == {"gone_0": ("perm.gone", True), "busy_0": ("fetch.failed", False)}
+    assert failures(ledger) == {"gone_0": ("perm.gone", "permanent", True), "busy_0": ("net.5xx", "network", False)}
     assert ledger["-two_clips__0"].path == ledger["-two_clips__1500"].path == "raw/-t/-two_clips_.mp4"
     assert (tmp_path / "out/raw/-t/-two_clips_.mp4").read_bytes() == video
     written = (tmp_path / "out/work/ledger/fetch-0.jsonl").read_text().splitlines()
@@ -191,8 +194,8 @@ def test_page_without_a_video_is_a_refusal(server: LoopbackServer, tmp_path: Pat
 
     server.answer = page
     result = YtDlp(tmp_path, server.url + "/{video_id}", 0).fetch("v")
-    assert isinstance(result, Refusal)
-    assert (result.code, result.final) == ("input.bad_url", True)
+    assert isinstance(result, Verdict)
+    assert (result.code, result.action) == ("input.bad_url", Action.INPUT)
 
 
 def test_page_with_several_videos_is_a_refusal(
@@ -211,8 +214,8 @@ def test_page_with_several_videos_is_a_refusal(
 
     server.answer = page
     result = YtDlp(tmp_path, server.url + "/{video_id}", 0).fetch("v")
-    assert isinstance(result, Refusal)
-    assert (result.code, result.final) == ("input.playlist", True)
+    assert isinstance(result, Verdict)
+    assert (result.code, result.action) == ("input.playlist", Action.INPUT)
 
 
 def test_template_without_a_place_for_the_id_is_refused(tmp_path: Path) -> None:
@@ -220,110 +223,237 @@ def test_template_without_a_place_for_the_id_is_refused(tmp_path: Path) -> None:
         YtDlp(tmp_path, "https://example.org/video.mp4", 0)
 
 
-def refusing(monkeypatch: pytest.MonkeyPatch, text: str, warning: str = "") -> YtDlp:
-    """yt-dlp that fails with these words."""
-
-    class Downloader:
-        def __init__(self, options: dict[str, object]) -> None:
-            self.options = options
-
-        def __enter__(self) -> "Downloader":
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def extract_info(self, _: str) -> None:
-            if warning:
-                self.options["logger"].warning(warning)  # type: ignore[attr-defined]
-            raise yt_dlp.utils.DownloadError(text)
-
-    monkeypatch.setattr(yt_dlp, "YoutubeDL", Downloader)
-    return YtDlp(Path("/nowhere"), "https://www.youtube.com/watch?v={video_id}", 0)
-
-
 YOUTUBE = "ERROR: [youtube] dQw4w9WgXcQ: "
+HOUR = 3600.0
+Listing = Callable[..., list[object]]
+
+
+@pytest.fixture
+def listing(tmp_path: Path) -> Listing:
+    """Arguments of `mbt` that fetch clips of the given number of videos from YouTube's URL."""
+
+    def arguments(videos: int) -> list[object]:
+        rows = [f"video{number:02},0,1,train,a" for number in range(videos)]
+        (tmp_path / "clips.csv").write_text("\n".join(["video_id,start,end,split,labels", *rows]) + "\n")
+        (tmp_path / "labels.csv").write_text("id\na\n")
+        lists = ["--list", tmp_path / "clips.csv", "--labels", tmp_path / "labels.csv", "--out", tmp_path / "out"]
+        return ["prep", "custom", *lists, "--source", "https://www.youtube.com/watch?v={video_id}", "--sleep", 0]
+
+    return arguments
+
+
+class Site:
+    """In the place of yt-dlp: `says` holds the error for each video, with a warning before it; the others are served."""
+
+    def __init__(self) -> None:
+        self.says: dict[str, tuple[str, str]] = {}
+        self.asked: list[str] = []
+
+    def __call__(self, options: dict[str, Any]) -> "Site":
+        self.options = options
+        return self
+
+    def __enter__(self) -> "Site":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def extract_info(self, url: str) -> dict[str, Any]:
+        video = url.rpartition("=")[2]
+        self.asked.append(video)
+        if video in self.says:
+            text, warning = self.says[video]
+            if warning:
+                self.options["logger"].warning(warning)
+            raise yt_dlp.utils.DownloadError(YOUTUBE + text)
+        path = Path(self.options["outtmpl"]["default"].replace("%(ext)s", "mp4"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"media")
+        return {"requested_downloads": [{"filepath": str(path)}]}
+
+
+@dataclass
+class Clock:
+    """The time of fetching."""
+
+    now: float = 1_800_000_000.0
+
+    def time(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Site:
+    site = Site()
+    monkeypatch.setattr(yt_dlp, "YoutubeDL", site)
+    return site
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("prep.fetch.time", clock)
+    return clock
 
 
 @pytest.mark.parametrize(
-    ("code", "text"),
+    ("text", "code", "action"),
     [
-        ("perm.private", "Private video. Sign in if you've been granted access to this video"),
-        ("perm.private", "This video is private"),
-        ("creds.age", "Sign in to confirm your age. This video may be inappropriate for some users."),
-        (
-            "creds.members",
-            "Join this channel to get access to members-only content like this video, and other exclusive perks.",
-        ),
-        ("creds.members", "This video requires payment to watch"),
-        ("creds.members", "This video is only available to Music Premium members"),
-        ("region", "Video unavailable. The uploader has not made this video available in your country"),
-        ("region", "This video is not available from your location due to geo restriction"),
-        ("perm.copyright", "Video unavailable. This video contains content from SME, who has blocked it on copyright grounds"),
-        ("perm.copyright", "This video is no longer available due to a trademark claim by a third party"),
-        ("perm.removed", "Video unavailable. This video has been removed by the uploader"),
-        (
-            "perm.removed",
-            "Video unavailable. This video is no longer available because the YouTube account has been terminated.",
-        ),
-        ("perm.removed", "This video is no longer available because the uploader has closed their YouTube account"),
-        ("perm.removed", "This live stream recording is not available."),
-        ("perm.unavailable", "Video unavailable. This video is unavailable"),
-        ("perm.unavailable", "Video unavailable"),
-        ("perm.gone", "Unable to download webpage: HTTP Error 410: Gone (caused by <HTTPError 410: Gone>)"),
-        ("input.bad_url", "Incomplete YouTube ID dQw4. URL https://www.youtube.com/watch?v=dQw4 looks truncated."),
-        ("input.bad_url", "Unsupported URL: http://127.0.0.1/page"),
+        ("Private video", "perm.private", "permanent"),
+        ("The uploader has not made this video available in your country", "region.uploader", "region"),
+        ("Sign in to confirm your age", "creds.age", "credentials"),
+        ("Unsupported URL: x", "input.bad_url", "input"),
     ],
 )
-def test_video_that_will_not_be_served_is_final(monkeypatch: pytest.MonkeyPatch, code: str, text: str) -> None:
-    result = refusing(monkeypatch, "\x1b[0;31m" + YOUTUBE + text.replace("'", "’") + "\x1b[0m\n").fetch("dQw4w9WgXcQ")
-    assert result == Refusal(code, text, final=True)
+def test_video_that_will_not_be_served_is_asked_for_once(
+    mbt: Door, listing: Listing, tmp_path: Path, site: Site, clock: Clock, text: str, code: str, action: str
+) -> None:
+    site.says = {"video01": (text, "")}
+    assert mbt(*listing(3), "--stage", "plan").code == 0
+    for _ in range(2):
+        assert mbt(*listing(3), "--stage", "fetch").out == "fetch: 2 clips there, 1 not\n"
+        clock.now += 1000 * HOUR
+    assert sorted(site.asked) == ["video00", "video01", "video02"]
+    assert failures(read_ledger(tmp_path / "out")) == {"video01_0": (code, action, True)}
+
+
+def fetches(mbt: Door, arguments: list[object], site: Site, clock: Clock, hours: list[float]) -> list[int]:
+    """How often the site is asked by runs after each of these waits."""
+    counts = []
+    for wait in hours:
+        clock.now += wait * HOUR
+        assert mbt(*arguments, "--stage", "fetch").code == 0
+        counts.append(len(site.asked))
+        site.asked.clear()
+    return counts
+
+
+def test_unavailable_video_is_final_when_that_is_confirmed_a_day_later(
+    mbt: Door, listing: Listing, tmp_path: Path, site: Site, clock: Clock
+) -> None:
+    site.says = {"video00": ("Video unavailable", "")}
+    mbt(*listing(1), "--stage", "plan")
+    assert fetches(mbt, listing(1), site, clock, [0]) == [1]
+    assert failures(read_ledger(tmp_path / "out")) == {"video00_0": ("confirm.unavailable", "confirm", False)}
+    assert fetches(mbt, listing(1), site, clock, [23.9, 0.2, 1000]) == [0, 1, 0]
+    assert failures(read_ledger(tmp_path / "out")) == {"video00_0": ("confirm.unavailable", "confirm", True)}
+
+
+def test_waits_for_a_video_grow_up_to_six_attempts_and_a_network_failure_does_not_count(
+    mbt: Door, listing: Listing, tmp_path: Path, site: Site, clock: Clock
+) -> None:
+    site.says = {"video00": ("Something new", "")}
+    mbt(*listing(1), "--stage", "plan")
+    assert fetches(mbt, listing(1), site, clock, [0, 0.9, 0.2, 5.9, 0.2]) == [1, 0, 1, 0, 1]
+    site.says = {"video00": ("The read operation timed out", "")}
+    assert fetches(mbt, listing(1), site, clock, [23.9, 0.2, *[0] * 9]) == [0, 1, *[1] * 9]
+    site.says = {"video00": ("Did not get any data blocks", "")}
+    assert fetches(mbt, listing(1), site, clock, [0, 71.9, 0.2, 71.9, 0.2, 1000]) == [1, 0, 1, 0, 1, 0]
+    assert failures(read_ledger(tmp_path / "out")) == {"video00_0": ("bytes.short", "bytes", True)}
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        "Unable to download webpage: HTTP Error 500: Internal Server Error (caused by <HTTPError 500>)",
-        "Unable to download API page: The read operation timed out",
-        "This live event will begin in 3 hours.",
-    ],
-)
-def test_video_that_may_be_served_later_is_not_final(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    assert refusing(monkeypatch, YOUTUBE + text).fetch("dQw4w9WgXcQ") == Refusal("fetch.failed", text, final=False)
-
-
-@pytest.mark.parametrize(
-    ("code", "text", "warning"),
+    ("code", "text", "warning", "remedy"),
     [
         (
             "rate.session",
             "Video unavailable. This content isn’t available, try again later. The current session has been rate-limited by "
             "YouTube for up to an hour.",
             "",
+            "Wait an hour",
         ),
-        ("rate.429", "Unable to download API page: HTTP Error 429: Too Many Requests (caused by <HTTPError 429>)", ""),
+        ("rate.429", "Unable to download API page: HTTP Error 429: Too Many Requests", "", "Wait an hour"),
+        ("block.bot", "Sign in to confirm you’re not a bot.", "", "from another network"),
         (
-            "block.bot",
-            "Sign in to confirm you’re not a bot. Use --cookies-from-browser or --cookies for the authentication.",
-            "",
+            "env.js",
+            "Requested format is not available.",
+            "[youtube] No supported JavaScript runtime could be found.",
+            "pip install --upgrade",
         ),
-        ("env.js", "Requested format is not available.", "[youtube] No supported JavaScript runtime could be found."),
-        ("env.js", "Requested format is not available.", "[youtube] dQw4w9WgXcQ: n challenge solving failed: Some formats"),
+        (
+            "env.js",
+            "Requested format is not available.",
+            "[youtube] dQw4w9WgXcQ: n challenge solving failed: Some formats",
+            "pip install --upgrade",
+        ),
     ],
 )
-def test_source_that_serves_nobody_stops_the_run(monkeypatch: pytest.MonkeyPatch, code: str, text: str, warning: str) -> None:
-    source = refusing(monkeypatch, YOUTUBE + text, warning)
-    with pytest.raises(SourceError, match=rf"www.youtube.com serves nothing more \({code}\)"):
-        source.fetch("dQw4w9WgXcQ")
+def test_source_that_serves_nobody_stops_the_run_and_costs_no_attempt(
+    mbt: Door, listing: Listing, tmp_path: Path, site: Site, code: str, text: str, warning: str, remedy: str
+) -> None:
+    site.says = {"video01": (text, warning)}
+    mbt(*listing(3), "--stage", "plan")
+    outcome = mbt(*listing(3), "--stage", "fetch")
+    last = outcome.err.splitlines()[-1]
+    assert outcome.code == 2
+    assert f"error: www.youtube.com serves nothing more ({code}): " in last
+    assert remedy in last
+    assert site.asked == ["video00", "video01"]
+    assert set(read_ledger(tmp_path / "out")) == {"video00_0"}
 
 
-def test_failures_in_a_row_stop_the_run_unless_the_source_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = Refusal("fetch.failed", "The read operation timed out", final=False)
-    source = refusing(monkeypatch, YOUTUBE + failed.message)
-    assert [source.fetch("dQw4w9WgXcQ") for _ in range(9)] == [failed] * 9
-    with pytest.raises(SourceError, match=r"10 videos of .* failed in a row; the last: The read"):
-        source.fetch("dQw4w9WgXcQ")
-    refusing(monkeypatch, YOUTUBE + "Private video")
-    assert source.fetch("dQw4w9WgXcQ") == Refusal("perm.private", "Private video", final=True)
-    refusing(monkeypatch, YOUTUBE + failed.message)
-    assert [source.fetch("dQw4w9WgXcQ") for _ in range(9)] == [failed] * 9
+def test_failures_in_a_row_stop_the_run(mbt: Door, listing: Listing, tmp_path: Path, site: Site) -> None:
+    site.says = {f"video{number:02}": ("The read operation timed out", "") for number in range(20) if number != 5}
+    mbt(*listing(20), "--stage", "plan")
+    outcome = mbt(*listing(20), "--stage", "fetch")
+    assert outcome.code == 2
+    assert "error: www.youtube.com failed for 10 videos in a row; the last: The read operation timed out. Check" in outcome.err
+    assert site.asked == [f"video{number:02}" for number in range(16)]
+    assert len(read_ledger(tmp_path / "out")) == 16
+
+
+def test_leftovers_that_fail_as_before_do_not_stop_a_later_run(mbt: Door, listing: Listing, site: Site, clock: Clock) -> None:
+    site.says = {f"video{number:02}": ("Something new", "") for number in range(0, 60, 3)}
+    mbt(*listing(60), "--stage", "plan")
+    assert fetches(mbt, listing(60), site, clock, [0, 1.1]) == [60, 20]
+
+
+def test_text_that_is_not_known_is_printed_once(mbt: Door, listing: Listing, site: Site) -> None:
+    texts = {0: "Something new", 1: "Something new", 2: "Private video", 3: "Something newer"}
+    site.says = {f"video{number:02}": (text, "") for number, text in texts.items()}
+    mbt(*listing(5), "--stage", "plan")
+    outcome = mbt(*listing(5), "--stage", "fetch")
+    told = [line.rpartition(": ")[2] for line in outcome.err.splitlines() if "does not know" in line]
+    assert (outcome.out, told) == ("fetch: 1 clips there, 4 not\n", ["Something new", "Something newer"])
+
+
+def test_full_disk_is_no_failure_of_a_video(site: Site, tmp_path: Path) -> None:
+    site.says = {"v": ("unable to write data: [Errno 28] No space left on device", "")}
+    with pytest.raises(StorageError, match="no space left"):
+        YtDlp(tmp_path, "https://www.youtube.com/watch?v={video_id}", 0).fetch("v")
+
+
+def failed(hours: float, code: str = "unknown", action: str = "later", source: str = "s") -> Attempt:
+    return Attempt(key="a", source=source, code=code, action=action, time=hours * HOUR)
+
+
+@pytest.mark.parametrize(
+    ("attempts", "final", "hours"),
+    [
+        ([failed(0)], False, 1),
+        ([failed(0), failed(1)], False, 1 + 6),
+        ([failed(hour) for hour in range(5)], False, 4 + 72),
+        ([failed(hour) for hour in range(6)], True, None),
+        ([*[failed(hour) for hour in range(5)], failed(9, source="t")], False, 9 + 1),
+        ([*[failed(hour) for hour in range(5)], Attempt(key="a", source="s", path="x", time=0), failed(9)], False, 9 + 1),
+        ([*[failed(hour) for hour in range(9)], failed(9, "net.5xx", "network")], False, 0),
+        ([failed(0, "confirm.unavailable", "confirm"), failed(23.9, "confirm.unavailable", "confirm")], False, 23.9 + 6),
+        ([failed(0, "confirm.unavailable", "confirm"), failed(24, "confirm.unavailable", "confirm")], True, None),
+        ([failed(0, "env.format", "confirm"), failed(24, "confirm.unavailable", "confirm")], False, 24 + 6),
+        ([failed(0), failed(24, "confirm.unavailable", "confirm")], False, 24 + 6),
+        ([failed(0, "local.missing", "")] * 9, False, 0),
+    ],
+)
+def test_state_of_a_clip_is_the_fold_of_its_attempts(attempts: list[Attempt], final: bool, hours: float | None) -> None:
+    state = fold(attempts)
+    assert (state.code, state.final) == (attempts[-1].code, final)
+    assert final or state.not_before == hours * HOUR
+
+
+def test_ledgers_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    (tmp_path / "work/ledger").mkdir(parents=True)
+    line = {"key": "a", "source": "s", "path": None, "size": 0, "offset_ms": 0, "message": "", "final": False, "time": 1.0}
+    rows = [{**line, "code": "fetch.failed"}, {**line, "key": "b", "code": "perm.removed", "final": True}]
+    (tmp_path / "work/ledger/fetch-0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert failures(read_ledger(tmp_path)) == {"a": ("fetch.failed", "", False), "b": ("perm.removed", "", True)}
