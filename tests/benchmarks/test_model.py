@@ -58,9 +58,9 @@ def test_every_row_has_its_times_or_says_why_not() -> None:
             assert cells == "jax is not installed"
         else:
             median, fastest, slowest, rate, share = (float(cell.rstrip("%")) for cell in cells.split())
-            assert 0 < fastest <= median <= slowest
+            assert 0 <= fastest <= median <= slowest
             assert rate > 0
-            assert share > 0
+            assert share >= 0
 
 
 def test_cells_come_from_the_median_call() -> None:
