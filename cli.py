@@ -50,7 +50,7 @@ def prep_options(command: Any) -> Any:
         click.option("--workers", type=COUNT, help="Clips decoded at a time; one a core by default."),
         click.option("--clip-timeout", default=60.0, help="Seconds that decoding a clip may take."),
         click.option("--clip-memory", default=3.0, help="GiB of address space that decoding a clip may take."),
-        click.option("--sleep", default=12.0, help="Seconds between downloads; YouTube allows guests about 300 an hour."),
+        click.option("--sleep", default=15.0, help="Seconds from one request to the next; YouTube allows guests about 300 an hour."),
     )
     for option in reversed(options):
         command = option(command)

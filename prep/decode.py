@@ -108,7 +108,7 @@ def decode_clip(
     wanted = round(duration_s * FPS)
     if wanted < 1:
         raise ClipError("clip.empty", f"{duration_s} s hold no frame")
-    outputs = _run(_command(path, start_s, wanted, video, streams), limits)
+    outputs = run_ffmpeg(_command(path, start_s, wanted, video, streams), limits)
     jpegs = split_jpegs(outputs["video"])
     audio = np.frombuffer(outputs["audio"], "<f4", count=len(outputs["audio"]) // 4)
     real_s = [len(jpegs) / FPS] * ("video" in streams) + [len(audio) / SAMPLE_RATE] * ("audio" in streams)
@@ -179,8 +179,12 @@ def _command(path: Path, start_s: float, wanted: int, video: VideoFormat, stream
     return command
 
 
-def _run(command: list[str], limits: Limits) -> dict[str, bytes]:
-    """Run ffmpeg with `{video}` and `{audio}` in its command as pipes; return what came out of each."""
+def run_ffmpeg(command: list[str], limits: Limits) -> dict[str, bytes]:
+    """Run ffmpeg with `pipe:{video}` and `pipe:{audio}` in its command as pipes; return what came out of each, and `log`.
+
+    Raises:
+        ClipError: a `decode.*` or `clip.*` code: ffmpeg failed, or was over its limits.
+    """
     pipes = {name: os.pipe() for name in ("video", "audio", "log")}
     try:
         numbers = {name: write for name, (_, write) in pipes.items()}

@@ -17,6 +17,7 @@ from prep.ledger import NEVER_FETCHED, Attempt, LedgerWriter, read_ledger
 from prep.local import LocalFolder
 from prep.plan import read_plan
 from prep.select import Selection, frozen_clips
+from prep.slice import RawClip
 from prep.taxonomy import UNKNOWN, Action, Verdict
 from prep.ytdlp import YtDlp
 
@@ -54,11 +55,11 @@ def fetch(folder: Path, source: LocalFolder | YtDlp) -> Fetched:
             wanted = [clip for clip in open_ if _wanted(ledger.get(clip.key), source, time.time())]
             if wanted:
                 before = ledger.get(wanted[0].key)
-                attempts, result = _ask(folder, wanted, source)
+                attempts, results = _ask(folder, wanted, source)
                 writer.append(attempts)
                 ledger |= {attempt.key: attempt for attempt in attempts}
-                if result is not None:
-                    watch.see(result, before)
+                if results:
+                    watch.see(results[0], before)
             for clip in open_:
                 if not selection.has_room(clip):
                     continue
@@ -80,12 +81,13 @@ def _batches(clips: list[Clip], source: LocalFolder | YtDlp, in_order: bool) -> 
         yield from (list(group) for _, group in of_a_video)
 
 
-def _ask(folder: Path, clips: list[Clip], source: LocalFolder | YtDlp) -> tuple[list[Attempt], Path | Verdict | None]:
-    """Attempts at clips that are asked for together, and what came of their download."""
+def _ask(folder: Path, clips: list[Clip], source: LocalFolder | YtDlp) -> tuple[list[Attempt], list[RawClip | Verdict]]:
+    """Attempts at clips that are asked for together, and what came of each of their downloads."""
     if isinstance(source, LocalFolder):
-        return _find(clips, source), None
-    result = source.fetch(clips[0].video_id)
-    return _attempts(folder, clips, source, result), result
+        return _find(clips, source), []
+    results = source.fetch(clips[0].video_id, clips)
+    pairs = zip(clips, results, strict=True)
+    return [_attempt(folder, clip, source, result) for clip, result in pairs if _is_the_clips_own(result)], results
 
 
 def _wanted(attempt: Attempt | None, source: LocalFolder | YtDlp, now: float) -> bool:
@@ -112,27 +114,25 @@ def _find(clips: list[Clip], source: LocalFolder) -> list[Attempt]:
     return attempts
 
 
-def _attempts(folder: Path, clips: list[Clip], source: YtDlp, result: Path | Verdict) -> list[Attempt]:
-    """What the clips of one video have from its download; nothing where the failure is not theirs."""
+def _is_the_clips_own(result: RawClip | Verdict) -> bool:
+    return isinstance(result, RawClip) or not result.action.ends
+
+
+def _attempt(folder: Path, clip: Clip, source: YtDlp, result: RawClip | Verdict) -> Attempt:
     now = time.time()
-    if isinstance(result, Path):
-        path, size = str(result.relative_to(folder)), result.stat().st_size
-        return [Attempt(key=clip.key, source=source.name, path=path, size=size, time=now) for clip in clips]
-    if result.action.ends:
-        return []
-    return [
-        Attempt(
-            key=clip.key,
-            source=source.name,
-            code=result.code,
-            action=result.action.label,
-            message=result.message,
-            final=result.retry_after_s is None,
-            not_before=now + (result.retry_after_s or 0.0),
-            time=now,
-        )
-        for clip in clips
-    ]
+    if isinstance(result, RawClip):
+        path = str(result.path.relative_to(folder))
+        return Attempt(key=clip.key, source=source.name, path=path, size=result.size, offset_ms=result.offset_ms, time=now)
+    return Attempt(
+        key=clip.key,
+        source=source.name,
+        code=result.code,
+        action=result.action.label,
+        message=result.message,
+        final=result.retry_after_s is None,
+        not_before=now + (result.retry_after_s or 0.0),
+        time=now,
+    )
 
 
 class _Watch:
@@ -143,7 +143,7 @@ class _Watch:
         self._breaker = Breaker()
         self._unknown: set[str] = set()
 
-    def see(self, result: Path | Verdict, before: Attempt | None) -> None:
+    def see(self, result: RawClip | Verdict, before: Attempt | None) -> None:
         """Take in what came of a video, of which `before` is the state before it was asked for.
 
         Raises:

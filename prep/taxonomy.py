@@ -320,6 +320,26 @@ def classify(problem: Problem) -> Verdict:
     return Verdict(row.code, row.action, message, retry_after_s, row.remedy)
 
 
+OWN_CODES = {
+    "bytes.large": Action.INPUT,
+    "bytes.wrong": Action.BYTES,
+    "clip.no_audio": Action.PERMANENT,
+    "clip.no_video": Action.PERMANENT,
+    "clip.out_of_range": Action.PERMANENT,
+}
+"""Failures that mbt finds itself in bytes that it fetched."""
+
+
+def known(code: str, message: str) -> Verdict:
+    """The verdict of a failure whose code is known; one that neither the table nor `OWN_CODES` has is broken bytes."""
+    row = next((row for row in TABLE if row.code == code), None)
+    if row is None:
+        action = OWN_CODES.get(code, Action.BYTES)
+        return Verdict(code, action, message, action.retry_after_s)
+    retry_after_s = row.action.retry_after_s if row.retry_after_s is None else row.retry_after_s
+    return Verdict(code, row.action, message, retry_after_s, row.remedy)
+
+
 def plain(message: str) -> str:
     """One line of yt-dlp's text without colour codes, prefixes, the plea for bug reports and curly apostrophes."""
     message = re.sub(r"\x1b\[[0-9;]*m", "", message).replace("’", "'")

@@ -1,7 +1,9 @@
-"""yt-dlp as a source: the whole video behind a URL template, at about 360 pixels, kept as it is served."""
+"""yt-dlp as a source: clips of the videos behind a URL template, at about 360 pixels, kept in their own codecs."""
 
+import random
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -10,23 +12,30 @@ import yt_dlp
 from yt_dlp.networking.exceptions import HTTPError, network_exceptions
 from yt_dlp.utils import DownloadError, ExtractorError, GeoRestrictedError, YoutubeDLError
 
+from manifests.clips import Clip
 from manifests.errors import InputError, StorageError
-from prep.decode import ffmpeg
-from prep.taxonomy import SEVERAL_VIDEOS, UNEXPECTED, Problem, Verdict, classify, plain
+from prep.decode import ClipError, ffmpeg
+from prep.slice import RawClip, Source, fetch_slice
+from prep.taxonomy import SEVERAL_VIDEOS, UNEXPECTED, Problem, Verdict, classify, known, plain
+from prep.transfer import MediaClient, TransferError
 
 PLACEHOLDER = "{video_id}"
 FORMAT_SORT = ["res:360", "vcodec:h264", "acodec:aac", "proto:https", "+size"]
+LONGEST_WAIT_S = 60.0
 TRANSFER = re.compile(r"unable to download video data|\[download\] Got error|fragment \d+ not found", re.IGNORECASE)
 """How yt-dlp begins what it says of the transfer of the media."""
 
 
 class YtDlp:
-    """Downloads whole videos into `folder`/raw by yt-dlp, from `template` with `{video_id}` filled in.
+    """Fetches clips of the videos behind `template`, with `{video_id}` filled in: yt-dlp extracts, and clips are sliced.
+
+    Of videos with pictures and sound in files of their own, as YouTube serves them, only the bytes of the clips are fetched;
+    others are downloaded whole by yt-dlp. Both go below `folder`/raw.
 
     Args:
         folder: the dataset folder.
         template: URL with the placeholder `{video_id}`.
-        sleep_s: pause before each download; YouTube's guest quota is about 300 videos an hour.
+        sleep_s: seconds from one extraction to the next, give or take a fifth; YouTube's guest quota is about 300 an hour.
 
     Raises:
         InputError: the template has no placeholder.
@@ -40,6 +49,8 @@ class YtDlp:
         self.folder = folder
         self.template = template
         self.name = urlsplit(template).hostname or "url"
+        self._sleep_s = sleep_s
+        self._next_start = 0.0
         self._warnings = _Warnings()
         self._options: dict[str, Any] = {
             "format": "bv*+ba/b",
@@ -50,12 +61,11 @@ class YtDlp:
             "noprogress": True,
             "quiet": True,
             "retries": 5,
-            "sleep_interval": sleep_s,
             "socket_timeout": 30,
         }
 
-    def fetch(self, video_id: str) -> Path | Verdict:
-        """The downloaded file, or why there is none.
+    def fetch(self, video_id: str, clips: Sequence[Clip]) -> list[RawClip | Verdict]:
+        """What came of each clip of a video, from one extraction.
 
         Raises:
             StorageError: no space left.
@@ -63,18 +73,54 @@ class YtDlp:
         target = self.folder / "raw" / video_id[:2] / f"{video_id}.%(ext)s"
         options = {**self._options, "outtmpl": {"default": str(target)}}
         self._warnings.texts.clear()
+        self._wait_for_turn()
         try:
             with yt_dlp.YoutubeDL(options) as downloader:
-                info = downloader.extract_info(self.template.replace(PLACEHOLDER, video_id))
-            if "requested_downloads" not in info:
-                return classify(Problem(SEVERAL_VIDEOS))
-            return Path(info["requested_downloads"][0]["filepath"])
+                info = downloader.extract_info(self.template.replace(PLACEHOLDER, video_id), download=False)
+                if info is None or "entries" in info:
+                    return [classify(Problem(SEVERAL_VIDEOS))] * len(clips)
+                sources = _sources(info)
+                if sources is not None:
+                    _wait_until_available(info)
+                    return [self._slice(clip, *sources) for clip in clips]
+                downloaded = downloader.process_ie_result(info, download=True)
+                path = Path(downloaded["requested_downloads"][0]["filepath"])
+                return [RawClip(path, path.stat().st_size, 0, 1, path.stat().st_size)] * len(clips)
         except Exception as error:
+            if isinstance(error, StorageError):
+                raise
             if "No space left on device" in str(error):
                 raise StorageError(
                     f"cannot write below {self.folder}: no space left on the disk", "Free some space, then run again"
                 ) from None
-            return classify(problem_of(error, self._warnings.texts))
+            return [classify(problem_of(error, self._warnings.texts))] * len(clips)
+
+    def _slice(self, clip: Clip, video: Source, audio: Source) -> RawClip | Verdict:
+        target = self.folder / "raw" / clip.video_id[:2] / f"{clip.key}.mkv"
+        try:
+            return fetch_slice(video, audio, clip.start_ms / 1000, clip.end_ms / 1000, target, MediaClient())
+        except (TransferError, ClipError) as error:
+            return known(error.code, error.message)
+
+    def _wait_for_turn(self) -> None:
+        """Sleep until the next extraction may start."""
+        time.sleep(max(self._next_start - time.monotonic(), 0.0))
+        self._next_start = time.monotonic() + self._sleep_s * random.uniform(0.8, 1.2)
+
+
+def _sources(info: Mapping[str, Any]) -> tuple[Source, Source] | None:
+    """The files with the pictures and with the sound that were chosen; None if they are not two plain files."""
+    formats = info.get("requested_formats") or []
+    if len(formats) != 2 or any(each.get("protocol") not in ("http", "https") for each in formats):
+        return None
+    video, audio = (Source(each["url"], each.get("http_headers") or {}, each.get("filesize")) for each in formats)
+    return video, audio
+
+
+def _wait_until_available(info: Mapping[str, Any]) -> None:
+    """Sit out the wait that a site demands before its media may be asked for."""
+    moments = [each.get("available_at") or 0 for each in info["requested_formats"]]
+    time.sleep(min(max(max(moments) - time.time(), 0.0), LONGEST_WAIT_S))
 
 
 def problem_of(error: Exception, warnings: Sequence[str] = ()) -> Problem:

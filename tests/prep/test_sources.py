@@ -15,6 +15,7 @@ from manifests.clips import Clip
 from manifests.errors import InputError, StorageError
 from prep.ledger import Attempt, LedgerWriter, fold, read_ledger
 from prep.local import LocalFolder
+from prep.slice import RawClip
 from prep.taxonomy import Action, Verdict
 from prep.ytdlp import YtDlp
 from tests.conftest import Door, LoopbackServer
@@ -162,11 +163,15 @@ def test_one_download_serves_all_clips_of_a_video(
 ) -> None:
     body = rendered(Spec("25.mp4")).read_bytes()
     server.answer = serving({"/v.mp4": body})
-    found = YtDlp(tmp_path, server.url + "/{video_id}.mp4", 0).fetch("v")
-    assert found == tmp_path / "raw" / "v" / "v.mp4"
-    assert found.read_bytes() == body
+    clips = [clip("v", 0), clip("v", 1000)]
+    found, same = YtDlp(tmp_path, server.url + "/{video_id}.mp4", 0).fetch("v", clips)
+    assert found == same
+    assert isinstance(found, RawClip)
+    assert found.path == tmp_path / "raw" / "v" / "v.mp4"
+    assert found.path.read_bytes() == body
+    assert (found.size, found.offset_ms) == (len(body), 0)
     first = len(server.requests)
-    assert YtDlp(tmp_path, server.url + "/{video_id}.mp4", 0).fetch("v") == found
+    assert YtDlp(tmp_path, server.url + "/{video_id}.mp4", 0).fetch("v", clips) == [found, found]
     assert len(server.requests) < 2 * first
 
 
@@ -193,7 +198,7 @@ def test_page_without_a_video_is_a_refusal(server: LoopbackServer, tmp_path: Pat
         request.wfile.write(b"<html><title>t</title><body>nothing here</body></html>")
 
     server.answer = page
-    result = YtDlp(tmp_path, server.url + "/{video_id}", 0).fetch("v")
+    (result,) = YtDlp(tmp_path, server.url + "/{video_id}", 0).fetch("v", [clip("v", 0)])
     assert isinstance(result, Verdict)
     assert (result.code, result.action) == ("input.bad_url", Action.INPUT)
 
@@ -213,7 +218,7 @@ def test_page_with_several_videos_is_a_refusal(
         )
 
     server.answer = page
-    result = YtDlp(tmp_path, server.url + "/{video_id}", 0).fetch("v")
+    (result,) = YtDlp(tmp_path, server.url + "/{video_id}", 0).fetch("v", [clip("v", 0)])
     assert isinstance(result, Verdict)
     assert (result.code, result.action) == ("input.playlist", Action.INPUT)
 
@@ -259,7 +264,8 @@ class Site:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def extract_info(self, url: str) -> dict[str, Any]:
+    def extract_info(self, url: str, download: bool) -> dict[str, Any]:
+        assert not download
         video = url.rpartition("=")[2]
         self.asked.append(video)
         if video in self.says:
@@ -267,6 +273,10 @@ class Site:
             if warning:
                 self.options["logger"].warning(warning)
             raise yt_dlp.utils.DownloadError(YOUTUBE + text)
+        return {}
+
+    def process_ie_result(self, info: dict[str, Any], download: bool) -> dict[str, Any]:
+        assert download
         path = Path(self.options["outtmpl"]["default"].replace("%(ext)s", "mp4"))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"media")
@@ -421,7 +431,7 @@ def test_text_that_is_not_known_is_printed_once(mbt: Door, listing: Listing, sit
 def test_full_disk_is_no_failure_of_a_video(site: Site, tmp_path: Path) -> None:
     site.says = {"v": ("unable to write data: [Errno 28] No space left on device", "")}
     with pytest.raises(StorageError, match="no space left"):
-        YtDlp(tmp_path, "https://www.youtube.com/watch?v={video_id}", 0).fetch("v")
+        YtDlp(tmp_path, "https://www.youtube.com/watch?v={video_id}", 0).fetch("v", [clip("v", 0)])
 
 
 def failed(hours: float, code: str = "unknown", action: str = "later", source: str = "s") -> Attempt:
