@@ -41,6 +41,7 @@ def prep_options(command: Any) -> Any:
             help="In which clips are offered to the cap; common-first by default.",
         ),
         click.option("--dry-run", is_flag=True, help="Print what it will take, and do nothing."),
+        click.option("--keep-raw/--no-keep-raw", default=True, help="Keep what was fetched, to pack again without a request."),
         click.option("--ignore-disk", is_flag=True, help="Start even if the disk cannot hold it."),
         click.option("--stage", type=click.Choice(["plan", "fetch", "pack"]), help="Run this stage alone."),
         click.option("--short-side", type=click.IntRange(min=16), default=256, help="Shorter side of the frames, pixels."),
@@ -50,7 +51,9 @@ def prep_options(command: Any) -> Any:
         click.option("--workers", type=COUNT, help="Clips decoded at a time; one a core by default."),
         click.option("--clip-timeout", default=60.0, help="Seconds that decoding a clip may take."),
         click.option("--clip-memory", default=3.0, help="GiB of address space that decoding a clip may take."),
-        click.option("--sleep", default=15.0, help="Seconds from one request to the next; YouTube allows guests about 300 an hour."),
+        click.option(
+            "--sleep", default=15.0, help="Seconds from one request to the next; YouTube allows guests about 300 an hour."
+        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -94,6 +97,68 @@ def custom(list_path: Path, labels_path: Path, source: str, name: str, task: Any
     plan = Plan(dataset=name, task=task)
     shared = PrepOptions(**options)
     prepare(plan, lambda: read_labels(labels_path), lambda labels: custom_clips(list_path, labels), source, shared)
+
+
+@cli.group()
+def shards() -> None:
+    """Shards that are there: check them, look at them, count them, rewrite them."""
+
+
+dataset_argument = click.argument("folder", metavar="DIR", type=FOLDER)
+workers_option = click.option("--workers", type=COUNT, help="Shards worked on at a time; one a core by default.")
+
+
+@shards.command()
+@dataset_argument
+@click.option("--decode", is_flag=True, help="Decode every frame too: far slower.")
+@click.option("--removed", type=FILE, help="File of keys or video ids, one a line, that must not be here.")
+@workers_option
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def verify(folder: Path, decode: bool, removed: Path | None, workers: int | None, as_json: bool) -> None:
+    """Read everything again, against checksums and specification; exit with 1 and name each damaged sample if any is."""
+    from tqdm import tqdm
+
+    from prep.verify import verify as run_verification
+
+    tell = (lambda fault: None) if as_json else (lambda fault: tqdm.write(str(fault), file=sys.stdout))
+    report = run_verification(folder, workers, decode, removed, tell)
+    click.echo(report.model_dump_json(indent=2) if as_json else report.summary())
+    sys.exit(not report.whole)
+
+
+@shards.command(context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})
+@dataset_argument
+@click.argument("key")
+@click.option("--out", type=FILE, help="Picture to write; KEY.png by default.")
+def show(folder: Path, key: str, out: Path | None) -> None:
+    """Draw one sample: frames, spectrogram, labels. KEY may also be SPLIT:ROW, a row of the split's index."""
+    from prep.show import show as run_show
+
+    click.echo(f"written to {run_show(folder, key, out)}")
+
+
+@shards.command()
+@dataset_argument
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every class.")
+def stats(folder: Path, as_json: bool) -> None:
+    """Count samples, hours, bytes, frame sizes, flags, failures and labels."""
+    from prep.stats import dataset_stats, table
+
+    counted = dataset_stats(folder)
+    click.echo(counted.model_dump_json(indent=2) if as_json else table(counted))
+
+
+@shards.command()
+@dataset_argument
+@click.argument("out", type=FOLDER)
+@workers_option
+def explode(folder: Path, out: Path, workers: int | None) -> None:
+    """Rewrite the shards of DIR into OUT with one .jpg member a frame, for tools that want that."""
+    from prep.explode import explode as run_explode
+
+    made = run_explode(folder, out, workers).values()
+    frames, samples, size = (sum(getattr(tar, field) for tar in made) for field in ("frames", "samples", "size"))
+    click.echo(f"{len(made):,} tars in {out}: {samples:,} samples, {frames:,} frames, {size / 1e9:.3f} GB")
 
 
 data_option = click.option("--data", type=FOLDER, default=Path("audioset"), help="Dataset folder that `mbt prep` wrote.")
@@ -211,6 +276,18 @@ def import_scenic(file: Path, out: Path, settings: tuple[str, ...], data: Path |
 
     config = run_import(file, out, settings, data, rgb_seconds)
     click.echo(f"{config.to_json()}written to {out}; check the fields above: shapes do not tell all of them")
+
+
+@cli.command()
+@click.option("--out", type=FOLDER, default=Path("audioset"), help="Folder whose disk a dataset will be written to.")
+@click.option("--canary", metavar="URL|ID", help="Ask for this video over the network, without downloading it.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(out: Path, canary: str | None, as_json: bool) -> None:
+    """Check what the other commands need; exit with 1 if something fails."""
+    from prep.doctor import media_checks, report
+    from train.doctor import TRAINING_CHECKS
+
+    sys.exit(not report([*media_checks(out, canary), *TRAINING_CHECKS], as_json))
 
 
 @cli.command()

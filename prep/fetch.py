@@ -13,10 +13,10 @@ from manifests.clips import Clip, table_clips
 from manifests.errors import SourceError
 from manifests.progress import progress
 from prep.breaker import Breaker
-from prep.ledger import NEVER_FETCHED, Attempt, LedgerWriter, read_ledger
+from prep.ledger import LOST, NEVER_FETCHED, Attempt, LedgerWriter, read_ledger
 from prep.local import LocalFolder
 from prep.plan import read_plan
-from prep.select import Selection, frozen_clips
+from prep.select import Selection, frozen_clips, packed_keys
 from prep.slice import RawClip
 from prep.taxonomy import UNKNOWN, Action, Verdict
 from prep.ytdlp import YtDlp
@@ -47,12 +47,13 @@ def fetch(folder: Path, source: LocalFolder | YtDlp) -> Fetched:
     ledger = {key: attempt.checked(folder) for key, attempt in read_ledger(folder).items()}
     clips = table_clips(table)
     selection = Selection(plan.caps, len(labels), frozen_clips(folder, clips))
+    packed = packed_keys(folder, {key for key, attempt in ledger.items() if attempt.code == LOST})
     watch = _Watch(source.name)
     there = missing = 0
     with LedgerWriter(folder, WORKER) as writer, progress(len(clips), "fetch", "clip") as bar:
         for batch in _batches(clips, source, in_order=bool(plan.caps)):
             open_ = [clip for clip in batch if selection.has_room(clip)]
-            wanted = [clip for clip in open_ if _wanted(ledger.get(clip.key), source, time.time())]
+            wanted = [c for c in open_ if c.key not in packed and _wanted(ledger.get(c.key), source, time.time())]
             if wanted:
                 before = ledger.get(wanted[0].key)
                 attempts, results = _ask(folder, wanted, source)
@@ -63,7 +64,7 @@ def fetch(folder: Path, source: LocalFolder | YtDlp) -> Fetched:
             for clip in open_:
                 if not selection.has_room(clip):
                     continue
-                if ledger.get(clip.key, NEVER_FETCHED).path is None:
+                if clip.key not in packed and ledger.get(clip.key, NEVER_FETCHED).path is None:
                     missing += 1
                 else:
                     there += 1

@@ -24,7 +24,7 @@ from prep.plan import read_plan
 from prep.publish import publish
 from prep.sample import Sample, make_sample
 from prep.select import ASSIGNMENT_FILE, Selection, frozen_clips, members, read_assignment
-from prep.shard import ShardRecord, finished_shard, write_shard
+from prep.shard import ShardRecord, finished_shard, record_file, write_shard
 
 SETTINGS_FILE = "work/pack.json"
 
@@ -40,7 +40,13 @@ class PackSettings(Frozen):
     seed: int = 0
 
 
-def pack(folder: Path, settings: PackSettings, workers: int | None = None, limits: Limits = DEFAULT_LIMITS) -> DatasetInfo:
+def pack(
+    folder: Path,
+    settings: PackSettings,
+    workers: int | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    keep_raw: bool = True,
+) -> DatasetInfo:
     """Pack every fetched clip of the plan; shards that are done stay as they are.
 
     Which clip goes into which shard is frozen at the first call; clips fetched later go into further shards. A clip that
@@ -51,6 +57,7 @@ def pack(folder: Path, settings: PackSettings, workers: int | None = None, limit
         settings: what decides the bytes; must be those of earlier calls on this folder.
         workers: clips decoded at a time; default: one a core.
         limits: wall-clock and memory limit of each clip.
+        keep_raw: keep the fetched media of packed clips; those of a source folder are kept in any case.
 
     Raises:
         InputError: other settings than before, or no clip could be packed.
@@ -67,7 +74,7 @@ def pack(folder: Path, settings: PackSettings, workers: int | None = None, limit
     records: dict[str, ShardRecord] = {}
     with progress(sum(map(len, assignment.values())), "pack", "clip") as bar:
         for name, keys in assignment.items():
-            tar, record = folder / name, folder / "work" / f"{name}.json"
+            tar, record = folder / name, record_file(folder, name)
             done = finished_shard(tar, record)
             if done is None:
                 outcomes = _outcomes(folder, [clips[key] for key in keys], ledger, labels, settings.media, workers, limits)
@@ -75,7 +82,15 @@ def pack(folder: Path, settings: PackSettings, workers: int | None = None, limit
             else:
                 bar.update(len(keys))
             records[name] = done
+            if not keep_raw:
+                _delete_raw(folder, [ledger[key] for key in keys if key in ledger])
     return publish(folder, plan, labels, clips, ledger, records, settings.media)
+
+
+def _delete_raw(folder: Path, attempts: Iterable[Attempt]) -> None:
+    for attempt in attempts:
+        if attempt.path is not None and not Path(attempt.path).is_absolute():
+            (folder / attempt.path).unlink(missing_ok=True)
 
 
 def _freeze_settings(folder: Path, settings: PackSettings) -> None:

@@ -1,12 +1,13 @@
 """Which clips of a plan are asked for and packed: all, or as many as the cap on each class of a split lets in."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from manifests.balance import Room
 from manifests.clips import Clip
 from prep.ledger import Attempt
+from prep.shard import finished_shard, record_file
 
 ASSIGNMENT_FILE = "work/assignment.json"
 
@@ -21,6 +22,16 @@ def frozen_clips(folder: Path, clips: Iterable[Clip]) -> Iterator[Clip]:
     """Those of the clips that packing has given a shard."""
     frozen = {key for keys in read_assignment(folder).values() for key in keys}
     return (clip for clip in clips if clip.key in frozen)
+
+
+def packed_keys(folder: Path, lost: Collection[str]) -> set[str]:
+    """Those of the clips whose media are gone that lie in a finished shard: they are not needed any more."""
+    packed: set[str] = set()
+    for name, keys in read_assignment(folder).items():
+        gone = {key for key in keys if key in lost}
+        if gone and finished_shard(folder / name, record_file(folder, name)) is not None:
+            packed |= gone
+    return packed
 
 
 class Selection:

@@ -68,6 +68,11 @@ def _record(name: str, growing: GrowingTar) -> ShardRecord:
     )
 
 
+def record_file(folder: Path, name: str) -> Path:
+    """Where the record of a shard of a dataset folder is."""
+    return folder / "work" / f"{name}.json"
+
+
 def finished_shard(tar: Path, record: Path) -> ShardRecord | None:
     """The record of a shard that is done, or None."""
     try:

@@ -48,6 +48,7 @@ class PrepOptions:
     keys: Path | None
     dry_run: bool
     ignore_disk: bool
+    keep_raw: bool
 
     @property
     def choice(self) -> Choice:
@@ -143,7 +144,7 @@ def _pack(out: Path, options: PrepOptions) -> Work:
     limits = Limits(wall_s=options.clip_timeout, memory_bytes=round(options.clip_memory * 2**30))
 
     def work() -> None:
-        info = pack(out, settings, options.workers, limits)
+        info = pack(out, settings, options.workers, limits, options.keep_raw)
         for name, split in info.splits.items():
             shards = f"{len(split.shards):,} shard{'s' * (len(split.shards) != 1)}"
             click.echo(f"pack: {name}: {split.samples:,} samples in {shards}, {split.failures:,} clips failed")

@@ -144,3 +144,21 @@ def test_a_rate_limit_of_the_media_stops_the_run(
     done = mbt(*arguments)
     assert done.code == 2
     assert "rate.429" in done.err.splitlines()[-1]
+
+
+def test_raw_clips_need_not_be_kept(
+    arguments: list[object], youtube: list[str], media: MediaServer, tmp_path: Path, mbt: Door
+) -> None:
+    """And what is packed is not asked for again, unless its shard is lost."""
+    assert mbt(*arguments, "--shard-samples", 2, "--no-keep-raw").code == 0
+    assert not list((tmp_path / "set" / "raw").rglob("*.mkv"))
+    tars = {path.name: path.read_bytes() for path in (tmp_path / "set").glob("*.tar")}
+    assert len(tars) == 2
+    youtube.clear()
+    again = mbt(*arguments, "--shard-samples", 2, "--no-keep-raw")
+    assert (again.code, youtube) == (0, [])
+    assert "fetch: 3 clips there, 1 not" in again.out
+    (tmp_path / "set" / "train-000001.tar").unlink()
+    assert mbt(*arguments, "--shard-samples", 2, "--no-keep-raw").code == 0
+    assert len(youtube) == 1
+    assert {path.name: path.read_bytes() for path in (tmp_path / "set").glob("*.tar")} == tars
