@@ -42,6 +42,7 @@ def prep_options(command: Any) -> Any:
         ),
         click.option("--dry-run", is_flag=True, help="Print what it will take, and do nothing."),
         click.option("--keep-raw/--no-keep-raw", default=True, help="Keep what was fetched, to pack again without a request."),
+        click.option("--removed", type=FILE, help="File of keys or video ids, one a line, that are to be left or taken out."),
         click.option("--ignore-disk", is_flag=True, help="Start even if the disk cannot hold it."),
         click.option("--stage", type=click.Choice(["plan", "fetch", "pack"]), help="Run this stage alone."),
         click.option("--short-side", type=click.IntRange(min=16), default=256, help="Shorter side of the frames, pixels."),

@@ -16,6 +16,7 @@ from prep.breaker import Breaker
 from prep.ledger import LOST, NEVER_FETCHED, Attempt, LedgerWriter, read_ledger
 from prep.local import LocalFolder
 from prep.plan import read_plan
+from prep.removed import is_removed
 from prep.select import Selection, frozen_clips, packed_keys
 from prep.slice import RawClip
 from prep.taxonomy import UNKNOWN, Action, Verdict
@@ -33,11 +34,16 @@ class Fetched:
     missing: int
 
 
-def fetch(folder: Path, source: LocalFolder | YtDlp) -> Fetched:
+def fetch(folder: Path, source: LocalFolder | YtDlp, removed: frozenset[str] = frozenset()) -> Fetched:
     """Ask `source` for every clip of the plan that is not there yet, not known to be gone, and not asked for just now.
 
     Of a split with a cap, a clip is asked for only if it could be taken. Clips of one video share one download. What was
     fetched stays: stop and run again at any time.
+
+    Args:
+        folder: the dataset folder.
+        source: where media come from.
+        removed: keys and video ids that are not asked for.
 
     Raises:
         SourceError: the source serves nobody here (rate limit, block, no network, wrong installation).
@@ -52,7 +58,7 @@ def fetch(folder: Path, source: LocalFolder | YtDlp) -> Fetched:
     there = missing = 0
     with LedgerWriter(folder, WORKER) as writer, progress(len(clips), "fetch", "clip") as bar:
         for batch in _batches(clips, source, in_order=bool(plan.caps)):
-            open_ = [clip for clip in batch if selection.has_room(clip)]
+            open_ = [clip for clip in batch if selection.has_room(clip) and not is_removed(clip, removed)]
             wanted = [c for c in open_ if c.key not in packed and _wanted(ledger.get(c.key), source, time.time())]
             if wanted:
                 before = ledger.get(wanted[0].key)

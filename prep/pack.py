@@ -22,6 +22,7 @@ from prep.growing import Failure
 from prep.ledger import LOST, NEVER_FETCHED, Attempt, read_ledger
 from prep.plan import read_plan
 from prep.publish import publish
+from prep.removed import REMOVED, is_removed
 from prep.sample import Sample, make_sample
 from prep.select import ASSIGNMENT_FILE, Selection, frozen_clips, members, read_assignment
 from prep.shard import ShardRecord, finished_shard, record_file, write_shard
@@ -46,6 +47,7 @@ def pack(
     workers: int | None = None,
     limits: Limits = DEFAULT_LIMITS,
     keep_raw: bool = True,
+    removed: frozenset[str] = frozenset(),
 ) -> DatasetInfo:
     """Pack every fetched clip of the plan; shards that are done stay as they are.
 
@@ -57,6 +59,7 @@ def pack(
         settings: what decides the bytes; must be those of earlier calls on this folder.
         workers: clips decoded at a time; default: one a core.
         limits: wall-clock and memory limit of each clip.
+        removed: keys and video ids that are not packed; a shard that has one is packed anew without it.
         keep_raw: keep the fetched media of packed clips; those of a source folder are kept in any case.
 
     Raises:
@@ -76,14 +79,17 @@ def pack(
         for name, keys in assignment.items():
             tar, record = folder / name, record_file(folder, name)
             done = finished_shard(tar, record)
+            if done is not None and any(is_removed(clips[row["key"]], removed) for row in done.rows):
+                done = None
             if done is None:
-                outcomes = _outcomes(folder, [clips[key] for key in keys], ledger, labels, settings.media, workers, limits)
+                own = [clips[key] for key in keys]
+                outcomes = _outcomes(folder, own, ledger, labels, settings.media, workers, limits, removed)
                 done = write_shard(tar, record, keys, _counted(outcomes, bar.update))
             else:
                 bar.update(len(keys))
             records[name] = done
-            if not keep_raw:
-                _delete_raw(folder, [ledger[key] for key in keys if key in ledger])
+            raw = (key for key in keys if key in ledger and (not keep_raw or is_removed(clips[key], removed)))
+            _delete_raw(folder, [ledger[key] for key in raw])
     return publish(folder, plan, labels, clips, ledger, records, settings.media)
 
 
@@ -135,11 +141,14 @@ def _outcomes(
     media_format: MediaFormat,
     workers: int | None,
     limits: Limits,
+    removed: frozenset[str],
 ) -> Callable[[int], Iterator[Sample | Failure]]:
     """What becomes of the clips from a given place on."""
 
     def sample(clip: Clip) -> Sample | Failure:
         torch.set_num_threads(1)
+        if is_removed(clip, removed):
+            return Failure(key=clip.key, stage="pack", code=REMOVED, message="on the removal list")
         attempt = ledger.get(clip.key, NEVER_FETCHED)
         if attempt.code == LOST:
             raise InputError(attempt.message, "Run the fetch stage again")

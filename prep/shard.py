@@ -31,7 +31,7 @@ def write_shard(
 ) -> ShardRecord:
     """Write `tar`, its `.idx` and its record; of a shard whose clips all fail there is the record alone.
 
-    An interrupted call leaves an unfinished tar beside the record, with which the next call goes on.
+    They take the place of earlier ones. An interrupted call leaves an unfinished tar beside the record, with which the next call goes on.
 
     Args:
         tar: the shard.
@@ -50,6 +50,9 @@ def write_shard(
         result = _record(tar.name, growing)
         if result.rows:
             write_text(tar.with_suffix(".idx"), dali_index(list(result.rows)))
+        else:
+            for earlier in (tar, tar.with_suffix(".idx")):
+                earlier.unlink(missing_ok=True)
         write_text(record, result.model_dump_json() + "\n")
         growing.publish(tar)
     return result

@@ -22,6 +22,7 @@ from prep.fetch import fetch
 from prep.local import LocalFolder
 from prep.pack import PackSettings, pack
 from prep.plan import CLIPS_FILE, Plan, read_plan, write_plan
+from prep.removed import read_removed
 from prep.ytdlp import YtDlp
 
 Work = Callable[[], None]
@@ -49,6 +50,7 @@ class PrepOptions:
     dry_run: bool
     ignore_disk: bool
     keep_raw: bool
+    removed: Path | None
 
     @property
     def choice(self) -> Choice:
@@ -61,6 +63,15 @@ class PrepOptions:
             raise InputError("--order and --balance say how a cap is kept, and there is none", "Add --cap N")
         balance = None if self.cap is None else Balance(self.cap, self.order or "common-first", self.seed)
         return Choice(self.keys, balance, self.balance or "survivors", self.limit)
+
+    @property
+    def removed_ids(self) -> frozenset[str]:
+        """Keys and video ids of the removal list.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        return frozenset() if self.removed is None else read_removed(self.removed)
 
     @property
     def media(self) -> MediaFormat:
@@ -133,7 +144,7 @@ def _fetch(out: Path, source: str, options: PrepOptions) -> Work:
         if not options.ignore_disk:
             _, labels, clips = read_plan(out)
             check_disk(out, _estimate(clips, len(labels), source, options).disk_bytes)
-        fetched = fetch(out, media)
+        fetched = fetch(out, media, options.removed_ids)
         click.echo(f"fetch: {fetched.there:,} clips there, {fetched.missing:,} not")
 
     return work
@@ -144,7 +155,7 @@ def _pack(out: Path, options: PrepOptions) -> Work:
     limits = Limits(wall_s=options.clip_timeout, memory_bytes=round(options.clip_memory * 2**30))
 
     def work() -> None:
-        info = pack(out, settings, options.workers, limits, options.keep_raw)
+        info = pack(out, settings, options.workers, limits, options.keep_raw, options.removed_ids)
         for name, split in info.splits.items():
             shards = f"{len(split.shards):,} shard{'s' * (len(split.shards) != 1)}"
             click.echo(f"pack: {name}: {split.samples:,} samples in {shards}, {split.failures:,} clips failed")

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from manifests.errors import InputError, MbtError, ShardError
+from manifests.errors import MbtError, ShardError
 from manifests.labels import COLUMNS, read_labels
 from manifests.progress import progress
 from manifests.reader import read_index
@@ -30,6 +30,7 @@ from manifests.shards import (
 from prep.check_sample import MelSums, Rules
 from prep.check_shard import Fault, ShardJob, check_shard
 from prep.processes import cores, in_processes
+from prep.removed import read_removed
 
 TOLERANCE = 1e-6
 """Difference from the recorded statistics of the log-mel that rounding may make."""
@@ -94,22 +95,6 @@ def verify(
     began = time.monotonic()
     checking = _Verification(folder, read_dataset(folder), decode, read_removed(removed) if removed else frozenset(), tell)
     return checking.run(workers, began)
-
-
-def read_removed(path: Path) -> frozenset[str]:
-    """Keys and video ids of a removal list: one a line; `#` at the start of a line or after a blank begins a comment.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"cannot read the removal list {path}: {error}", "Give a text file, a key or a video id a line"
-        ) from None
-    entries = (re.split(r"(?:^|\s)#", line, maxsplit=1)[0].strip() for line in lines)
-    return frozenset(entry for entry in entries if entry)
 
 
 class _Verification:

@@ -4,11 +4,13 @@ import random
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import yt_dlp
+from yt_dlp.globals import supported_js_runtimes
 from yt_dlp.networking.exceptions import HTTPError, network_exceptions
 from yt_dlp.utils import DownloadError, ExtractorError, GeoRestrictedError, YoutubeDLError
 
@@ -24,6 +26,38 @@ FORMAT_SORT = ["res:360", "vcodec:h264", "acodec:aac", "proto:https", "+size"]
 LONGEST_WAIT_S = 60.0
 TRANSFER = re.compile(r"unable to download video data|\[download\] Got error|fragment \d+ not found", re.IGNORECASE)
 """How yt-dlp begins what it says of the transfer of the media."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a site has of a video.
+
+    Attributes:
+        num_formats: formats to choose from.
+        chosen: yt-dlp's names of those that would be fetched.
+        sliced: only the bytes of the clips would be, not the whole video.
+        warnings: texts of yt-dlp's warnings, by `plain`.
+    """
+
+    num_formats: int
+    chosen: str
+    sliced: bool
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Deno:
+    """The JavaScript runtime that yt-dlp runs.
+
+    Attributes:
+        path: as yt-dlp calls it.
+        version: such as 2.9.8.
+        supported: yt-dlp takes this version.
+    """
+
+    path: str
+    version: str
+    supported: bool
 
 
 class YtDlp:
@@ -95,6 +129,19 @@ class YtDlp:
                 ) from None
             return [classify(problem_of(error, self._warnings.texts))] * len(clips)
 
+    def ask(self, video_id: str) -> Offer | Verdict:
+        """What the site has of a video, or why it does not say; nothing is downloaded."""
+        self._warnings.texts.clear()
+        try:
+            with yt_dlp.YoutubeDL(dict(self._options)) as downloader:
+                info = downloader.extract_info(self.template.replace(PLACEHOLDER, video_id), download=False)
+            if info is None or "entries" in info:
+                return classify(Problem(SEVERAL_VIDEOS))
+            warnings = tuple(map(plain, self._warnings.texts))
+            return Offer(len(info["formats"]), info["format"], _sources(info) is not None, warnings)
+        except Exception as error:
+            return classify(problem_of(error, self._warnings.texts))
+
     def _slice(self, clip: Clip, video: Source, audio: Source) -> RawClip | Verdict:
         target = self.folder / "raw" / clip.video_id[:2] / f"{clip.key}.mkv"
         try:
@@ -121,6 +168,12 @@ def _wait_until_available(info: Mapping[str, Any]) -> None:
     """Sit out the wait that a site demands before its media may be asked for."""
     moments = [each.get("available_at") or 0 for each in info["requested_formats"]]
     time.sleep(min(max(max(moments) - time.time(), 0.0), LONGEST_WAIT_S))
+
+
+def find_deno() -> Deno | None:
+    """The deno that yt-dlp finds, in the environment's folder of programs or on PATH."""
+    info = supported_js_runtimes.value["deno"]().info
+    return info and Deno(info.path, info.version, info.supported)
 
 
 def problem_of(error: Exception, warnings: Sequence[str] = ()) -> Problem:

@@ -457,3 +457,32 @@ def test_audioset_list_is_packed_with_its_labels(tmp_path: Path, mbt: Door, rend
     assert sample["label_ids"] == [SPEECH, MUSIC]
     assert failed(tmp_path / "out") == {"missing_one_0": "local.missing"}
     assert len((tmp_path / "out/labels.csv").read_text().splitlines()) == 528
+
+
+def test_clips_on_the_removal_list_are_taken_out(collection: Collection, tmp_path: Path, mbt: Door) -> None:
+    """Of shards that are done too, and by key as by video; the other samples stay byte for byte."""
+    out = tmp_path / "set"
+    assert mbt(*collection.arguments(out)).code == 0
+    before = members_of(out)
+    (tmp_path / "removed.txt").write_text("# asked for by their owners\nwhole\ntall_0  # a key\n")
+    assert mbt("shards", "verify", out, "--removed", tmp_path / "removed.txt").code == 1
+    again = mbt(*collection.arguments(out, "--removed", tmp_path / "removed.txt"))
+    assert again.code == 0, again.err
+    after = members_of(out)
+    gone = {"whole_0", "whole_3300", "tall_0"}
+    assert {name.partition(".")[0] for name in before.keys() - after.keys()} == gone
+    assert all(before[name] == content for name, content in after.items())
+    codes = {row["key"]: row["code"] for row in pq.read_table(out / "failures.parquet").to_pylist()}
+    assert {key for key, code in codes.items() if code == "removed.listed"} == gone
+    assert mbt("shards", "verify", out, "--removed", tmp_path / "removed.txt").code == 0
+    missing = mbt(*collection.arguments(out, "--removed", tmp_path / "nothing.txt"))
+    assert (missing.code, "cannot read the removal list" in missing.err) == (2, True)
+
+
+def members_of(folder: Path) -> dict[str, bytes]:
+    """Every member of every tar."""
+    members = {}
+    for path in folder.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            members |= {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    return members

@@ -1,0 +1,270 @@
+"""`mbt doctor`: what the commands need, looked at one after the other; here what fetching and packing need."""
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from manifests.datasets import AUDIOSET, cache_folder
+from manifests.errors import InputError, MbtError, SourceError, StorageError
+from manifests.shards import FPS, MEL_RATE, SAMPLE_RATE, LogMelFormat, VideoFormat
+from prep.taxonomy import UPGRADE, Verdict
+
+OLDEST_PYTHON = (3, 11)
+AGE_TO_WARN, AGE_TO_FAIL = 30, 180
+"""Days; YouTube changes what it asks of yt-dlp every few weeks."""
+SPACE_TO_WARN, SPACE_TO_FAIL = 50e9, 1e9
+SHARED_MEMORY = Path("/dev/shm")
+SHARED_MEMORY_TO_WARN = 1e9
+DECODERS = {"aac", "h264", "opus", "vp9"}
+"""ffmpeg's names of what YouTube serves."""
+SHORT_SIDE = 64
+CHOOSE_OUT = "Choose another --out"
+CHOOSE_CACHE = "Set MBT_CACHE to a folder that can be written"
+REINSTALL_FFMPEG = "Run pip install --force-reinstall imageio-ffmpeg, then run again"
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """What a check returns where all works, but may not for long.
+
+    Attributes:
+        found: what was found.
+        remedy: what the user can do.
+    """
+
+    found: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came of a check.
+
+    Attributes:
+        check: its name.
+        state: `ok`, `warn` or `fail`.
+        found: versions, ages, free space; of a failure what is wrong.
+        remedy: what the user can do; empty where all is well.
+    """
+
+    check: str
+    state: Literal["ok", "warn", "fail"]
+    found: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.state:<4}  {self.check:<13}  {self.found}" + (f". {self.remedy}." if self.remedy else "")
+
+
+Check = tuple[str, Callable[[], str | Doubt], str]
+"""Its name; what looks: it returns what it found, or raises; the remedy for errors that bring none of their own."""
+
+
+def report(checks: Iterable[Check], as_json: bool) -> bool:
+    """Run the checks and print a line for each as it ends, or all of them as JSON; return whether none failed."""
+    findings = []
+    for finding in examine(checks):
+        findings.append(finding)
+        if not as_json:
+            click.echo(finding)
+    ready = all(finding.state != "fail" for finding in findings)
+    if as_json:
+        click.echo(json.dumps({"ready": ready, "checks": [asdict(finding) for finding in findings]}, indent=2))
+    return ready
+
+
+def examine(checks: Iterable[Check]) -> Iterator[Finding]:
+    """Run the checks one after the other; whatever one raises is its finding, what it prints goes to stderr."""
+    for name, look, remedy in checks:
+        try:
+            with redirect_stdout(sys.stderr):
+                found = look()
+            yield Finding(name, "ok", found) if isinstance(found, str) else Finding(name, "warn", found.found, found.remedy)
+        except MbtError as error:
+            yield Finding(name, "fail", error.what, error.fix)
+        except Exception as error:
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            yield Finding(name, "fail", text[:300].rstrip("."), remedy)
+
+
+def media_checks(out: Path, canary: str | None = None) -> list[Check]:
+    """The checks of what fetching and packing need.
+
+    Args:
+        out: the folder that a dataset will be written to.
+        canary: URL, or id at YouTube, of a video to ask for over the network; None: no network is used.
+    """
+    checks: list[Check] = [
+        ("python", python, "Install Python 3.11 or newer"),
+        ("clock", clock, UPGRADE),
+        ("disk", partial(disk, out), CHOOSE_OUT),
+        ("cache", cache, CHOOSE_CACHE),
+        ("shared memory", shared_memory, "Mount a tmpfs at /dev/shm"),
+        ("ffmpeg", ffmpeg_program, REINSTALL_FFMPEG),
+        ("decode", decode, REINSTALL_FFMPEG),
+        ("yt-dlp", yt_dlp_age, UPGRADE),
+        ("yt-dlp-ejs", yt_dlp_ejs, UPGRADE),
+        ("deno", deno, UPGRADE),
+    ]
+    return [*checks, ("canary", partial(ask_for, canary), UPGRADE)] if canary else checks
+
+
+def python() -> str:
+    """Python's version."""
+    if sys.version_info < OLDEST_PYTHON:
+        raise InputError(f"{platform.python_version()} is too old", "Install Python 3.11 or newer")
+    return platform.python_version()
+
+
+def today() -> date:
+    """The day by this machine's clock, UTC."""
+    return datetime.now(UTC).date()
+
+
+def clock() -> str:
+    """The clock is not before the day on which the installed yt-dlp was released: a late one breaks TLS, too."""
+    released = _yt_dlp_date(metadata.version("yt-dlp"))
+    if today() < released:
+        raise InputError(f"the clock says {today()}, and yt-dlp was released on {released}", "Set the clock")
+    return f"{today()}, UTC"
+
+
+def disk(folder: Path) -> str | Doubt:
+    """Space and permission to write where `folder` is or will be."""
+    existing = _writable(folder, CHOOSE_OUT)
+    free = shutil.disk_usage(existing).free
+    found = f"{free / 1e9:,.1f} GB free at {existing}"
+    if free < SPACE_TO_FAIL:
+        raise StorageError(found, "Free some space, or choose another --out")
+    if free < SPACE_TO_WARN:
+        return Doubt(found, "See what a dataset needs by mbt prep ... --dry-run")
+    return found
+
+
+def cache() -> str:
+    """Downloaded lists can be kept."""
+    _writable(cache_folder(), CHOOSE_CACHE)
+    return str(cache_folder())
+
+
+def _writable(folder: Path, fix: str) -> Path:
+    """The folder, or the nearest one above it that is there, after writing a temporary file into it."""
+    folder = folder.absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing) as file:
+            file.write(b"\0" * 4096)
+    except OSError as error:
+        raise StorageError(f"{existing} cannot be written: {error.strerror}", fix) from None
+    return existing
+
+
+def shared_memory() -> str | Doubt:
+    """The size of /dev/shm, over which the processes of one machine exchange data."""
+    size = shutil.disk_usage(SHARED_MEMORY).total
+    found = f"{size / 1e9:,.1f} GB at {SHARED_MEMORY}"
+    if size < SHARED_MEMORY_TO_WARN:
+        return Doubt(found, "For training on several GPUs start the container with --shm-size 8g")
+    return found
+
+
+def ffmpeg_program() -> str:
+    """ffmpeg's version and path; it has the decoders of what YouTube serves."""
+    from prep.decode import ffmpeg, ffmpeg_version
+
+    command = [ffmpeg(), "-nostdin", "-hide_banner", "-decoders"]
+    listed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL).stdout
+    missing = DECODERS - set(re.findall(r"^ [VA]\S{5} (\S+)", listed, re.MULTILINE))
+    if missing:
+        raise InputError(f"{ffmpeg()} has no decoder of {', '.join(sorted(missing))}", "Unset IMAGEIO_FFMPEG_EXE")
+    return f"{ffmpeg_version()}, {ffmpeg()}"
+
+
+def decode() -> str:
+    """A second of test picture and tone, encoded here, becomes the right numbers of frames, samples and log-mel rows."""
+    from prep.decode import DEFAULT_LIMITS, decode_clip, ffmpeg, jpeg_size, run_ffmpeg
+    from prep.logmel import log_mel
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        picture = ("-f", "lavfi", "-i", f"testsrc2=size=128x96:rate={FPS}:duration=1")
+        tone = ("-f", "lavfi", "-i", f"sine=frequency=440:sample_rate={SAMPLE_RATE}:duration=1")
+        program = (ffmpeg(), "-nostdin", "-nostats", "-hide_banner", "-loglevel", "level+info")
+        run_ffmpeg([*program, *picture, *tone, "-c:v", "mpeg4", "-c:a", "aac", str(path)], DEFAULT_LIMITS)
+        clip = decode_clip(path, 0.0, 1.0, VideoFormat(short_side=SHORT_SIDE))
+    mel = log_mel(clip.audio, LogMelFormat())
+    real = len(clip.jpegs) - clip.padded_frames, len(clip.audio) - clip.padded_samples, *mel.shape
+    wanted = FPS, SAMPLE_RATE, MEL_RATE, LogMelFormat().n_mels
+    if real != wanted or min(jpeg_size(clip.jpegs[0])) != SHORT_SIDE:
+        raise InputError(f"frames, samples, log-mel rows and bands are {real} and not {wanted}", REINSTALL_FFMPEG)
+    if mel.max() - mel.min() < 1:
+        raise InputError("the tone of the test clip is not heard", REINSTALL_FFMPEG)
+    return "1 s made here: {} frames, {} samples, {} x {} log-mel".format(*real)
+
+
+def yt_dlp_age() -> str | Doubt:
+    """The age of yt-dlp, from its version."""
+    version = metadata.version("yt-dlp")
+    age = (today() - _yt_dlp_date(version)).days
+    found = f"{version}, {age} days old"
+    if age > AGE_TO_FAIL:
+        raise SourceError(found, UPGRADE)
+    return Doubt(found, UPGRADE) if age > AGE_TO_WARN else found
+
+
+def _yt_dlp_date(version: str) -> date:
+    year, month, day = map(int, version.split(".")[:3])
+    return date(year, month, day)
+
+
+def yt_dlp_ejs() -> str:
+    """yt-dlp's scripts for YouTube's challenges are of the version that yt-dlp asks for."""
+    requirements = " ".join(metadata.requires("yt-dlp") or ())
+    asked = set(re.findall(r"\byt-dlp-ejs *== *([\w.]+)", requirements))
+    version = metadata.version("yt-dlp-ejs")
+    if version not in asked:
+        raise SourceError(f"{version}, and yt-dlp asks for {' or '.join(sorted(asked)) or 'none'}", UPGRADE)
+    return f"{version}, as yt-dlp asks for"
+
+
+def deno() -> str:
+    """The JavaScript runtime without which yt-dlp gets little from YouTube."""
+    from prep.ytdlp import find_deno
+
+    program = find_deno()
+    if program is None:
+        raise SourceError("yt-dlp finds no deno, which it needs for YouTube", UPGRADE)
+    if not program.supported:
+        raise SourceError(f"{program.version} at {program.path} is too old for yt-dlp", UPGRADE)
+    return f"{program.version}, {program.path}"
+
+
+def ask_for(canary: str) -> str | Doubt:
+    """What the site offers of a video, which is not downloaded."""
+    from prep.ytdlp import PLACEHOLDER, YtDlp
+
+    template = PLACEHOLDER if "://" in canary else AUDIOSET.url_template
+    offer = YtDlp(Path(os.devnull), template, 0).ask(canary)
+    if isinstance(offer, Verdict):
+        remedy = offer.remedy or ("Ask for another video" if offer.answered else "Check the network, then run again")
+        raise SourceError(f"{canary}: {offer.code}: {offer.message}".rstrip("."), remedy)
+    part = "the clips' bytes of" if offer.sliced else "the whole of"
+    found = f"{canary}: formats: {offer.num_formats}; mbt prep would fetch {part} {offer.chosen}"
+    if offer.warnings:
+        return Doubt(f"{found}; yt-dlp warns: {'; '.join(offer.warnings)}".rstrip("."), UPGRADE)
+    return found

@@ -1,0 +1,279 @@
+"""`mbt doctor`: this machine passes, and each thing that is broken on purpose is found, with a remedy and exit code 1."""
+
+import json
+import shutil
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from datetime import date, timedelta
+from http.server import BaseHTTPRequestHandler
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import prep.doctor
+from manifests.errors import ConfigError
+from prep.decode import ffmpeg, ffmpeg_version
+from prep.doctor import Doubt, Finding, examine, media_checks, report
+from tests.conftest import Door, LoopbackServer
+from tests.media import Spec
+
+Usage = namedtuple("Usage", "total used free")
+RELEASED = date(*map(int, metadata.version("yt-dlp").split(".")[:3]))
+
+
+def find(check: str, out: Path, canary: str | None = None) -> Finding:
+    """The finding of one of the media checks."""
+    [finding] = examine(each for each in media_checks(out, canary) if each[0] == check)
+    return finding
+
+
+@pytest.fixture
+def on_day(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Sets the clock to so many days after yt-dlp's release."""
+    return lambda days: monkeypatch.setattr(prep.doctor, "today", lambda: RELEASED + timedelta(days))
+
+
+@pytest.fixture
+def fresh_ffmpeg() -> Iterator[None]:
+    """ffmpeg is looked for anew."""
+    for cached in (ffmpeg, ffmpeg_version):
+        cached.cache_clear()
+    yield
+    for cached in (ffmpeg, ffmpeg_version):
+        cached.cache_clear()
+
+
+def test_this_machine_is_ready(
+    tmp_path: Path, mbt: Door, on_day: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_day(7)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 0, 123_400_000_000))
+    outcome = mbt("doctor", "--out", tmp_path / "a" / "b")
+    found = {line[6:19].rstrip(): line[21:] for line in outcome.out.splitlines() if line.startswith("ok    ")}
+    assert outcome.code == 0, outcome.out
+    assert list(found) == [
+        *("python", "clock", "disk", "cache", "shared memory", "ffmpeg", "decode", "yt-dlp", "yt-dlp-ejs", "deno"),
+        *("torch", "cuda", "dali", "deepspeed"),
+    ]
+    assert len(outcome.out.splitlines()) == len(found)
+    assert "25 frames, 16000 samples, 100 x 128" in found["decode"]
+    assert found["yt-dlp"] == f"{metadata.version('yt-dlp')}, 7 days old"
+    assert found["disk"] == f"123.4 GB free at {tmp_path}"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_says_the_same(tmp_path: Path, mbt: Door, on_day: Callable[[int], None]) -> None:
+    on_day(100)
+    outcome = mbt("doctor", "--out", tmp_path, "--json")
+    told = json.loads(outcome.out)
+    assert (outcome.code, told["ready"]) == (0, True)
+    [aged] = [each for each in told["checks"] if each["check"] == "yt-dlp"]
+    assert (aged["state"], "100 days old" in aged["found"]) == ("warn", True)
+    assert "pip install --upgrade 'yt-dlp[default,deno]'" in aged["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("days", "check", "state"),
+    [
+        (0, "yt-dlp", "ok"),
+        (30, "yt-dlp", "ok"),
+        (31, "yt-dlp", "warn"),
+        (180, "yt-dlp", "warn"),
+        (181, "yt-dlp", "fail"),
+        (0, "clock", "ok"),
+        (-1, "clock", "fail"),
+    ],
+)
+def test_age_and_clock(tmp_path: Path, on_day: Callable[[int], None], days: int, check: str, state: str) -> None:
+    on_day(days)
+    finding = find(check, tmp_path)
+    assert finding.state == state
+    assert bool(finding.remedy) == (state != "ok")
+
+
+def test_a_failure_is_exit_code_1(tmp_path: Path, mbt: Door, on_day: Callable[[int], None]) -> None:
+    on_day(500)
+    outcome = mbt("doctor", "--out", tmp_path)
+    assert outcome.code == 1
+    [line] = [line for line in outcome.out.splitlines() if line.startswith("fail")]
+    assert "500 days old. Run pip install --upgrade 'yt-dlp[default,deno]'" in line
+    assert "Traceback" not in outcome.out + outcome.err
+
+
+@pytest.mark.usefixtures("fresh_ffmpeg")
+def test_missing_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "nothing"))
+    for check in ("ffmpeg", "decode"):
+        finding = find(check, tmp_path)
+        assert (finding.state, "is no program" in finding.found) == ("fail", True)
+        assert "IMAGEIO_FFMPEG_EXE" in finding.found or "IMAGEIO_FFMPEG_EXE" in finding.remedy
+
+
+@pytest.mark.usefixtures("fresh_ffmpeg")
+def test_ffmpeg_that_lacks_a_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = tmp_path / "ffmpeg"
+    fake.write_text("#!/bin/sh\nprintf ' V....D vp9     Google VP9\\n A....D aac     AAC\\n A....D opus    Opus\\n'\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(fake))
+    finding = find("ffmpeg", tmp_path)
+    assert (finding.state, finding.found) == ("fail", f"{fake} has no decoder of h264")
+    assert find("decode", tmp_path).state == "fail"
+
+
+def test_silence_where_a_tone_was_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import prep.logmel
+
+    whole = prep.logmel.log_mel
+    monkeypatch.setattr(prep.logmel, "log_mel", lambda audio, form: whole(audio * 0, form))
+    finding = find("decode", tmp_path)
+    assert (finding.state, "not heard" in finding.found) == ("fail", True)
+
+
+def test_wrong_counts_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import prep.logmel
+
+    whole = prep.logmel.log_mel
+    monkeypatch.setattr(prep.logmel, "log_mel", lambda audio, form: whole(audio, form)[1:])
+    finding = find("decode", tmp_path)
+    assert (finding.state, "(25, 16000, 99, 128)" in finding.found) == ("fail", True)
+
+
+def test_missing_deno(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    finding = find("deno", tmp_path)
+    assert (finding.state, "finds no deno" in finding.found) == ("fail", True)
+    assert "yt-dlp[default,deno]" in finding.remedy
+
+
+@pytest.mark.parametrize(("version", "state"), [("2.2.12", "fail"), ("2.3.0", "ok"), ("2.10.0", "ok")])
+def test_age_of_deno(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, state: str) -> None:
+    program = tmp_path / "deno"
+    program.write_text(f"#!/bin/sh\necho 'deno {version} (stable, release, x86_64-unknown-linux-gnu)'\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    finding = find("deno", tmp_path)
+    assert (finding.state, version in finding.found, str(program) in finding.found) == (state, True, True)
+
+
+def test_scripts_of_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "requires", lambda _: ["requests<3", "yt-dlp-ejs==0.99.1; extra == 'default'"])
+    finding = find("yt-dlp-ejs", tmp_path)
+    assert finding.state == "fail"
+    assert finding.found == f"{metadata.version('yt-dlp-ejs')}, and yt-dlp asks for 0.99.1"
+
+
+@pytest.mark.parametrize(
+    ("free", "state"), [(50_000_000_000, "ok"), (49_999_999_999, "warn"), (1_000_000_000, "warn"), (999_999_999, "fail")]
+)
+def test_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, state: str) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 10**12 - free, free))
+    finding = find("disk", tmp_path)
+    assert (finding.state, bool(finding.remedy)) == (state, state != "ok")
+
+
+def test_small_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(64 << 20, 0, 64 << 20))
+    finding = find("shared memory", tmp_path)
+    assert (finding.state, "--shm-size" in finding.remedy) == ("warn", True)
+
+
+def test_folders_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocker = tmp_path / "file"
+    blocker.touch()
+    monkeypatch.setenv("MBT_CACHE", str(blocker / "cache"))
+    for finding, remedy in ((find("cache", tmp_path), "MBT_CACHE"), (find("disk", blocker / "out"), "--out")):
+        assert (finding.state, finding.found) == ("fail", f"{blocker} cannot be written: Not a directory")
+        assert remedy in finding.remedy
+
+
+def test_canary_is_asked_for_and_not_downloaded(
+    server: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rendered: Callable[[Spec], Path]
+) -> None:
+    body = rendered(Spec("25.mp4")).read_bytes()
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.send_header("Content-Type", "video/mp4")
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        if request.command == "GET":
+            request.wfile.write(body)
+
+    server.answer = answer
+    monkeypatch.chdir(tmp_path)
+    url = f"{server.url}/v.mp4"
+    finding = find("canary", tmp_path, url)
+    assert finding.state == "ok", finding
+    assert finding.found.startswith(f"{url}: formats: 1; mbt prep would fetch the whole of mp4")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_canary_that_is_refused(server: LoopbackServer, tmp_path: Path) -> None:
+    finding = find("canary", tmp_path, f"{server.url}/v.mp4")
+    assert (finding.state, ": perm.gone: " in finding.found) == ("fail", True)
+    assert finding.remedy == "Ask for another video"
+
+
+def test_canary_without_a_network(tmp_path: Path) -> None:
+    finding = find("canary", tmp_path, "http://127.0.0.1:9/v.mp4")
+    assert (finding.state, ": net.unreachable: " in finding.found) == ("fail", True)
+    assert finding.remedy.startswith("Check the network")
+
+
+def test_canary_by_id_is_asked_for_at_youtube(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def refuse(downloader: object, url: str, download: bool) -> None:
+        asked.append((url, download))
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr("yt_dlp.YoutubeDL.extract_info", refuse)
+    assert find("canary", tmp_path, "-abcdefghij").state == "fail"
+    assert asked == [("https://www.youtube.com/watch?v=-abcdefghij", False)]
+
+
+@pytest.mark.parametrize("warning", ["", "forcing SABR streaming"])
+def test_canary_whose_clips_can_be_sliced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warning: str) -> None:
+    parts = [{"url": f"https://a.invalid/{name}", "protocol": "https"} for name in ("video", "audio")]
+    info = {"formats": [*parts, {}], "format": "134+140", "requested_formats": parts}
+
+    def extract(downloader: Any, url: str, download: bool) -> dict[str, Any]:
+        if warning:
+            downloader.report_warning(warning)
+        return info
+
+    monkeypatch.setattr("yt_dlp.YoutubeDL.extract_info", extract)
+    finding = find("canary", tmp_path, "abcdefghijk")
+    found = "abcdefghijk: formats: 3; mbt prep would fetch the clips' bytes of 134+140"
+    assert finding.found == found + ("; yt-dlp warns: forcing SABR streaming" if warning else "")
+    assert (finding.state, "--upgrade" in finding.remedy) == (("warn", True) if warning else ("ok", False))
+
+
+def raising(error: Exception) -> Callable[[], str]:
+    def look() -> str:
+        print("noise")
+        raise error
+
+    return look
+
+
+def test_whatever_a_check_raises_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    checks = [
+        ("a", lambda: "1.0", "never"),
+        ("b", lambda: Doubt("2.0", "Do that"), "never"),
+        ("c", raising(ConfigError("3.0 is wrong", "Mend it")), "never"),
+        ("d", raising(RuntimeError("4.0\nbroke.")), "Try this"),
+    ]
+    assert report(checks[:2], as_json=False)
+    assert not report(checks[2:], as_json=False)
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        "ok    a              1.0",
+        "warn  b              2.0. Do that.",
+        "fail  c              3.0 is wrong. Mend it.",
+        "fail  d              RuntimeError: 4.0 broke. Try this.",
+    ]
+    assert err == "noise\n" * 2
