@@ -31,7 +31,8 @@ def write_shard(
 ) -> ShardRecord:
     """Write `tar`, its `.idx` and its record; of a shard whose clips all fail there is the record alone.
 
-    They take the place of earlier ones. An interrupted call leaves an unfinished tar beside the record, with which the next call goes on.
+    They take the place of earlier ones. An interrupted call leaves an unfinished tar beside the record, with which the next
+    call goes on.
 
     Args:
         tar: the shard.

@@ -15,7 +15,7 @@ ALLOWED = {
     "mbt": set(),
     "prep": {"manifests"},
     "train": {"manifests", "mbt"},
-    "benchmarks": {"manifests", "mbt", "train"},
+    "benchmarks": {"manifests", "mbt", "prep", "train"},
 }
 DOORS = {
     "flax": {"benchmarks/flax_peer.py"},
