@@ -55,6 +55,7 @@ def prep_options(command: Any) -> Any:
         click.option(
             "--sleep", default=15.0, help="Seconds from one request to the next; YouTube allows guests about 300 an hour."
         ),
+        click.option("--ytdlp", multiple=True, metavar="OPTION=VALUE", help="Of yt-dlp's API: proxy=..., cookiefile=..., ..."),
     )
     for option in reversed(options):
         command = option(command)
@@ -160,6 +161,17 @@ def explode(folder: Path, out: Path, workers: int | None) -> None:
     made = run_explode(folder, out, workers).values()
     frames, samples, size = (sum(getattr(tar, field) for tar in made) for field in ("frames", "samples", "size"))
     click.echo(f"{len(made):,} tars in {out}: {samples:,} samples, {frames:,} frames, {size / 1e9:.3f} GB")
+
+
+@prep.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--out", type=FOLDER, help="Where to write report.html and report.json; FOLDER by default.")
+def report(folder: Path, out: Path | None) -> None:
+    """Say what is there and why not, by split and class, and how long it will take; also while a run goes on."""
+    from prep.report import table, write_report
+
+    target = out or folder
+    click.echo(f"{table(write_report(folder, target))}\n\nwritten to {target / 'report.html'} and {target / 'report.json'}")
 
 
 data_option = click.option("--data", type=FOLDER, default=Path("audioset"), help="Dataset folder that `mbt prep` wrote.")

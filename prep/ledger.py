@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -93,17 +94,29 @@ class LedgerWriter:
             os.fsync(self._file.fileno())
 
 
-def read_ledger(folder: Path) -> dict[str, Attempt]:
-    """The state of each clip over all workers' files, by `fold`; a line torn by a crash is passed over."""
-    attempts: dict[str, list[Attempt]] = {}
+def read_attempts(folder: Path) -> list[Attempt]:
+    """All attempts of all workers in order of time; a line torn by a crash is passed over."""
+    attempts = []
     for path in sorted((folder / LEDGER_FOLDER).glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                attempt = Attempt(**json.loads(line))
+                attempts.append(Attempt(**json.loads(line)))
             except (ValueError, TypeError):
                 continue
-            attempts.setdefault(attempt.key, []).append(attempt)
-    return {key: fold(sorted(several, key=lambda attempt: attempt.time)) for key, several in attempts.items()}
+    return sorted(attempts, key=lambda attempt: attempt.time)
+
+
+def read_ledger(folder: Path) -> dict[str, Attempt]:
+    """The state of each clip, by `fold`."""
+    return states(read_attempts(folder))
+
+
+def states(attempts: Iterable[Attempt]) -> dict[str, Attempt]:
+    """The state of each clip, by `fold`, from attempts in order of time."""
+    of_clip: dict[str, list[Attempt]] = {}
+    for attempt in attempts:
+        of_clip.setdefault(attempt.key, []).append(attempt)
+    return {key: fold(own) for key, own in of_clip.items()}
 
 
 def fold(attempts: list[Attempt]) -> Attempt:

@@ -43,6 +43,7 @@ class PrepOptions:
     clip_timeout: float
     clip_memory: float
     sleep: float
+    ytdlp: tuple[str, ...]
     cap: int | None
     order: Order | None
     balance: Literal["survivors", "list"] | None
@@ -138,7 +139,7 @@ def _plan(
 
 
 def _fetch(out: Path, source: str, options: PrepOptions) -> Work:
-    media = YtDlp(out, source, options.sleep) if "://" in source else LocalFolder(Path(source))
+    media = YtDlp(out, source, options.sleep, options.ytdlp) if "://" in source else LocalFolder(Path(source))
 
     def work() -> None:
         if not options.ignore_disk:

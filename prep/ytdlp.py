@@ -1,5 +1,6 @@
 """yt-dlp as a source: clips of the videos behind a URL template, at about 360 pixels, kept in their own codecs."""
 
+import difflib
 import random
 import re
 import time
@@ -16,6 +17,7 @@ from yt_dlp.utils import DownloadError, ExtractorError, GeoRestrictedError, Yout
 
 from manifests.clips import Clip
 from manifests.errors import InputError, StorageError
+from manifests.settings import toml_value
 from prep.decode import ClipError, ffmpeg
 from prep.slice import RawClip, Source, fetch_slice
 from prep.taxonomy import SEVERAL_VIDEOS, UNEXPECTED, Problem, Verdict, classify, known, plain
@@ -70,12 +72,13 @@ class YtDlp:
         folder: the dataset folder.
         template: URL with the placeholder `{video_id}`.
         sleep_s: seconds from one extraction to the next, give or take a fifth; YouTube's guest quota is about 300 an hour.
+        settings: `OPTION=VALUE` of yt-dlp's Python API, on top of ours; `proxy` holds for the media too.
 
     Raises:
-        InputError: the template has no placeholder.
+        InputError: the template has no placeholder, or yt-dlp has no such option.
     """
 
-    def __init__(self, folder: Path, template: str, sleep_s: float) -> None:
+    def __init__(self, folder: Path, template: str, sleep_s: float, settings: Sequence[str] = ()) -> None:
         if PLACEHOLDER not in template:
             raise InputError(
                 f"the URL template {template!r} lacks {PLACEHOLDER}", f"Such as https://example.org/{PLACEHOLDER}.mp4"
@@ -96,6 +99,7 @@ class YtDlp:
             "quiet": True,
             "retries": 5,
             "socket_timeout": 30,
+            **_options(settings),
         }
 
     def fetch(self, video_id: str, clips: Sequence[Clip]) -> list[RawClip | Verdict]:
@@ -145,7 +149,9 @@ class YtDlp:
     def _slice(self, clip: Clip, video: Source, audio: Source) -> RawClip | Verdict:
         target = self.folder / "raw" / clip.video_id[:2] / f"{clip.key}.mkv"
         try:
-            return fetch_slice(video, audio, clip.start_ms / 1000, clip.end_ms / 1000, target, MediaClient())
+            return fetch_slice(
+                video, audio, clip.start_ms / 1000, clip.end_ms / 1000, target, MediaClient(self._options.get("proxy"))
+            )
         except (TransferError, ClipError) as error:
             return known(error.code, error.message)
 
@@ -153,6 +159,19 @@ class YtDlp:
         """Sleep until the next extraction may start."""
         time.sleep(max(self._next_start - time.monotonic(), 0.0))
         self._next_start = time.monotonic() + self._sleep_s * random.uniform(0.8, 1.2)
+
+
+def _options(settings: Sequence[str]) -> dict[str, Any]:
+    known_options = yt_dlp.parse_options([]).ydl_opts if settings else {}
+    options = {}
+    for setting in settings:
+        name, equals, value = (part.strip() for part in setting.partition("="))
+        if not equals or name not in known_options:
+            near = difflib.get_close_matches(name, known_options, n=1)
+            fix = f"Did you mean {near[0]}" if near else "Options have their names in yt-dlp's Python API, such as cookiefile"
+            raise InputError(f"--ytdlp {setting}: yt-dlp has no such option", fix)
+        options[name] = toml_value(value)
+    return options
 
 
 def _sources(info: Mapping[str, Any]) -> tuple[Source, Source] | None:

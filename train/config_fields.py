@@ -6,8 +6,8 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from manifests.errors import ConfigError
+from manifests.settings import toml_value
 from mbt.config import MBTConfig
-from train.recipe import toml_value
 
 
 def config_fields(settings: Sequence[str]) -> dict[str, Any]:

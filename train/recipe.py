@@ -11,6 +11,7 @@ import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
 from manifests.errors import ConfigError
+from manifests.settings import toml_value
 from manifests.shards import DatasetInfo, Frozen
 from mbt.config import VIT_SIZES, MBTConfig, Modality
 from train.inputs import Inputs
@@ -253,14 +254,6 @@ def _read(name: str) -> dict[str, Any]:
 
 def _with_none(values: Any) -> Any:
     return {f: None if v == NONE else v for f, v in values.items()} if isinstance(values, dict) else values
-
-
-def toml_value(text: str) -> Any:
-    """A value as TOML has it; what is none is a string."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
 
 
 def _explained(error: ValidationError, name: str) -> ConfigError:

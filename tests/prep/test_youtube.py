@@ -162,3 +162,28 @@ def test_raw_clips_need_not_be_kept(
     assert mbt(*arguments, "--shard-samples", 2, "--no-keep-raw").code == 0
     assert len(youtube) == 1
     assert {path.name: path.read_bytes() for path in (tmp_path / "set").glob("*.tar")} == tars
+
+
+def test_options_of_ytdlp_pass_through(
+    arguments: list[object], youtube: list[str], media: MediaServer, tmp_path: Path, mbt: Door
+) -> None:
+    """A format that the site does not have, and a proxy that is the media server itself: both are obeyed."""
+    done = mbt(*arguments, "--stage", "plan", "--ytdlp", "format=nothing")
+    done = mbt(*arguments, "--stage", "fetch", "--ytdlp", "format=nothing")
+    assert done.out == "fetch: 0 clips there, 4 not\n"
+    ledger = (tmp_path / "set" / "work" / "ledger" / "fetch-0.jsonl").read_text()
+    assert ledger.count("env.format") == 3
+    assert not media.requests
+    wrong = mbt(*arguments, "--ytdlp", "cookiefiles=x")
+    assert (wrong.code, "Did you mean cookiefile" in wrong.err) == (2, True)
+
+
+def test_a_proxy_carries_the_media_too(
+    arguments: list[object], youtube: list[str], media: MediaServer, tmp_path: Path, mbt: Door
+) -> None:
+    assert mbt(*arguments, "--stage", "plan").code == 0
+    done = mbt(*arguments, "--stage", "fetch", "--ytdlp", "proxy=http://127.0.0.1:9")
+    assert done.code == 2
+    assert "net.proxy" in done.err.splitlines()[-1]
+    assert youtube
+    assert not media.requests

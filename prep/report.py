@@ -1,0 +1,49 @@
+"""`mbt prep report`: report.html and report.json of a dataset folder, also while a run goes on."""
+
+import time
+from pathlib import Path
+
+from manifests.atomic import write_text
+from prep.report_counts import make_report
+from prep.report_model import Report
+from prep.report_page import SPLIT_HEAD, clips_by_code, pace_line, page, size, split_row
+
+PAGE_FILE = "report.html"
+REPORT_FILE = "report.json"
+LISTED = 10
+"""Reasons that the table names; the files have all."""
+
+
+def write_report(folder: Path, out: Path) -> Report:
+    """Write `out`/report.html and `out`/report.json of what lies in `folder` now.
+
+    Raises:
+        InputError: there is no plan in the folder, or it is damaged.
+        StorageError: `out` cannot be written.
+    """
+    report = make_report(folder, time.time())
+    write_text(out / REPORT_FILE, report.model_dump_json(indent=2) + "\n")
+    write_text(out / PAGE_FILE, page(report))
+    return report
+
+
+def table(report: Report) -> str:
+    """The main counts for people."""
+    rows = [SPLIT_HEAD, *(split_row(name, split) for name, split in report.splits.items())]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(SPLIT_HEAD))]
+    lines = []
+    for row in rows:
+        first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        lines.append("  ".join([first.strip().ljust(widths[0]), *others]))
+    counts = clips_by_code(report)
+    reasons = [f"{count:,} {code}" for code, count in counts.most_common(LISTED)]
+    more = [f"and {len(counts) - LISTED} reasons more"] if len(counts) > LISTED else []
+    return "\n".join(
+        [
+            f"{report.dataset}, {report.time:%Y-%m-%d %H:%M:%S} UTC",
+            *lines,
+            *([f"why not: {', '.join([*reasons, *more])}"] if reasons else []),
+            pace_line(report),
+            f"media files {size(report.raw_bytes)}, finished shards {size(report.packed_bytes)}",
+        ]
+    )
