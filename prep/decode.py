@@ -108,7 +108,7 @@ def decode_clip(
     wanted = round(duration_s * FPS)
     if wanted < 1:
         raise ClipError("clip.empty", f"{duration_s} s hold no frame")
-    outputs = run_ffmpeg(_command(path, start_s, wanted, video, streams), limits)
+    outputs = run_ffmpeg(decode_command(path, start_s, wanted, video, streams), limits)
     jpegs = split_jpegs(outputs["video"])
     audio = np.frombuffer(outputs["audio"], "<f4", count=len(outputs["audio"]) // 4)
     real_s = [len(jpegs) / FPS] * ("video" in streams) + [len(audio) / SAMPLE_RATE] * ("audio" in streams)
@@ -144,7 +144,16 @@ def _fit(
     return DecodedClip(jpegs, audio, num_frames, padded_frames, padded_samples, short, upscaled)
 
 
-def _command(path: Path, start_s: float, wanted: int, video: VideoFormat, streams: Collection[Stream]) -> list[str]:
+def decode_command(path: Path, start_s: float, wanted: int, video: VideoFormat, streams: Collection[Stream]) -> list[str]:
+    """The ffmpeg command that decodes a clip, scales its frames and encodes them.
+
+    Args:
+        path: media file.
+        start_s: start of the clip in the file, seconds.
+        wanted: frames.
+        video: their format.
+        streams: what is wanted of the file.
+    """
     # The filters see the frames since a key frame before the start: fps= then knows which picture is on the screen there,
     # and aresample= cuts the sound to the sample. Seeking without accuracy makes the start time 0.
     seek = start_s >= SEEK_FROM_S and path.suffix.lower() not in UNSEEKABLE

@@ -1,0 +1,357 @@
+"""Cost of packing: `python -m benchmarks.pack` prints core-seconds a clip of ours beside the limit and what is usual.
+
+All contenders work on the same clips and the same cores, and take turns: a round runs each of them once, in processes of its
+own, so that what else the machine does hits them alike. Nothing is taken off: ours is all of `mbt prep custom`.
+"""
+
+import csv
+import importlib.util
+import json
+import multiprocessing
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import wave
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.processes import Usage, pinned, run
+from manifests.custom import REQUIRED
+from manifests.errors import InputError, MbtError
+from manifests.progress import progress
+from manifests.shards import FPS, SAMPLE_RATE, LogMelFormat, VideoFormat
+from prep.decode import decode_command, ffmpeg, ffmpeg_version
+from prep.local import MEDIA_SUFFIXES
+
+CLIP_S = 10.0
+RENDERED = 8
+"""Files that are rendered; further clips are of the same files."""
+CHILD = "import pathlib, sys, benchmarks.pack as b; getattr(b, sys.argv[1])(pathlib.Path(sys.argv[2]), int(sys.argv[3]))"
+LIMIT, OURS, USUAL = "ffmpeg alone", "mbt prep custom", "JPEG files, fbank, TarWriter"
+
+
+@dataclass(frozen=True)
+class Clips:
+    """A folder with the lists that `mbt prep custom` takes, and the media in `media/`.
+
+    Attributes:
+        folder: the folder.
+        rows: rows of `clips.csv`.
+    """
+
+    folder: Path
+    rows: list[dict[str, str]]
+
+    @classmethod
+    def of(cls, folder: Path, files: Sequence[Path], count: int) -> "Clips":
+        """`count` clips of the first 10 s of `files`, from the first again when they are used up.
+
+        Raises:
+            InputError: the length of a file is not known.
+        """
+        lengths = {file: _seconds(file) for file in files[:count]}
+        (folder / "media").mkdir(parents=True)
+        rows = []
+        for number, file in enumerate(islice(cycle(lengths), count)):
+            name = f"clip-{number:05d}"
+            (folder / "media" / f"{name}{file.suffix}").symlink_to(file.resolve())
+            values = (name, "0", f"{min(lengths[file], CLIP_S):.3f}", "train", "clip")
+            rows.append(dict(zip(REQUIRED, values, strict=True)))
+        with (folder / "clips.csv").open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, REQUIRED)
+            writer.writeheader()
+            writer.writerows(rows)
+        (folder / "labels.csv").write_text("id,display_name\nclip,Clip\n")
+        return cls(folder, rows)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Clips":
+        """What `of` made in the folder."""
+        with (folder / "clips.csv").open(newline="") as stream:
+            return cls(folder, list(csv.DictReader(stream)))
+
+    def first(self, count: int, folder: Path) -> "Clips":
+        """The first clips alone, in another folder."""
+        return Clips.of(folder, [self.file(row) for row in self.rows], count)
+
+    def file(self, row: dict[str, str]) -> Path:
+        """The media file of a row."""
+        return next((self.folder / "media").glob(f"{row['video_id']}.*"))
+
+
+@dataclass
+class Row:
+    """A contender and its runs.
+
+    Attributes:
+        name: who does it.
+        run: does it once, on clips that may lie in another folder.
+        usages: of each run.
+    """
+
+    name: str
+    run: Callable[[Clips], Usage]
+    usages: list[Usage] = field(default_factory=list)
+
+    def median(self, of: Callable[[Usage], float]) -> float:
+        """Median over the runs."""
+        return statistics.median(map(of, self.usages))
+
+    def ratio(self, other: "Row", of: Callable[[Usage], float] = lambda usage: usage.core_s) -> float:
+        """Median over the rounds of what this one took over what the other took."""
+        return statistics.median(of(a) / of(b) for a, b in zip(self.usages, other.usages, strict=True))
+
+
+def contenders(workers: int) -> list[Row]:
+    """The limit, ours and what is usual."""
+    return [
+        Row(LIMIT, lambda clips: run(limit_commands(clips), workers, clips.folder)),
+        Row(OURS, lambda clips: run([_child("ours", clips, workers)], 1, clips.folder)),
+        Row(USUAL, lambda clips: run([_child("usual", clips, workers)], 1, clips.folder)),
+    ]
+
+
+def _child(function: str, clips: Clips, workers: int) -> list[str]:
+    return [sys.executable, "-c", CHILD, function, str(clips.folder), str(workers)]
+
+
+def limit_commands(clips: Clips) -> list[list[str]]:
+    """Commands of ffmpeg that seek, decode, filter and encode as packing does, and write nothing."""
+    commands = []
+    for row in clips.rows:
+        command = decode_command(clips.file(row), 0.0, round(float(row["end"]) * FPS), VideoFormat(), ("video", "audio"))
+        for place, part in enumerate(command):
+            if part.startswith("pipe:"):
+                command[place - 1 : place + 1] = ["null", "-"]
+        commands.append(command)
+    return commands
+
+
+def ours(folder: Path, workers: int) -> None:
+    """`mbt prep custom`: plan, fetch from the folder, pack.
+
+    Raises:
+        InputError: a clip was not packed.
+    """
+    import prep.stages  # noqa: F401
+    from cli import cli
+
+    clips = Clips.read(folder)
+    _started(folder)
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        lists = ["--list", f"{folder / 'clips.csv'}", "--labels", f"{folder / 'labels.csv'}", "--source", f"{folder / 'media'}"]
+        arguments = ["prep", "custom", *lists, "--out", out, "--workers", str(workers)]
+        cli.main(arguments, standalone_mode=False)
+        packed = json.loads((Path(out) / "dataset.json").read_bytes())["splits"]["train"]["samples"]
+    if packed != len(clips.rows):
+        raise InputError(f"{len(clips.rows) - packed} clips cannot be packed", "Give files with picture and sound")
+
+
+def usual(folder: Path, workers: int) -> None:
+    """What scripts do: ffmpeg writes files, Python reads them, computes the fbank and writes a tar in each process."""
+    rows = Clips.read(folder).rows
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        parts = [(folder, Path(out) / f"{number:06d}.tar", rows[number::workers]) for number in range(workers)]
+        if workers == 1:
+            usual_tar(parts[0])
+            return
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            list(pool.map(usual_tar, parts))
+
+
+def usual_tar(part: tuple[Path, Path, list[dict[str, str]]]) -> None:
+    """A tar of the clips: a JPEG member a frame, the fbank and a JSON.
+
+    Args:
+        part: folder of the clips, the tar, and rows of the clips.
+    """
+    import torch
+    import torchaudio.compliance.kaldi
+    import webdataset
+
+    folder, tar, rows = part
+    torch.set_num_threads(1)
+    _started(folder)
+    clips = Clips(folder, rows)
+    with webdataset.TarWriter(str(tar)) as writer:
+        for row in rows:
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                sound = Path(scratch, "sound.wav")
+                subprocess.run(usual_command(clips.file(row), row["end"], Path(scratch)), check=True, stdin=subprocess.DEVNULL)
+                mel = torchaudio.compliance.kaldi.fbank(
+                    _load(sound), sample_frequency=SAMPLE_RATE, num_mel_bins=LogMelFormat().n_mels, window_type="hamming"
+                )
+                frames = {f"{path.stem}.jpg": path.read_bytes() for path in sorted(Path(scratch).glob("*.jpg"))}
+            described = {"labels": row["labels"], "frames": len(frames)}
+            writer.write({"__key__": row["video_id"], **frames, "mel.npy": mel.numpy(), "json": described})
+
+
+def usual_command(file: Path, seconds: str, folder: Path) -> list[str]:
+    """Command of ffmpeg that writes numbered JPEGs and a 16 kHz WAV: both from one reading of the file."""
+    video = VideoFormat()
+    scale = f"fps={FPS},scale='if(lt(iw,ih),{video.short_side},-2)':'if(lt(iw,ih),-2,{video.short_side})'"
+    return [
+        *(ffmpeg(), "-nostdin", "-loglevel", "error", "-t", seconds, "-i", str(file)),
+        *("-map", "0:v:0", "-vf", scale, "-q:v", str(video.jpeg_qscale), str(folder / "%06d.jpg")),
+        *("-map", "0:a:0", "-ac", "1", "-ar", str(SAMPLE_RATE), str(folder / "sound.wav")),
+    ]
+
+
+def has_torchcodec() -> bool:
+    """Whether torchaudio can load a file: from 2.9 on TorchCodec does it."""
+    return importlib.util.find_spec("torchcodec") is not None
+
+
+def _load(path: Path) -> Any:
+    """Samples of a WAV of 16 bit as a tensor (1, samples), float32 in [-1, 1]."""
+    import torch
+    import torchaudio
+
+    if has_torchcodec():
+        return torchaudio.load(path)[0]
+    with wave.open(str(path)) as file:
+        samples = torch.frombuffer(bytearray(file.readframes(file.getnframes())), dtype=torch.int16)
+    return samples[None] / 32768
+
+
+def _started(folder: Path) -> None:
+    """Note the core-seconds that this process took before its first clip."""
+    with (folder / "started").open("a") as file:
+        file.write(f"{time.process_time()}\n")
+
+
+def render(folder: Path, count: int, seconds: float = CLIP_S) -> list[Path]:
+    """Render files of 640x360, H.264 at 30 frames a second, of moving shapes and noise, with noise as AAC sound."""
+    folder.mkdir()
+    files = [folder / f"{number}.mp4" for number in range(min(count, RENDERED))]
+    for number, file in enumerate(files):
+        picture = f"testsrc2=size=640x360:rate=30:duration={seconds},noise=alls=12:allf=t:all_seed={number}"
+        sound = f"anoisesrc=duration={seconds}:amplitude=0.1:sample_rate=44100:seed={number}"
+        command = [ffmpeg(), "-nostdin", "-loglevel", "error", "-f", "lavfi", "-i", picture, "-f", "lavfi", "-i", sound]
+        codecs = ["-c:v", "libx264", "-preset", "veryfast", "-b:v", "700k", "-pix_fmt", "yuv420p", "-g", "150", "-c:a", "aac"]
+        subprocess.run([*command, *codecs, str(file)], check=True)
+    return files
+
+
+def media_files(folder: Path) -> list[Path]:
+    """Media files below the folder.
+
+    Raises:
+        InputError: there is none.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in MEDIA_SUFFIXES and path.is_file())
+    if not files:
+        raise InputError(f"{folder} holds no media file", "Give a folder of media files with picture and sound")
+    return files
+
+
+def _seconds(file: Path) -> float:
+    log = subprocess.run([ffmpeg(), "-nostdin", "-hide_banner", "-i", str(file)], capture_output=True, text=True).stderr
+    length = re.search(r"Duration: (\d+):(\d+):([\d.]+)", log)
+    if length is None:
+        raise InputError(f"{file} does not say how long it is", "Give files with picture and sound")
+    return int(length[1]) * 3600 + int(length[2]) * 60 + float(length[3])
+
+
+def measure(rows: Sequence[Row], clips: Clips, rounds: int) -> None:
+    """Run each contender once in each round."""
+    with progress(len(rows) * rounds, "benchmark", "run") as bar:
+        for row in list(rows) * rounds:
+            row.usages.append(row.run(clips))
+            bar.update()
+
+
+def table(rows: Sequence[Row], clips: int, workers: int) -> str:
+    """All rows as text: medians over the rounds.
+
+    Args:
+        rows: measured: the limit, ours, the usual.
+        clips: in a run.
+        workers: cores.
+    """
+    limit, _, usual_row = rows
+    heads = ("core-s/clip", "at start", "wall-s/clip", "busy", "idle", "x (a)", "x (c)", "peak MB")
+    lines = [f"{'':<34}" + "".join(f"{head:>12}" for head in heads)]
+    for letter, row in zip("abc", rows, strict=True):
+        cells = (
+            f"{row.median(lambda usage: usage.core_s / clips):.3f}",
+            f"{row.median(lambda usage: usage.start_s / clips):.3f}",
+            f"{row.median(lambda usage: usage.wall_s / clips):.3f}",
+            f"{row.median(lambda usage: usage.core_s / usage.wall_s / workers):.0%}",
+            f"{row.median(lambda usage: usage.idle_s / usage.wall_s / workers):.0%}",
+            f"{row.ratio(limit):.2f}",
+            f"{row.ratio(usual_row):.2f}",
+            f"{row.median(lambda usage: usage.peak_bytes / 1e6):.0f}",
+        )
+        lines.append(f"({letter}) {row.name:<30}" + "".join(f"{cell:>12}" for cell in cells))
+    return "\n".join(lines)
+
+
+def report(files: Sequence[Path], folder: Path, count: int, repeats: int, workers: int) -> str:
+    """Run the benchmark and put it into words.
+
+    Args:
+        files: media files.
+        folder: for everything that is written; to be removed by the caller.
+        count: clips in a run.
+        repeats: rounds.
+        workers: clips at a time, and cores.
+
+    Raises:
+        InputError: a clip cannot be packed, or there are fewer cores.
+    """
+    with pinned(workers):
+        clips = Clips.of(folder / "clips", files, count)
+        rows = contenders(workers)
+        measure(rows, clips, repeats)
+        limit, own, other = rows
+        fewer = clips.first(max(1, count // 4), folder / "fewer")
+        few_bytes = own.run(fewer).peak_bytes
+    seconds = sum(float(row["end"]) for row in clips.rows) / count
+    loaded = "torchaudio.load" if has_torchcodec() else "Python's wave, as torchaudio.load needs TorchCodec"
+
+    def long_run(usage: Usage) -> float:
+        return usage.core_s - usage.start_s
+
+    return f"""\
+{count} clips of {seconds:.1f} s on average, {workers} workers on {workers} cores, ffmpeg {ffmpeg_version()}, \
+median of {repeats} rounds
+core-s: user and system time of all processes; at start: part of it before the first clip, once a run
+busy: core-s over wall-s and cores; idle: share of the cores' time that nothing used, these processes or others
+peak MB: of all processes together, without mapped files such as the code of libraries
+(c) reads the WAV by {loaded}
+
+{table(rows, count, workers)}
+
+(b) / (a) {own.ratio(limit):.2f}, without the start {own.ratio(limit, long_run):.2f}; target <= 1.25
+(b) / (c) {own.ratio(other):.2f}, without the start {own.ratio(other, long_run):.2f}; target <= 0.60
+memory of (b): {few_bytes / 1e6:.0f} MB with {len(fewer.rows)} clips, \
+{own.median(lambda usage: usage.peak_bytes) / 1e6:.0f} MB with {count}"""
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--clips", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Media files; default: rendered.")
+@click.option("--count", type=click.IntRange(min=1), default=64, help="Clips in a run; files are used again if they are fewer.")
+@click.option("--repeats", type=click.IntRange(min=1), default=3, help="Rounds.")
+@click.option("--workers", type=click.IntRange(min=1), default=2, help="Clips at a time, and cores.")
+def main(clips: Path | None, count: int, repeats: int, workers: int) -> None:
+    """Measure what packing a clip costs beside ffmpeg alone and beside what scripts do."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="mbt-pack-") as folder:
+            files = media_files(clips) if clips else render(Path(folder) / "rendered", count)
+            click.echo(report(files, Path(folder), count, repeats, workers))
+    except MbtError as error:
+        raise click.UsageError(str(error)) from None
+
+
+if __name__ == "__main__":
+    main()
