@@ -5,15 +5,17 @@ import errno
 import fcntl
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests.errors import StorageError
 
+LOCK_PATIENCE_S = 3.0
 PARTIAL = ".tmp"
 """Suffix of a file that is being written; its name begins with a dot."""
 
@@ -73,13 +75,24 @@ def sole_writer(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = lock.open("w")
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StorageError(f"another process is writing to {folder}", "Wait for it, or choose another folder") from None
+        if not _locked(file):
+            raise StorageError(f"another process is writing to {folder}", "Wait for it, or choose another folder")
         for partial in folder.rglob(f".*{PARTIAL}"):
             partial.unlink()
         yield
+
+
+def _locked(file: TextIO) -> bool:
+    """Lock the file; a child that a killed writer was just starting may hold it a moment longer."""
+    give_up = time.monotonic() + LOCK_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= give_up:
+                return False
+            time.sleep(0.05)
 
 
 def sync_folder(folder: Path) -> None:
