@@ -23,7 +23,10 @@ def load_pretrained(source: str | Path, revision: str | None = None, **fields: A
     folder = local_folder(source, revision)
     config, state = read_folder(folder)
     wanted = dataclasses.replace(config, **fields)
-    return model_of(wanted, adapt_state(state, config, wanted), str(folder))
+    if wanted != config:
+        state = adapt_state(state, config, wanted)
+        check_state(wanted, state, str(folder))
+    return model_of(wanted, state)
 
 
 def local_folder(source: str | Path, revision: str | None = None) -> Path:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mbt.config import MBTConfig, Modality
-from mbt.model import MBT
+from mbt.state import empty_model
 
 SUFFIX: dict[Modality, str] = {"rgb": "", "spec": "_spectrogram"}
 BLOCK = "Transformer/encoderblock_"
@@ -57,8 +57,7 @@ def from_scenic(
         config = infer_config(params, **fields)
     elif fields:
         raise ValueError("give either config or its fields")
-    with torch.device("meta"):
-        own = {name: tuple(tensor.shape) for name, tensor in MBT(config).state_dict().items()}
+    own = {name: tuple(tensor.shape) for name, tensor in empty_model(config).state_dict().items()}
     theirs = {name: scenic_name(name, config) for name in own}
     for name in params.keys() - set(theirs.values()):
         raise ValueError(f"{name} {params[name].shape} has no place in {_in_short(config)}")

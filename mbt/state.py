@@ -10,14 +10,15 @@ from mbt.model import MBT
 from mbt.positions import resize_positions
 
 
-def model_of(config: MBTConfig, state: Mapping[str, Tensor], where: str) -> MBT:
-    """A model in evaluation mode with these weights, which it takes over without a copy.
+def empty_model(config: MBTConfig) -> MBT:
+    """A model on the meta device: shapes without memory."""
+    with torch.device("meta"):
+        return MBT(config)
 
-    Raises:
-        ValueError: as `check_state`.
-    """
-    check_state(config, state, where)
-    model = _empty(config)
+
+def model_of(config: MBTConfig, state: Mapping[str, Tensor]) -> MBT:
+    """A model in evaluation mode with these weights, which are as `check_state` wants them; it takes them over uncopied."""
+    model = empty_model(config)
     model.load_state_dict(state, assign=True)
     return model.requires_grad_().eval()
 
@@ -26,9 +27,9 @@ def check_state(config: MBTConfig, state: Mapping[str, Tensor], where: str) -> N
     """Make sure that every tensor of a model is there in its shape, and no other.
 
     Raises:
-        ValueError: naming the first tensor that is missing, unknown, of another shape, not of floats, or not finite.
+        ValueError: naming the first tensor that is missing, unknown, of another shape, not of floats, or not finite in float32.
     """
-    own = {name: tuple(tensor.shape) for name, tensor in _empty(config).state_dict().items()}
+    own = {name: tuple(tensor.shape) for name, tensor in empty_model(config).state_dict().items()}
     for name in sorted(state.keys() - own.keys()):
         raise ValueError(f"{where}: the model has no tensor {name} {tuple(state[name].shape)}")
     for name, shape in own.items():
@@ -39,7 +40,7 @@ def check_state(config: MBTConfig, state: Mapping[str, Tensor], where: str) -> N
             raise ValueError(f"{where}: tensor {name} is {tuple(tensor.shape)} where the model has {shape}")
         if not tensor.is_floating_point():
             raise ValueError(f"{where}: tensor {name} is of {tensor.dtype}")
-        if not tensor.isfinite().all():
+        if not tensor.float().isfinite().all():
             raise ValueError(f"{where}: tensor {name} has values that are not finite")
 
 
@@ -56,8 +57,3 @@ def adapt_state(state: Mapping[str, Tensor], old: MBTConfig, new: MBTConfig) -> 
         adapted["head.weight"] = torch.zeros(new.num_classes, state["head.weight"].shape[1])
         adapted["head.bias"] = torch.zeros(new.num_classes)
     return adapted
-
-
-def _empty(config: MBTConfig) -> MBT:
-    with torch.device("meta"):
-        return MBT(config)

@@ -1,5 +1,6 @@
-"""A recipe small enough for tests."""
+"""Recipes and configurations small enough for tests."""
 
+from mbt import MBTConfig
 from train.recipe import Recipe, load_recipe
 
 TINY = (
@@ -14,6 +15,30 @@ TINY = (
     "eval.split=eval",
     "eval.batch_size=16",
 )
+CONFIG = MBTConfig(
+    num_classes=5,
+    hidden_size=16,
+    num_layers=2,
+    num_heads=2,
+    mlp_dim=32,
+    num_frames=2,
+    image_size=32,
+    spec_shape=(64, 32),
+    fusion_layer=1,
+)
+VARIANTS = (
+    {},
+    {"bottleneck_update": "sequential"},
+    {"share_encoder": True},
+    {"fusion": "attention"},
+    {"fusion": "attention", "share_encoder": True},
+    {"fusion_layer": 0},
+    {"fusion": "attention", "fusion_layer": 0},
+    {"modalities": ("rgb",)},
+    {"modalities": ("spec",)},
+    {"test_with_bottlenecks": False},
+)
+"""Fields of configurations, one for each way through the encoder that needs no other sizes."""
 
 
 def tiny(*settings: str) -> Recipe:

@@ -65,13 +65,11 @@ def _decode_one(device: str) -> None:
 
     from train.batch import RawBatch
     from train.dali import decode
-    from train.plan import StepPlan
+    from train.loader import centred
 
     jpeg = io.BytesIO()
     imsave(jpeg, np.broadcast_to(np.array(COLOUR, np.uint8), (HEIGHT, WIDTH, 3)), format="jpeg")
-    one, draws = np.zeros(1), np.zeros((1, 4))
-    plan = StepPlan(np.zeros(1, np.int64), one, one, one, np.zeros(1, bool), draws, draws[:, :2])
-    batches = iter([RawBatch(plan, [jpeg.getvalue()], None)])
+    batches = iter([RawBatch(centred(np.zeros(1, np.int64)), [jpeg.getvalue()], None)])
     [(_, images)] = decode(lambda: next(batches, None), 1, None, HEIGHT, torch.device(device), threads=1)
     wanted = torch.tensor(COLOUR).view(1, 3, 1, 1) / 127.5 - 1
     if images.shape != (1, 3, HEIGHT, HEIGHT) or (images.cpu() - wanted).abs().max() > TOLERANCE:

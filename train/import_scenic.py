@@ -65,5 +65,4 @@ def _preprocessor(config: MBTConfig, data: Path, rgb_seconds: float | None) -> P
     )
     with as_config_error("Say --set num_frames, --set spec_shape=[ROWS,BANDS] and --rgb-seconds as the model was trained"):
         inputs.check_model(config)
-    pairs = tuple((label.id, label.display_name) for label in labels.labels)
-    return Preprocessor(task=info.task, inputs=inputs, labels=pairs)
+    return Preprocessor.of(info.task, inputs, labels)

@@ -47,8 +47,8 @@ class Inputs(Frozen):
         Raises:
             ConfigError: they were not.
         """
-        if info.media != self.media:
-            mine, theirs = self.media.model_dump(), info.media.model_dump()
+        mine, theirs = (media.model_dump(exclude={"flac"}) for media in (self.media, info.media))
+        if mine != theirs:
             field, name = next((f, n) for f in mine for n in mine[f] if mine[f][n] != theirs[f][n])
             raise ConfigError(
                 f"the shards have {field}.{name} {theirs[field][name]}; the model was trained with {mine[field][name]}",

@@ -173,8 +173,7 @@ class Training:
     def _save(self, name: str, weights: dict[str, Tensor]) -> None:
         if not self.main:
             return
-        labels = tuple((label.id, label.display_name) for label in self.reader.labels.labels)
-        preprocessor = Preprocessor(task=self.reader.info.task, inputs=self.inputs, labels=labels)
+        preprocessor = Preprocessor.of(self.reader.info.task, self.inputs, self.reader.labels)
         save_trained(self.folder / name, weights, self.config, preprocessor)
 
     def _continue(self, checkpoint: Checkpoint) -> None:

@@ -27,6 +27,11 @@ class Preprocessor(Frozen):
     labels: tuple[tuple[str, str], ...]
     """(id, display name), in the order of the logits."""
 
+    @classmethod
+    def of(cls, task: Task, inputs: Inputs, labels: LabelSet) -> "Preprocessor":
+        """With the labels of a dataset."""
+        return cls(task=task, inputs=inputs, labels=tuple((label.id, label.display_name) for label in labels.labels))
+
     @property
     def label_set(self) -> LabelSet:
         """The labels."""

@@ -2,25 +2,18 @@
 
 import functools
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from benchmarks.model import Row, Task, forward_flops, measure, report, table
 from mbt import MBT, MBTConfig
+from tests.tiny import CONFIG
 from train.losses import training_loss
 
-TINY = MBTConfig(
-    num_classes=3,
-    hidden_size=16,
-    num_layers=3,
-    num_heads=2,
-    mlp_dim=32,
-    num_frames=2,
-    image_size=32,
-    spec_shape=(64, 32),
-    fusion_layer=1,
-)
+TINY = replace(CONFIG, num_layers=3)
+"""Two layers are fused: what bottlenecks pass on counts."""
 NAMES = {
     "matrix product": ("torch", "jax"),
     "forward": ("torch eager", "torch compiled", "jax"),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,8 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
-from mbt import MBT, MBTConfig
-
-SMALL = MBTConfig(
-    num_classes=5,
-    hidden_size=16,
-    num_layers=2,
-    num_heads=2,
-    mlp_dim=32,
-    num_frames=2,
-    image_size=32,
-    spec_shape=(64, 32),
-    fusion_layer=1,
-)
+from mbt import MBT
+from tests.tiny import CONFIG
 
 
 def inputs(frames: int = 2, side: int = 32, rows: int = 64) -> dict[str, torch.Tensor]:
@@ -39,7 +29,7 @@ def inputs(frames: int = 2, side: int = 32, rows: int = 64) -> dict[str, torch.T
 @pytest.fixture
 def model() -> MBT:
     torch.manual_seed(0)
-    model = MBT(SMALL).eval()
+    model = MBT(CONFIG).eval()
     torch.nn.init.normal_(model.head.weight)
     return model
 
@@ -91,7 +81,7 @@ def test_other_inputs_resize_the_positions(model: MBT, folder: Path) -> None:
 )
 def test_a_model_of_eight_seconds_takes_any_window(seconds: float, tokens: int, tmp_path: Path) -> None:
     """100 rows a second and 128 bands in patches of 16 x 16."""
-    eight = MBT(MBTConfig(**{**vars(SMALL), "spec_shape": (800, 128)}))
+    eight = MBT(replace(CONFIG, spec_shape=(800, 128)))
     eight.save_pretrained(tmp_path / "eight")
     rows = round(100 * seconds)
     model = MBT.from_pretrained(tmp_path / "eight", spec_shape=(rows, 128))
@@ -123,6 +113,8 @@ def damaged(folder: Path, damage: str) -> None:
             state["encoder.blocks.spec.2.mlp.fc1.weight"] = torch.zeros(3)
         case "integer":
             state[name] = state[name].long()
+        case "large":
+            state[name] = state[name].double() + 1e39
         case "nan":
             state[name][0, 0] = float("nan")
     save_file(state, folder / "model.safetensors")
@@ -135,6 +127,7 @@ def damaged(folder: Path, damage: str) -> None:
         ("shape", r"tensor encoder.blocks.spec.1.mlp.fc1.weight is \(31, 16\) where the model has \(32, 16\)"),
         ("unknown", r"no tensor encoder.blocks.spec.2.mlp.fc1.weight \(3,\)"),
         ("integer", "tensor encoder.blocks.spec.1.mlp.fc1.weight is of torch.int64"),
+        ("large", "tensor encoder.blocks.spec.1.mlp.fc1.weight has values that are not finite"),
         ("nan", "tensor encoder.blocks.spec.1.mlp.fc1.weight has values that are not finite"),
     ],
 )
@@ -225,7 +218,7 @@ def load_in_a_process(source: str, hub: str, cache: Path) -> subprocess.Complete
 def test_a_model_of_the_hub(hub: str, tmp_path: Path) -> None:
     done = load_in_a_process("someone/mbt-small", hub, tmp_path / "cache")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == json.loads(SMALL.to_json())
+    assert json.loads(done.stdout) == json.loads(CONFIG.to_json())
 
 
 def test_a_model_that_the_hub_does_not_have(hub: str, tmp_path: Path) -> None:

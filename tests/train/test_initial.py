@@ -1,6 +1,7 @@
 """Where trainings begin: at random, from a ViT, from another MBT."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +11,15 @@ import torch
 
 from manifests.errors import ConfigError
 from manifests.reader import ShardReader
-from mbt import MBT, MBTConfig
+from mbt import MBT
 from tests.mbt.test_vit import flat_vit
-from tests.tiny import tiny
+from tests.tiny import CONFIG, tiny
 from train.initial import initial_model
 from train.loop import train
 from train.recipe import InitRecipe
 from train.trained import load_trained
 
-CONFIG = MBTConfig(
-    num_classes=5,
-    hidden_size=8,
-    num_layers=2,
-    num_heads=2,
-    mlp_dim=16,
-    num_frames=2,
-    image_size=32,
-    spec_shape=(64, 32),
-    fusion_layer=1,
-)
-
-
-def changed(**fields: Any) -> MBTConfig:
-    return MBTConfig(**{**vars(CONFIG), **fields})
+SMALL = replace(CONFIG, hidden_size=8, mlp_dim=16)
 
 
 @pytest.fixture
@@ -42,14 +29,14 @@ def vit(tmp_path: Path) -> Path:
 
 
 def test_at_random_it_depends_on_the_seed_alone() -> None:
-    first, again, other = (initial_model(CONFIG, InitRecipe(), seed).state_dict() for seed in (0, 0, 1))
+    first, again, other = (initial_model(SMALL, InitRecipe(), seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["encoder.bottleneck"], other["encoder.bottleneck"])
 
 
 @pytest.mark.parametrize("surgery", ["paper", "official"])
 def test_from_a_vit(vit: Path, surgery: Any) -> None:
-    config = changed(num_bottlenecks=5)
+    config = replace(SMALL, num_bottlenecks=5)
     state = initial_model(config, InitRecipe(weights=str(vit), surgery=surgery), 0).state_dict()
     np.testing.assert_array_equal(state["tokens.rgb.cls"].numpy(), flat_vit()["cls"])
     assert state["tokens.spec.cls"].any() == (surgery == "paper")
@@ -58,9 +45,9 @@ def test_from_a_vit(vit: Path, surgery: Any) -> None:
 
 def test_from_another_mbt_of_other_inputs_and_classes(tmp_path: Path) -> None:
     torch.manual_seed(3)
-    other = MBT(changed(num_classes=7, num_frames=4))
+    other = MBT(replace(SMALL, num_classes=7, num_frames=4))
     other.save_pretrained(tmp_path / "other")
-    state = initial_model(CONFIG, InitRecipe(weights=str(tmp_path / "other")), 0).state_dict()
+    state = initial_model(SMALL, InitRecipe(weights=str(tmp_path / "other")), 0).state_dict()
     assert torch.equal(state["encoder.bottleneck"], other.encoder.bottleneck)
     assert state["head.weight"].shape == (5, 8)
     assert not state["head.weight"].any()
@@ -77,10 +64,10 @@ def test_from_another_mbt_of_other_inputs_and_classes(tmp_path: Path) -> None:
     ],
 )
 def test_what_does_not_fit_is_an_error(weights: str, fields: dict[str, Any], message: str, vit: Path, tmp_path: Path) -> None:
-    MBT(CONFIG).save_pretrained(tmp_path / "mbt")
+    MBT(SMALL).save_pretrained(tmp_path / "mbt")
     source = {"VIT": str(vit), "MBT": str(tmp_path / "mbt")}.get(weights, weights)
     with pytest.raises(ConfigError, match=message) as caught:
-        initial_model(changed(**fields), InitRecipe(weights=source), 0)
+        initial_model(replace(SMALL, **fields), InitRecipe(weights=source), 0)
     assert "init.weights=none" in caught.value.fix
 
 
