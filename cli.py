@@ -9,6 +9,30 @@ import click
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
+
+
+UNITS = {"": 1} | {f"{k}{i}": (1024 if i else 1000) ** n for n, k in enumerate("kMGT", 1) for i in ("", "i")}
+
+
+class Bytes(click.ParamType[int]):
+    """A number of bytes: `1500000000`, `1.5GB`, `500MB`, `1GiB`."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number, or an error of the command line."""
+        text = str(value).removesuffix("B").strip()
+        unit = text.lstrip("0123456789.")
+        try:
+            count = round(float(text.removesuffix(unit)) * UNITS[unit.strip()])
+        except (KeyError, ValueError):
+            count = 0
+        if count < 1:
+            self.fail(f"{value!r} is no number of bytes, such as 1GB", param, ctx)
+        return count
+
+
+BYTES = Bytes()
 RUNS = Path("runs")
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
 
@@ -47,7 +71,13 @@ def prep_options(command: Any) -> Any:
         click.option("--stage", type=click.Choice(["plan", "fetch", "pack"]), help="Run this stage alone."),
         click.option("--short-side", type=click.IntRange(min=16), default=256, help="Shorter side of the frames, pixels."),
         click.option("--jpeg-qscale", type=click.IntRange(2, 31), default=3, help="Quality of the JPEGs: 2 best, 31 smallest."),
-        click.option("--shard-samples", type=COUNT, default=512, help="Samples in a tar."),
+        click.option("--flac", is_flag=True, help="Store the sound too, as FLAC, 16 kHz mono: 0.2 MB for 10 s."),
+        click.option("--shard-samples", type=COUNT, default=512, help="Samples in a tar at the most."),
+        click.option("--shard-bytes", type=BYTES, help="Bytes of a tar at the most, such as 1GB."),
+        click.option(
+            "--to", metavar="URL", help="Put what is finished there (any fsspec URL: s3://...); --out keeps the rest."
+        ),
+        click.option("--ray", metavar="ADDRESS", help="Pack on a Ray cluster whose nodes share --out: auto, HOST:PORT."),
         click.option("--seed", default=0, help="Order of the samples in the shards, and of --order random."),
         click.option("--workers", type=COUNT, help="Clips decoded at a time; one a core by default."),
         click.option("--clip-timeout", default=60.0, help="Seconds that decoding a clip may take."),
@@ -55,6 +85,9 @@ def prep_options(command: Any) -> Any:
         click.option(
             "--sleep", default=15.0, help="Seconds from one request to the next; YouTube allows guests about 300 an hour."
         ),
+        click.option("--lanes", type=FILE, help="TOML file of network addresses to fetch from, each at its own rate."),
+        click.option("--rank", type=click.IntRange(min=0), help="Fetch as this worker of --world; by default Slurm's."),
+        click.option("--world", type=COUNT, help="Workers that fetch one plan, each its own videos."),
         click.option("--ytdlp", multiple=True, metavar="OPTION=VALUE", help="Of yt-dlp's API: proxy=..., cookiefile=..., ..."),
     )
     for option in reversed(options):

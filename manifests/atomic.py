@@ -70,29 +70,61 @@ def sole_writer(folder: Path) -> Iterator[None]:
     Raises:
         StorageError: another process is writing there.
     """
-    lock = folder / ".lock"
-    with storage_errors(lock):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = lock.open("w")
-    with file:
-        if not _locked(file):
-            raise StorageError(f"another process is writing to {folder}", "Wait for it, or choose another folder")
+    with _lock(folder / ".lock", fcntl.LOCK_EX):
         for partial in folder.rglob(f".*{PARTIAL}"):
             partial.unlink()
         yield
 
 
-def _locked(file: TextIO) -> bool:
+@contextlib.contextmanager
+def one_of_many(folder: Path, worker: str) -> Iterator[None]:
+    """Hold `folder` as one of its writers, each of which writes other files.
+
+    Raises:
+        StorageError: a sole writer or another one of this name is writing there.
+    """
+    with _lock(folder / ".lock", fcntl.LOCK_SH), _lock(folder / f".lock-{worker}", fcntl.LOCK_EX):
+        yield
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock `path`, after waiting up to a minute for it.
+
+    Raises:
+        StorageError: another process holds it.
+    """
+    with _lock(path, fcntl.LOCK_EX, patience_s=60.0):
+        yield
+
+
+@contextlib.contextmanager
+def _lock(path: Path, kind: int, patience_s: float = LOCK_PATIENCE_S) -> Iterator[None]:
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    with file:
+        if not _is_locked(file, kind, patience_s):
+            raise StorageError(f"another process is writing to {path.parent}", "Wait for it, or choose another folder")
+        yield
+
+
+def _is_locked(file: TextIO, kind: int, patience_s: float) -> bool:
     """Lock the file; a child that a killed writer was just starting may hold it a moment longer."""
-    give_up = time.monotonic() + LOCK_PATIENCE_S
+    give_up = time.monotonic() + patience_s
     while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
             if time.monotonic() >= give_up:
                 return False
             time.sleep(0.05)
+
+
+def nearest_existing(path: Path) -> Path:
+    """The path, or the nearest above it that is there; absolute."""
+    return next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
 
 
 def sync_folder(folder: Path) -> None:
@@ -113,6 +145,7 @@ def storage_errors(path: Path) -> Iterator[None]:
         reason = {
             errno.ENOSPC: "no space left on the disk",
             errno.EDQUOT: "the disk quota is used up",
+            errno.EFBIG: "the file is larger than the file system allows",
             errno.EROFS: "the file system is read-only",
             errno.EACCES: "permission denied",
             errno.ENOTDIR: "a part of the path is a file",

@@ -14,7 +14,7 @@ from manifests.clips import SCHEMA, check_clips
 from manifests.errors import InputError
 from manifests.labels import Label, LabelSet
 
-TIME = r"\d+(?:\.\d+)?"
+TIME = r"\d{1,12}(?:\.\d+)?"
 ROW = rf'^(?P<video_id>[A-Za-z0-9_-]{{11}}), (?P<start>{TIME}), (?P<end>{TIME}), "(?P<mids>[^"]+)"$'
 ROW_FORMAT = 'A row is: YTID, start_seconds, end_seconds, "mid,mid,...", as in the official CSV files'
 

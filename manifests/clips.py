@@ -1,8 +1,8 @@
 """The clip table: one row a clip, in Arrow, as Parquet on disk."""
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,7 +27,11 @@ SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True)
+BATCH = 10_000
+"""Rows that are made clips at a time."""
+
+
+@dataclass(frozen=True, slots=True)
 class Clip:
     """A span of a video and what it is labelled with.
 
@@ -60,13 +64,19 @@ def clip_key(video_id: str, start_ms: int) -> str:
 
 def clip_table(clips: Iterable[Clip]) -> pa.Table:
     """Clip table of these clips, in their order."""
-    return pa.Table.from_pylist([vars(clip) for clip in clips], schema=SCHEMA)
+    return pa.Table.from_pylist([asdict(clip) for clip in clips], schema=SCHEMA)
+
+
+def iter_clips(table: pa.Table) -> Iterator[Clip]:
+    """The rows of a clip table (or of any table with its columns) as clips, few in memory at a time."""
+    for batch in table.select(SCHEMA.names).to_batches(max_chunksize=BATCH):
+        for row in batch.to_pylist():
+            yield Clip(**{**row, "labels": tuple(row["labels"])})
 
 
 def table_clips(table: pa.Table) -> list[Clip]:
     """The rows of a clip table (or of any table with its columns) as clips."""
-    rows = table.select(SCHEMA.names).to_pylist()
-    return [Clip(**{**row, "labels": tuple(row["labels"])}) for row in rows]
+    return list(iter_clips(table))
 
 
 def check_clips(table: pa.Table, where: str) -> pa.Table:

@@ -10,6 +10,8 @@ from manifests.errors import InputError
 from manifests.labels import LabelSet
 
 FORMAT = "The list is a CSV with the header video_id,start,end,split,labels: seconds, and label ids separated by ;"
+LATEST_MS = 1 << 53
+"""Beyond it milliseconds are not exact as floats."""
 REQUIRED = ("video_id", "start", "end", "split", "labels")
 
 
@@ -26,7 +28,7 @@ def custom_clips(path: Path, labels: LabelSet) -> pa.Table:
             if missing:
                 raise InputError(f"the list {path} lacks the column {missing[0]!r}", FORMAT)
             clips = [_clip(row, labels, f"{path}, line {reader.line_num}") for row in reader]
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot read the list {path}: {error}", FORMAT) from None
     return check_clips(clip_table(clips), str(path))
 
@@ -35,7 +37,7 @@ def _clip(row: dict[str, str], labels: LabelSet, where: str) -> Clip:
     try:
         start_ms, end_ms = round(float(row["start"]) * 1000), round(float(row["end"]) * 1000)
         ids = [label for label in row["labels"].split(";") if label]
-        if None in row.values() or not 0 <= start_ms < end_ms:
+        if None in row.values() or not 0 <= start_ms < end_ms < LATEST_MS:
             raise ValueError
     except (TypeError, ValueError, AttributeError, OverflowError):
         raise InputError(f"{where}: malformed row {','.join(str(v) for v in row.values())!r}", FORMAT) from None

@@ -7,15 +7,19 @@ from contextlib import contextmanager
 class MbtError(Exception):
     """Base of every error that the user can mend; the command line prints it as one line and exits with 2.
 
+    Line breaks become spaces.
+
     Args:
         what: what is wrong and where (file, row, option, tensor).
         fix: what to do about it.
     """
 
     def __init__(self, what: str, fix: str) -> None:
-        super().__init__(f"{what}. {fix}.")
-        self.what = what
-        self.fix = fix
+        super().__init__(what, fix)
+        self.what, self.fix = (" ".join(text.splitlines()) for text in (what, fix))
+
+    def __str__(self) -> str:
+        return f"{self.what}. {self.fix}."
 
 
 class InputError(MbtError):

@@ -61,7 +61,7 @@ def read_labels(path: Path) -> LabelSet:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(
             f"cannot read the label list {path}: {error}", "Give a CSV with the columns id and display_name"
         ) from None

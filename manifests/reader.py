@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from manifests.errors import ShardError
 from manifests.labels import LabelSet, read_labels
-from manifests.shards import FORMAT_VERSION, INDEX_SCHEMA, LABELS_FILE, MEMBERS, DatasetInfo, index_file, read_dataset
+from manifests.shards import FORMAT_VERSION, LABELS_FILE, DatasetInfo, MediaFormat, index_file, read_dataset
 
 MEL_ROW = np.dtype(("<f2", 128))
 NPY_MAGIC = b"\x93NUMPY\x01\x00"
@@ -26,7 +26,7 @@ class ShardReader:
     Attributes:
         info: dataset.json.
         labels: the label set.
-        index: the split's index (`INDEX_SCHEMA`), one row a sample, memory-mapped where Parquet allows.
+        index: the split's index (`MediaFormat.index_schema`), one row a sample, memory-mapped where Parquet allows.
 
     Raises:
         ShardError: dataset.json, index or a tar is missing, cut short, or of another version.
@@ -39,10 +39,10 @@ class ShardReader:
             have = ", ".join(self.info.splits)
             raise ShardError(f"{folder} has no split {split!r}", f"It has: {have}. Choose one of them")
         self.labels: LabelSet = read_labels(folder / LABELS_FILE)
-        self.index = read_index(folder / index_file(split))
+        self.index = read_index(folder / index_file(split), self.info.media)
         self._spans = {
             member: (self.index[f"{member}_offset"].to_numpy(), self.index[f"{member}_size"].to_numpy())
-            for member in MEMBERS.values()
+            for member in self.info.media.members.values()
         }
         shards = self.index["shard"].combine_chunks().dictionary_encode()
         self._shard_of = shards.indices.to_numpy()
@@ -113,6 +113,16 @@ class ShardReader:
         data = self._read(row, "mel", header + start * MEL_ROW.itemsize, (stop - start) * MEL_ROW.itemsize)
         return np.frombuffer(data, MEL_ROW)
 
+    def flac(self, row: int) -> bytes:
+        """The sample's sound as a FLAC file: 16 kHz, mono, 16 bit, 640 samples a frame.
+
+        Raises:
+            ShardError: the dataset was packed without it.
+        """
+        if not self.info.media.flac:
+            raise ShardError(f"the samples of {self.folder} have no sound", "Pack it with `mbt prep ... --flac`")
+        return self._read(row, "flac")
+
     def targets(self) -> np.ndarray:
         """Multi-hot labels of all samples, float32 (samples, classes)."""
         labels = self.index["labels"].combine_chunks()
@@ -157,24 +167,24 @@ class ShardReader:
                 )
 
 
-def read_index(path: Path) -> pa.Table:
-    """Read and check an index.
+def read_index(path: Path, media: MediaFormat) -> pa.Table:
+    """Read and check an index of samples of this format.
 
     Raises:
         ShardError: it is missing, damaged, or of another format version.
     """
     try:
         table = pq.read_table(path, memory_map=True)
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException) as error:
         raise ShardError(
             f"cannot read the index {path}: {error}", "Run the same `mbt prep` command again: it writes it anew"
         ) from None
-    version = (table.schema.metadata or {}).get(b"format_version", b"none").decode()
+    version = (table.schema.metadata or {}).get(b"format_version", b"none").decode(errors="replace")
     if version != str(FORMAT_VERSION):
         raise ShardError(
             f"the index {path} has format version {version}; this program reads version {FORMAT_VERSION}",
             "Use the release of mbt that wrote it, or pack the clips again",
         )
-    if not table.schema.equals(INDEX_SCHEMA):
+    if not table.schema.equals(media.index_schema):
         raise ShardError(f"the index {path} lacks columns of the format", "Run the same `mbt prep` command again")
     return table

@@ -24,38 +24,18 @@ LABELS_FILE = "labels.csv"
 FAILURES_FILE = "failures.parquet"
 README_FILE = "README.md"
 
-MEMBERS = {"json": "json", "mel.npy": "mel", "mjpg": "mjpg"}
-"""Extensions of a sample's members, in the order in which they stand in the tar, and how their index columns begin."""
-
-INDEX_SCHEMA = pa.schema(
-    [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("shard", pa.string(), nullable=False),
-        *[
-            pa.field(f"{member}_{field}", pa.int64(), nullable=False)
-            for member in MEMBERS.values()
-            for field in ("offset", "size")
-        ],
-        pa.field("num_frames", pa.int32(), nullable=False),
-        pa.field("num_mel_rows", pa.int32(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("padded_frames", pa.int32(), nullable=False),
-        pa.field("padded_audio_samples", pa.int32(), nullable=False),
-        pa.field("flags", pa.list_(pa.string()), nullable=False),
-        pa.field("video_id", pa.string(), nullable=False),
-        pa.field("start_ms", pa.int64(), nullable=False),
-        pa.field("end_ms", pa.int64(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("labels", pa.list_(pa.int32()), nullable=False),
-    ],
-    metadata={"format": FORMAT, "format_version": str(FORMAT_VERSION)},
-)
-"""One row a sample, in shard order. `*_offset` and `*_size` are the byte span of a member's data inside the tar."""
+CLIP_FIELDS = [
+    pa.field("video_id", pa.string(), nullable=False),
+    pa.field("start_ms", pa.int64(), nullable=False),
+    pa.field("end_ms", pa.int64(), nullable=False),
+    pa.field("split", pa.string(), nullable=False),
+    pa.field("labels", pa.list_(pa.int32()), nullable=False),
+]
 
 FAILURE_SCHEMA = pa.schema(
     [
-        *[INDEX_SCHEMA.field(name) for name in ("key", "video_id", "start_ms", "end_ms", "split", "labels")],
+        pa.field("key", pa.string(), nullable=False),
+        *CLIP_FIELDS,
         pa.field("stage", pa.string(), nullable=False),
         pa.field("code", pa.string(), nullable=False),
         pa.field("message", pa.string(), nullable=False),
@@ -103,6 +83,33 @@ class MediaFormat(Frozen):
 
     video: VideoFormat = VideoFormat()
     log_mel: LogMelFormat = LogMelFormat()
+    flac: bool = False
+    """Samples have their sound too."""
+
+    @property
+    def members(self) -> dict[str, str]:
+        """Extensions of a sample's members, in the order in which they stand in the tar, and how their index columns begin."""
+        return {"json": "json", "mel.npy": "mel", "mjpg": "mjpg"} | ({"flac": "flac"} if self.flac else {})
+
+    @property
+    def index_schema(self) -> pa.Schema:
+        """Columns of the index: one row a sample, in shard order.
+
+        `*_offset` and `*_size` are the byte span of a member's data inside the tar, `crc32` is of that data, member after
+        member.
+        """
+        spans = [f"{member}_{field}" for member in self.members.values() for field in ("offset", "size")]
+        numbers = ["num_frames", "num_mel_rows", "width", "height", "padded_frames", "padded_audio_samples"]
+        fields = [
+            pa.field("key", pa.string(), nullable=False),
+            pa.field("shard", pa.string(), nullable=False),
+            *[pa.field(name, pa.int64(), nullable=False) for name in spans],
+            pa.field("crc32", pa.uint32(), nullable=False),
+            *[pa.field(name, pa.int32(), nullable=False) for name in numbers],
+            pa.field("flags", pa.list_(pa.string()), nullable=False),
+            *CLIP_FIELDS,
+        ]
+        return pa.schema(fields, metadata={"format": FORMAT, "format_version": str(FORMAT_VERSION)})
 
     def digest(self) -> str:
         """The first 16 hexadecimal digits of the SHA-256 of this record as canonical JSON."""

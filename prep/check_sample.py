@@ -12,9 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from manifests.datasets import Task
 from manifests.reader import NPY_MAGIC
-from manifests.shards import FPS, INDEX_SCHEMA, MEL_RATE, SAMPLE_RATE, MediaFormat
+from manifests.shards import FPS, MEL_RATE, SAMPLE_RATE, MediaFormat
 from prep.decode import ClipError
 from prep.frames import count_decodable
+from prep.mel_sums import MelSums
 
 MEL_ROWS_PER_FRAME = MEL_RATE // FPS
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
@@ -39,7 +40,7 @@ class Rules:
         num_classes: size of the label set.
         label_ids: ids of the classes; None where labels.csv cannot be read.
         removed: keys and video ids that must not be here.
-        decode: decode every frame.
+        decode: decode every frame, and the sound.
     """
 
     media: MediaFormat
@@ -74,18 +75,6 @@ class Description(BaseModel):
     source: str
 
 
-@dataclass(frozen=True)
-class MelSums:
-    """Sums over the log-mel values of samples, in float64."""
-
-    total: float = 0.0
-    squares: float = 0.0
-    count: int = 0
-
-    def __add__(self, other: "MelSums") -> "MelSums":
-        return MelSums(self.total + other.total, self.squares + other.squares, self.count + other.count)
-
-
 def read_description(data: bytes) -> Description:
     """Parse KEY.json.
 
@@ -106,7 +95,7 @@ def check_description(found: Description, key: str, split: str, row: dict[str, A
         yield "json.key", f"KEY.json is of {found.key}"
     if found.split != split:
         yield "json.split", f"split {found.split} in a shard of {split}"
-    for column in (name for name in INDEX_SCHEMA.names if row is not None and name in Description.model_fields):
+    for column in (name for name in row or () if name in Description.model_fields):
         if row is not None and getattr(found, column) != row[column]:
             yield "json.index", f"{column} is {getattr(found, column)} in KEY.json and {row[column]} in the index"
     yield from _check_labels(found, rules)
@@ -213,12 +202,12 @@ def check_log_mel(data: bytes, num_frames: int, media: MediaFormat) -> tuple[lis
         return [("mel.shape", f"{header}, not <f2 {shape} in C order")], None
     if len(data) - start != math.prod(shape) * np.dtype("<f2").itemsize:
         return [("mel.shape", f"{len(data) - start} bytes of values for {shape}")], None
-    values = np.frombuffer(data, "<f2", offset=start).astype(np.float64)
+    values = np.frombuffer(data, "<f2", offset=start)
     if strange := int((~np.isfinite(values)).sum()):
         return [("mel.values", f"{strange} values are not finite")], None
     if low := int((values < float(np.float16(math.log(media.log_mel.floor)))).sum()):
         return [("mel.values", f"{low} values are below the logarithm of the floor {media.log_mel.floor:g}")], None
-    return [], MelSums(float(values.sum()), float(np.square(values).sum()), values.size)
+    return [], MelSums.of(values)
 
 
 def _npy_header(data: bytes) -> tuple[Any, int]:

@@ -8,18 +8,24 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from manifests.clips import KEY_PATTERN
-from manifests.shards import MEMBERS, Frozen, ShardFile
+from manifests.reader import MEL_ROW
+from manifests.shards import Frozen, ShardFile
 from prep.check_sample import (
+    MEL_ROWS_PER_FRAME,
     Description,
     Found,
-    MelSums,
     Rules,
     check_description,
     check_frames,
     check_log_mel,
     read_description,
 )
+from prep.check_sound import check_decoded_flac, check_flac
+from prep.crc32 import crc32
+from prep.mel_sums import MelSums
 from prep.tar import BLOCK, CHUNK, Member, TarError, members
 
 
@@ -99,6 +105,7 @@ class _Reading:
         self.job = job
         self.descriptor = descriptor
         self.size = os.fstat(descriptor).st_size
+        self.members = job.rules.media.members
         self.rows = {row["key"]: row for row in job.rows or ()}
         self.faults: list[Fault] = []
         self.broken: set[str] = set()
@@ -136,7 +143,7 @@ class _Reading:
                 yield from members(self.descriptor, start)
                 return
             except TarError as damage:
-                key = next((key for key, row in self.rows.items() if _spans(row, damage.place)), None)
+                key = next((key for key, row in self.rows.items() if self._spans(row, damage.place)), None)
                 self._fault(damage.code, damage.what, key)
                 if key is not None:
                     self.broken.add(key)
@@ -164,40 +171,55 @@ class _Reading:
         if row is None and self.job.rows is not None:
             self._fault("index.missing", "it is not in the index, or under another shard", key)
         names = [part.extension for part in parts]
-        if missing := [extension for extension in MEMBERS if extension not in names]:
+        if missing := [extension for extension in self.members if extension not in names]:
             self._fault("members.missing", f"it has no {' and no '.join(missing)}", key)
             self.mel = None
             return
-        if names[: len(MEMBERS)] != list(MEMBERS) or len(set(names)) < len(names):
+        if names[: len(self.members)] != list(self.members) or len(set(names)) < len(names):
             self._fault("members.order", f"its members are {', '.join(names)}", key)
-        self._contents(key, {part.extension: part for part in parts if part.extension in MEMBERS}, row)
+        self._contents(key, {part.extension: part for part in parts if part.extension in self.members}, row)
 
     def _contents(self, key: str, parts: dict[str, Member], row: dict[str, Any] | None) -> None:
-        for extension, column in MEMBERS.items():
+        for extension, column in self.members.items():
             here = parts[extension].offset, parts[extension].size
             if row is not None and (there := (row[f"{column}_offset"], row[f"{column}_size"])) != here:
                 what = "{} is at byte {} with {} bytes; the index says {} with {}".format(extension, *here, *there)
                 self._fault("index.offset", what, key)
+        data = {extension: parts[extension].read(self.descriptor) for extension in self.members}
         description: Description | None = None
         found: list[Found] = []
+        if row is not None and (crc := crc32(data.values())) != row["crc32"]:
+            found.append(("sample.crc32", f"its CRC-32 is {crc:08x}; the index says {row['crc32']:08x}"))
         try:
-            description = read_description(parts["json"].read(self.descriptor))
+            description = read_description(data["json"])
         except ValueError as error:
             found.append(("json.damaged", str(error)))
         else:
             found += check_description(description, key, self.job.split, row, self.job.rules)
-            found += check_frames(parts["mjpg"].read(self.descriptor), description, self.job.rules.decode)
+            found += check_frames(data["mjpg"], description, self.job.rules.decode)
         num_frames = description.num_frames if description else row["num_frames"] if row else None
         sums = None
         if num_frames is not None:
-            wrong, sums = check_log_mel(parts["mel.npy"].read(self.descriptor), num_frames, self.job.rules.media)
+            wrong, sums = check_log_mel(data["mel.npy"], num_frames, self.job.rules.media)
             found += wrong
+            found += self._sound(data, num_frames, whole=sums is not None)
         self.mel = self.mel + sums if self.mel is not None and sums is not None else None
         names = {key, row["video_id"] if row else key, description.video_id if description else key}
         if listed := names & self.job.rules.removed:
             found.append(("removed.listed", f"{min(listed)} is on the removal list"))
         for code, what in found:
             self._fault(code, what, key)
+
+    def _sound(self, data: dict[str, bytes], num_frames: int, whole: bool) -> list[Found]:
+        """Faults of the sound, where there is one; with a whole log-mel it can be held against that."""
+        media = self.job.rules.media
+        if not media.flac:
+            return []
+        found = list(check_flac(data["flac"], num_frames))
+        if self.job.rules.decode and whole and not found:
+            values = np.frombuffer(data["mel.npy"][-MEL_ROW.itemsize * MEL_ROWS_PER_FRAME * num_frames :], MEL_ROW)
+            found += check_decoded_flac(data["flac"], num_frames, values, media.log_mel)
+        return found
 
     def _whole(self) -> None:
         """The tar as a whole against dataset.json and the index."""
@@ -206,8 +228,9 @@ class _Reading:
             self._fault("shard.size", f"{self.size} bytes; {shard.size} are recorded")
         elif self.sha256.hexdigest() != shard.sha256:
             named = any(fault.key is not None for fault in self.faults)
-            hint = "" if named else f"; by itself none of its {len(self.samples)} samples looks damaged, any may be"
-            self._fault("shard.sha256", f"its SHA-256 is not the recorded one{hint}")
+            every = self.rows.keys() >= self.samples.keys()
+            hint = "its samples are whole, what is between them is not" if every else "any of its samples may be damaged"
+            self._fault("shard.sha256", f"its SHA-256 is not the recorded one{'' if named else f'; {hint}'}")
         if len(self.samples) != shard.samples:
             self._fault("shard.count", f"{len(self.samples)} samples; {shard.samples} are recorded")
         listed = [key for key in self.rows if key in self.samples]
@@ -236,6 +259,6 @@ class _Reading:
                 f"{path.name} begins with {first!r} and lists {len(lines)} samples, the tar has {len(self.samples)}",
             )
 
-
-def _spans(row: dict[str, Any], place: int) -> bool:
-    return bool(row["json_offset"] - BLOCK <= place < row["mjpg_offset"] + row["mjpg_size"])
+    def _spans(self, row: dict[str, Any], place: int) -> bool:
+        first, *_, last = self.members.values()
+        return bool(row[f"{first}_offset"] - BLOCK <= place < row[f"{last}_offset"] + row[f"{last}_size"])

@@ -21,6 +21,7 @@ import numpy as np
 
 from manifests.errors import InputError
 from manifests.shards import FPS, SAMPLE_RATE, VideoFormat
+from prep.flags import THUMBNAIL_SIDE, is_black, is_frozen, is_silent
 
 Stream = Literal["video", "audio"]
 
@@ -33,6 +34,11 @@ SEEK_FROM_S = 10.0
 UNSEEKABLE = frozenset({".m2ts", ".mpeg", ".mpg", ".mts", ".ts", ".vob"})
 """MPEG streams have no index of key frames: a seek loses the pictures up to the next one."""
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
+LOUDEST = 1e6
+"""Full scale is 1. Damaged floating-point sound has values up to 1e38, and its log-mel none that is finite."""
+LOG_BYTES = 1 << 20
+"""Of the child's log so much is kept; the rest is read and dropped."""
+PIPES = ("video", "thumbnails", "audio")
 CHUNK = 1 << 20
 
 
@@ -65,6 +71,9 @@ class DecodedClip:
         padded_samples: zeros at the end of `audio` that the media did not have.
         short: the media ended more than 0.5 s before the clip.
         upscaled: the source's short side is smaller than the stored one.
+        silent: nothing is to be heard (`flags.is_silent`); False where audio was not asked for.
+        frozen: nothing moves (`flags.is_frozen`); False where video was not asked for.
+        black: almost nothing is to be seen (`flags.is_black`); False where video was not asked for.
     """
 
     jpegs: list[bytes]
@@ -74,6 +83,9 @@ class DecodedClip:
     padded_samples: int
     short: bool
     upscaled: bool
+    silent: bool
+    frozen: bool
+    black: bool
 
 
 DEFAULT_LIMITS = Limits()
@@ -108,14 +120,44 @@ def decode_clip(
     wanted = round(duration_s * FPS)
     if wanted < 1:
         raise ClipError("clip.empty", f"{duration_s} s hold no frame")
-    outputs = run_ffmpeg(decode_command(path, start_s, wanted, video, streams), limits)
+    outputs = run_ffmpeg(decode_command(path, start_s, wanted, video, streams), limits, wanted * _most_frame_bytes(video))
     jpegs = split_jpegs(outputs["video"])
     audio = np.frombuffer(outputs["audio"], "<f4", count=len(outputs["audio"]) // 4)
+    if not np.abs(audio).max(initial=0.0) <= LOUDEST:
+        raise ClipError("decode.error", "the sound has values that are no numbers or beyond any scale")
     real_s = [len(jpegs) / FPS] * ("video" in streams) + [len(audio) / SAMPLE_RATE] * ("audio" in streams)
     num_frames, short = _length(min(real_s), wanted, min_share)
     size = source_size(outputs["log"].decode(errors="replace"))
-    upscaled = size is not None and min(size) < video.short_side
-    return _fit(jpegs, audio, num_frames, short, upscaled, streams)
+    padded_frames = padded_samples = 0
+    silent = frozen = black = False
+    if "video" in streams:
+        jpegs = jpegs[:num_frames]
+        thumbnails = np.frombuffer(outputs["thumbnails"], np.uint8).reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE)[: len(jpegs)]
+        frozen, black = is_frozen(thumbnails), is_black(thumbnails)
+        padded_frames = num_frames - len(jpegs)
+        jpegs = jpegs + jpegs[-1:] * padded_frames
+    if "audio" in streams:
+        audio = audio[: num_frames * SAMPLES_PER_FRAME]
+        padded_samples = num_frames * SAMPLES_PER_FRAME - len(audio)
+        audio = np.pad(audio, (0, padded_samples))
+        silent = is_silent(audio)
+    return DecodedClip(
+        jpegs=jpegs,
+        audio=audio,
+        num_frames=num_frames,
+        padded_frames=padded_frames,
+        padded_samples=padded_samples,
+        short=short,
+        upscaled=size is not None and min(size) < video.short_side,
+        silent=silent,
+        frozen=frozen,
+        black=black,
+    )
+
+
+def _most_frame_bytes(video: VideoFormat) -> int:
+    """More than a frame's JPEG and sound take: 8 bytes a pixel of a square of the short side, and 8 KiB."""
+    return 8 * video.short_side**2 + 8192
 
 
 def _length(real_s: float, wanted: int, min_share: float) -> tuple[int, bool]:
@@ -129,23 +171,8 @@ def _length(real_s: float, wanted: int, min_share: float) -> tuple[int, bool]:
     return real, True
 
 
-def _fit(
-    jpegs: list[bytes], audio: np.ndarray, num_frames: int, short: bool, upscaled: bool, streams: Collection[Stream]
-) -> DecodedClip:
-    padded_frames = padded_samples = 0
-    if "video" in streams:
-        jpegs = jpegs[:num_frames]
-        padded_frames = num_frames - len(jpegs)
-        jpegs = jpegs + jpegs[-1:] * padded_frames
-    if "audio" in streams:
-        audio = audio[: num_frames * SAMPLES_PER_FRAME]
-        padded_samples = num_frames * SAMPLES_PER_FRAME - len(audio)
-        audio = np.pad(audio, (0, padded_samples))
-    return DecodedClip(jpegs, audio, num_frames, padded_frames, padded_samples, short, upscaled)
-
-
 def decode_command(path: Path, start_s: float, wanted: int, video: VideoFormat, streams: Collection[Stream]) -> list[str]:
-    """The ffmpeg command that decodes a clip, scales its frames and encodes them.
+    """The ffmpeg command that decodes a clip, scales its frames, encodes them, and makes a grey thumbnail of each.
 
     Args:
         path: media file.
@@ -170,12 +197,16 @@ def decode_command(path: Path, start_s: float, wanted: int, video: VideoFormat, 
             f"fps={FPS}:start_time={begin:.3f}:round=near",
             f"scale=w='if(lt(dar,1),{side},2*round({side}*dar/2))':h='if(lt(dar,1),2*round({side}/dar/2),{side})'"
             ":flags=bicubic:out_color_matrix=bt601:out_range=full",
-            "setsar=1,format=yuvj420p",
+            "setsar=1,format=yuvj420p,split[video][copy]",
         )
+        # Frames on their own through a second encoder cost 4 % of the run, all of them as one tall picture cost 1 %.
+        size = f"{THUMBNAIL_SIDE}:{THUMBNAIL_SIDE}"
+        thumbnails = f"[copy]scale={size}:flags=area:out_range=full,format=gray,tile=1x{wanted}[thumbnails]"
         command += [
-            *("-map", "0:V:0", "-vf", ",".join(picture), "-frames:v", str(wanted)),
-            *("-fps_mode", "passthrough", "-threads", "1"),
+            *("-filter_complex_threads", "1", "-filter_complex", f"[0:V:0]{','.join(picture)};{thumbnails}"),
+            *("-map", "[video]", "-frames:v", str(wanted), "-fps_mode", "passthrough", "-threads", "1"),
             *("-c:v", "mjpeg", "-q:v", str(video.jpeg_qscale), "-f", "mjpeg", "pipe:{video}"),
+            *("-map", "[thumbnails]", "-frames:v", "1", "-c:v", "rawvideo", "-f", "rawvideo", "pipe:{thumbnails}"),
         ]
     if "audio" in streams:
         # rematrix_maxval: without it a mix to float mono adds channels up beyond [-1, 1].
@@ -188,13 +219,18 @@ def decode_command(path: Path, start_s: float, wanted: int, video: VideoFormat, 
     return command
 
 
-def run_ffmpeg(command: list[str], limits: Limits) -> dict[str, bytes]:
-    """Run ffmpeg with `pipe:{video}` and `pipe:{audio}` in its command as pipes; return what came out of each, and `log`.
+def run_ffmpeg(command: list[str], limits: Limits, most_bytes: int = 0) -> dict[str, bytes]:
+    """Run ffmpeg with `pipe:{NAME}` of each of `PIPES` in its command as a pipe; return what came out of each, and `log`.
+
+    Args:
+        command: the program and its arguments.
+        limits: what it may take.
+        most_bytes: what may come out of each pipe; of the log only the first MiB is returned.
 
     Raises:
         ClipError: a `decode.*` or `clip.*` code: ffmpeg failed, or was over its limits.
     """
-    pipes = {name: os.pipe() for name in ("video", "audio", "log")}
+    pipes = {name: os.pipe() for name in (*PIPES, "log")}
     try:
         numbers = {name: write for name, (_, write) in pipes.items()}
         process = subprocess.Popen(
@@ -202,22 +238,24 @@ def run_ffmpeg(command: list[str], limits: Limits) -> dict[str, bytes]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=numbers["log"],
-            pass_fds=(numbers["video"], numbers["audio"]),
+            pass_fds=[numbers[name] for name in PIPES],
             start_new_session=True,
         )
     finally:
         for _, write in pipes.values():
             os.close(write)
     readers = {name: FileIO(read) for name, (read, _) in pipes.items()}
+    deadline = time.monotonic() + limits.wall_s
     try:
         resource.prlimit(process.pid, resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
-        outputs = _read_all(readers, time.monotonic() + limits.wall_s)
-        status = process.wait()
-    except TimeoutError:
+        outputs = _read_all(readers, deadline, most_bytes)
+        status = process.wait(max(0.0, deadline - time.monotonic()))
+    except (TimeoutError, subprocess.TimeoutExpired):
         raise ClipError("decode.timeout", f"not decoded within {limits.wall_s:g} s") from None
     finally:
-        process.kill()
-        process.wait()
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         for reader in readers.values():
             reader.close()
     if status != 0:
@@ -225,7 +263,7 @@ def run_ffmpeg(command: list[str], limits: Limits) -> dict[str, bytes]:
     return outputs
 
 
-def _read_all(readers: dict[str, FileIO], deadline: float) -> dict[str, bytes]:
+def _read_all(readers: dict[str, FileIO], deadline: float, most_bytes: int) -> dict[str, bytes]:
     outputs = {name: bytearray() for name in readers}
     with selectors.DefaultSelector() as selector:
         for name, reader in readers.items():
@@ -236,7 +274,13 @@ def _read_all(readers: dict[str, FileIO], deadline: float) -> dict[str, bytes]:
                 raise TimeoutError
             for key, _ in selector.select(left):
                 data = os.read(key.fd, CHUNK)
-                outputs[key.data] += data
+                output = outputs[key.data]
+                if key.data == "log":
+                    output += data[: LOG_BYTES - len(output)]
+                elif len(output) + len(data) <= most_bytes:
+                    output += data
+                else:
+                    raise ClipError("decode.memory", f"more than {most_bytes:,} bytes came out of the decoder")
                 if not data:
                     selector.unregister(key.fileobj)
     return {name: bytes(output) for name, output in outputs.items()}
@@ -248,7 +292,7 @@ def _reason(status: int, log: str) -> ClipError:
     if "matches no streams" in text:
         missing = "audio" if source_size(log) else "video"
         return ClipError(f"clip.no_{missing}", f"the file has no {missing} stream")
-    if "Cannot allocate memory" in text or status == -signal.SIGKILL:
+    if "Cannot allocate memory" in text or "pthread_create() failed" in text or status == -signal.SIGKILL:
         return ClipError("decode.memory", "the memory limit was reached")
     if "Error opening input" in text:
         return ClipError("decode.unreadable", f"no media file: {errors[-1]}"[:300])
@@ -287,12 +331,16 @@ def _jpeg_end(stream: bytes, start: int) -> int:
     if stream[start : start + 2] != b"\xff\xd8":
         raise ValueError
     position = start + 2
+    has_frame = False
     while True:
         marker, length = stream[position + 1], int.from_bytes(stream[position + 2 : position + 4], "big")
         if stream[position] != 0xFF or length < 2:
             raise ValueError
         position += 2 + length
+        has_frame |= marker == 0xC0
         if marker == 0xDA:
+            if not has_frame:
+                raise ValueError
             return stream.index(b"\xff\xd9", position) + 2
 
 

@@ -19,6 +19,7 @@ from typing import Literal
 
 import click
 
+from manifests.atomic import nearest_existing
 from manifests.datasets import AUDIOSET, cache_folder
 from manifests.errors import InputError, MbtError, SourceError, StorageError
 from manifests.shards import FPS, MEL_RATE, SAMPLE_RATE, LogMelFormat, VideoFormat
@@ -164,8 +165,7 @@ def cache() -> str:
 
 def _writable(folder: Path, fix: str) -> Path:
     """The folder, or the nearest one above it that is there, after writing a temporary file into it."""
-    folder = folder.absolute()
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    existing = nearest_existing(folder)
     try:
         with tempfile.TemporaryFile(dir=existing) as file:
             file.write(b"\0" * 4096)
@@ -259,7 +259,7 @@ def ask_for(canary: str) -> str | Doubt:
     from prep.ytdlp import PLACEHOLDER, YtDlp
 
     template = PLACEHOLDER if "://" in canary else AUDIOSET.url_template
-    offer = YtDlp(Path(os.devnull), template, 0).ask(canary)
+    offer = YtDlp(Path(os.devnull), template).ask(canary)
     if isinstance(offer, Verdict):
         remedy = offer.remedy or ("Ask for another video" if offer.answered else "Check the network, then run again")
         raise SourceError(f"{canary}: {offer.code}: {offer.message}".rstrip("."), remedy)

@@ -1,12 +1,14 @@
 """What a plan will cost: requests and hours at the source's quota, bytes over the network, bytes on disk."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from manifests.atomic import nearest_existing
 from manifests.errors import StorageError
 from manifests.shards import FPS, MEL_RATE, MediaFormat
 
@@ -25,27 +27,31 @@ class Estimate:
     Attributes:
         clips: of the plan.
         videos: requests, one a video; 0 where the media lie in a folder.
-        hours: of one lane, at its rate.
+        lanes: network addresses that they come from.
+        hours: that they take at their rates.
         raw_bytes: over the network, and on disk as raw clips.
         shard_bytes: of the shards.
+        keep_raw: raw clips stay when they are packed.
     """
 
     clips: int
     videos: int
+    lanes: int
     hours: float
     raw_bytes: int
     shard_bytes: int
+    keep_raw: bool
 
     @property
     def disk_bytes(self) -> int:
-        """Raw clips and shards."""
-        return self.raw_bytes + self.shard_bytes
+        """Raw clips and shards, where they are the most: without `keep_raw`, these take the place of those."""
+        return self.raw_bytes + self.shard_bytes if self.keep_raw else max(self.raw_bytes, self.shard_bytes)
 
     def lines(self) -> list[str]:
         """For people."""
         network = [
             f"requests      {self.videos:,}, one a video",
-            f"time          {self.hours:,.1f} h on one network address",
+            f"time          {self.hours:,.1f} h on {self.lanes:,} network address{'es' * (self.lanes != 1)}",
             f"network       {_gigabytes(self.raw_bytes)}",
         ]
         raw, shards = _gigabytes(self.raw_bytes), _gigabytes(self.shard_bytes)
@@ -56,24 +62,27 @@ class Estimate:
         ]
 
 
-def estimate(clips: pa.Table, media: MediaFormat, rate_an_hour: float | None) -> Estimate:
+def estimate(clips: pa.Table, media: MediaFormat, rates_an_hour: Sequence[float], keep_raw: bool = True) -> Estimate:
     """Estimate for a clip table; upper bounds, since not every video is still there.
 
     Args:
         clips: clip table.
         media: format of the shards.
-        rate_an_hour: requests an hour; None: the media lie in a folder.
+        rates_an_hour: requests an hour of each network address; empty: the media lie in a folder.
+        keep_raw: raw clips stay when they are packed.
     """
     seconds = (pc.sum(clips["end_ms"]).as_py() - pc.sum(clips["start_ms"]).as_py()) / 1000
-    videos = 0 if rate_an_hour is None else pc.count_distinct(clips["video_id"]).as_py()
+    videos = 0 if not rates_an_hour else pc.count_distinct(clips["video_id"]).as_py()
     frame = _frame_bytes(media.video.jpeg_qscale) * (media.video.short_side / BUSY_SHORT_SIDE) ** 2
     second = FPS * frame + MEL_RATE * media.log_mel.n_mels * 2
     return Estimate(
         clips=clips.num_rows,
         videos=videos,
-        hours=videos / rate_an_hour if rate_an_hour else 0.0,
-        raw_bytes=0 if rate_an_hour is None else round(seconds * RAW_BYTES_A_SECOND),
+        lanes=len(rates_an_hour),
+        hours=videos / sum(rates_an_hour) if rates_an_hour else 0.0,
+        raw_bytes=round(seconds * RAW_BYTES_A_SECOND) if rates_an_hour else 0,
         shard_bytes=round(seconds * second + clips.num_rows * JSON_BYTES),
+        keep_raw=keep_raw,
     )
 
 
@@ -83,10 +92,8 @@ def check_disk(folder: Path, needed: int) -> None:
     Raises:
         StorageError: it has not.
     """
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.exists() else 0
-    free = shutil.disk_usage(existing).free
-    if needed > there + free:
+    free = shutil.disk_usage(nearest_existing(folder)).free
+    if needed > free and needed > free + sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()):
         raise StorageError(
             f"the plan needs about {_gigabytes(needed)}, and {folder} has {_gigabytes(free)} left",
             "Choose another --out, take a --limit or --no-keep-raw, or start all the same by --ignore-disk",

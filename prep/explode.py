@@ -155,6 +155,8 @@ def _append(file: BinaryIO, name: str, data: bytes) -> None:
 def card(info: DatasetInfo, made: dict[str, Exploded]) -> str:
     """README.md of the folder."""
     video, mel = info.media.video, info.media.log_mel
+    rate = mel.sample_rate // mel.hop_length
+    flac = f"\n| `KEY.flac` | sound, {mel.sample_rate} Hz, mono, 16 bit |" if info.media.flac else ""
     own = {name: [made[shard.name] for shard in split.shards] for name, split in info.splits.items()}
     counts = "\n".join(
         f"| {name} | {sum(r.samples for r in records):,} | {sum(r.frames for r in records):,} | {len(records):,} |"
@@ -175,7 +177,7 @@ The members of a sample, next to each other and in this order:
 | member | content |
 |---|---|
 | `KEY.json` | labels, times, number and size of the frames |
-| `KEY.mel.npy` | log-mel, float16 (rows, {mel.n_mels}), {mel.sample_rate // mel.hop_length} rows a second, not normalised |
+| `KEY.mel.npy` | log-mel, float16 (rows, {mel.n_mels}), {rate} rows a second, not normalised |{flac}
 | `KEY.0000.jpg`, `KEY.0001.jpg`, ... | the frames, {video.fps} a second |
 
 `{LABELS_FILE}` has the classes. Over the split `{info.log_mel_statistics.split}` the log-mel has mean

@@ -1,8 +1,7 @@
 """The unfinished shard: a tar that grows, and a journal of what is whole in it, so that an interrupted shard goes on."""
 
 import os
-import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -11,7 +10,9 @@ import webdataset
 from pydantic import ValidationError
 
 from manifests.atomic import sync_folder, write_text
-from manifests.shards import MEMBERS, Frozen
+from manifests.shards import Frozen, MediaFormat
+from prep.crc32 import crc32
+from prep.mel_sums import MelSums
 from prep.sample import Sample
 
 TAR_BLOCK = 512
@@ -34,20 +35,14 @@ class Entry(Frozen):
         end: bytes of the tar up to which everything is whole.
         failure: why the clip is not in the tar; None for a sample.
         row: the sample's index row, but for the shard's name.
-        crc: CRC-32 of the sample's members, in their order.
-        mel_sum: sum of the sample's log-mel values.
-        mel_square_sum: sum of their squares.
-        mel_count: how many they are.
+        mel: sums over the sample's log-mel.
     """
 
     key: str
     end: int
     failure: Failure | None = None
     row: dict[str, Any] | None = None
-    crc: int = 0
-    mel_sum: float = 0.0
-    mel_square_sum: float = 0.0
-    mel_count: int = 0
+    mel: MelSums = MelSums()
 
 
 class GrowingTar:
@@ -56,14 +51,16 @@ class GrowingTar:
     Args:
         path: the unfinished tar; the journal stands beside it.
         keys: the shard's clips. What is whole of an earlier attempt at them is in `entries`; the rest is to be added.
+        media: how the samples are stored.
     """
 
-    def __init__(self, path: Path, keys: Sequence[str]) -> None:
+    def __init__(self, path: Path, keys: Sequence[str], media: MediaFormat) -> None:
         self.path = path
+        self._members = media.members
         self._journal_path = path.with_name(f"{path.name}.jsonl")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-        self.entries = _whole(path, self._journal_path, keys)
+        self.entries = self._whole(keys)
         end = self.entries[-1].end if self.entries else 0
         os.truncate(path, end)
         write_text(self._journal_path, "".join(entry.model_dump_json() + "\n" for entry in self.entries))
@@ -84,17 +81,11 @@ class GrowingTar:
         if isinstance(outcome, Failure):
             entry = Entry(key=key, end=self._writer.tarstream.offset, failure=outcome)
         else:
-            row = {**outcome.row, **_spans(self._writer.tarstream.offset, outcome)}
-            self._writer.write({"__key__": key, **outcome.members})
-            entry = Entry(
-                key=key,
-                end=self._writer.tarstream.offset,
-                row=row,
-                crc=_crc(outcome.members[member] for member in MEMBERS),
-                mel_sum=outcome.mel_sum,
-                mel_square_sum=outcome.mel_square_sum,
-                mel_count=outcome.mel_count,
-            )
+            spans = self._spans(self._writer.tarstream.offset, outcome)
+            row = {**outcome.row, **spans, "crc32": crc32(outcome.members[member] for member in self._members)}
+            for member in self._members:
+                self._writer.write({"__key__": key, member: outcome.members[member]})
+            entry = Entry(key=key, end=self._writer.tarstream.offset, row=row, mel=outcome.mel)
         self.entries.append(entry)
         self._journal.write(entry.model_dump_json() + "\n")
         self._journal.flush()
@@ -105,53 +96,42 @@ class GrowingTar:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def publish(self, tar: Path) -> None:
-        """Give the ended archive its name, once it is on record; one without samples vanishes."""
-        if any(entry.row for entry in self.entries):
+    def publish(self, tar: Path | None) -> None:
+        """Give the ended archive its name, once it is on record; without a name it vanishes."""
+        if tar is not None:
             self.path.replace(tar)
             sync_folder(tar.parent)
         else:
             self.path.unlink()
         self._journal_path.unlink()
 
+    def _whole(self, keys: Sequence[str]) -> list[Entry]:
+        """The journal's entries up to the first that is torn, of another clip, or not in the tar as it was written."""
+        whole: list[Entry] = []
+        journal = self._journal_path
+        lines = journal.read_text(encoding="utf-8", errors="replace").splitlines() if journal.exists() else []
+        with self.path.open("rb") as file:
+            for line, key in zip(lines, keys, strict=False):
+                try:
+                    entry = Entry.model_validate_json(line)
+                except ValidationError:
+                    break
+                if entry.key != key or (entry.row is not None and self._crc32(file.fileno(), entry.row) != entry.row["crc32"]):
+                    break
+                whole.append(entry)
+        return whole
 
-def _whole(path: Path, journal: Path, keys: Sequence[str]) -> list[Entry]:
-    """The journal's entries up to the first that is torn, of another clip, or not in the tar as it was written."""
-    whole: list[Entry] = []
-    lines = journal.read_text(encoding="utf-8", errors="replace").splitlines() if journal.exists() else []
-    with path.open("rb") as file:
-        for line, key in zip(lines, keys, strict=False):
-            try:
-                entry = Entry.model_validate_json(line)
-            except ValidationError:
-                break
-            members = (os.pread(file.fileno(), size, offset) for offset, size in _places(entry))
-            if entry.key != key or (entry.row is not None and _crc(members) != entry.crc):
-                break
-            whole.append(entry)
-    return whole
+    def _crc32(self, descriptor: int, row: dict[str, Any]) -> int:
+        """CRC-32 of what stands where the sample of this row should."""
+        columns = self._members.values()
+        return crc32(os.pread(descriptor, row[f"{column}_size"], row[f"{column}_offset"]) for column in columns)
 
-
-def _crc(parts: Iterable[bytes]) -> int:
-    crc = 0
-    for part in parts:
-        crc = zlib.crc32(part, crc)
-    return crc
-
-
-def _places(entry: Entry) -> list[tuple[int, int]]:
-    """Offset and size of the data of each member."""
-    if entry.row is None:
-        return []
-    return [(entry.row[f"{column}_offset"], entry.row[f"{column}_size"]) for column in MEMBERS.values()]
-
-
-def _spans(offset: int, sample: Sample) -> dict[str, int]:
-    """Where each member's data will stand when the sample is written at `offset`."""
-    spans = {}
-    for member, column in MEMBERS.items():
-        size = len(sample.members[member])
-        spans[f"{column}_offset"] = offset + TAR_BLOCK
-        spans[f"{column}_size"] = size
-        offset += TAR_BLOCK + -(-size // TAR_BLOCK) * TAR_BLOCK
-    return spans
+    def _spans(self, offset: int, sample: Sample) -> dict[str, int]:
+        """Where each member's data will stand when the sample is written at `offset`."""
+        spans = {}
+        for member, column in self._members.items():
+            size = len(sample.members[member])
+            spans[f"{column}_offset"] = offset + TAR_BLOCK
+            spans[f"{column}_size"] = size
+            offset += TAR_BLOCK + -(-size // TAR_BLOCK) * TAR_BLOCK
+        return spans

@@ -2,8 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -14,19 +14,22 @@ from prep.taxonomy import HOUR_S, Action
 LEDGER_FOLDER = "work/ledger"
 LOST = "fetch.lost"
 COUNTED = {action.label for action in Action if action.uses_attempt}
+NOT_THE_CLIPS = {action.label for action in Action if action.ends}
+"""Actions that say something of a lane or of the whole run, and nothing of the clip."""
 MAX_ATTEMPTS = 6
 WAITS_S = (1 * HOUR_S, 6 * HOUR_S, 24 * HOUR_S, 72 * HOUR_S)
 """Between the counted attempts at a clip; the last stands for all further ones."""
 CONFIRMED_AFTER_S = 24 * HOUR_S
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Attempt:
     """What came of asking a source for a clip.
 
     Attributes:
         key: the clip.
         source: what served it: "local", or the host of a URL.
+        lane: the network address that asked.
         path: the media file (relative to the dataset folder, or absolute); None where the attempt failed.
         size: bytes of that file.
         offset_ms: time in the video at which the file begins.
@@ -40,6 +43,7 @@ class Attempt:
 
     key: str
     source: str
+    lane: str = ""
     path: str | None = None
     size: int = 0
     offset_ms: int = 0
@@ -58,6 +62,31 @@ class Attempt:
         except OSError:
             pass
         return replace(self, path=None, code=LOST, message=f"{self.path} is gone or has changed since it was fetched")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Effort:
+    """What an attempt took: further columns of its row, which no state depends on.
+
+    Attributes:
+        http_status: of the answer that made it fail, if there was one.
+        warnings: of the extractor.
+        formats: the site's names of the formats that were chosen.
+        requests: for media.
+        transferred: bytes of media.
+        extract_s: seconds that the extraction took; on the first clip of a video that is asked for.
+        transfer_s: seconds that the media took, with the wait that a site demands before.
+        versions: of the extractor and what it needs.
+    """
+
+    http_status: int | None = None
+    warnings: tuple[str, ...] = ()
+    formats: str = ""
+    requests: int = 0
+    transferred: int = 0
+    extract_s: float = 0.0
+    transfer_s: float = 0.0
+    versions: str = ""
 
 
 NEVER_FETCHED = Attempt(key="", source="", code="fetch.pending", message="not asked for yet")
@@ -80,46 +109,77 @@ class LedgerWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
+        with storage_errors(self.path):
+            self._file.close()
 
-    def append(self, attempts: list[Attempt]) -> None:
-        """Append these attempts.
+    def append(self, rows: Iterable[Attempt | tuple[Attempt, Effort]]) -> None:
+        """Append these attempts, with what they took where that is known.
 
         Raises:
             StorageError: no space left.
         """
+        records = ([row] if isinstance(row, Attempt) else row for row in rows)
         with storage_errors(self.path):
-            self._file.writelines(json.dumps(asdict(attempt)) + "\n" for attempt in attempts)
+            for parts in records:
+                self._file.write(json.dumps({name: value for part in parts for name, value in asdict(part).items()}) + "\n")
             self._file.flush()
             os.fsync(self._file.fileno())
 
 
-def read_attempts(folder: Path) -> list[Attempt]:
-    """All attempts of all workers in order of time; a line torn by a crash is passed over."""
-    attempts = []
-    for path in sorted((folder / LEDGER_FOLDER).glob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                attempts.append(Attempt(**json.loads(line)))
-            except (ValueError, TypeError):
-                continue
-    return sorted(attempts, key=lambda attempt: attempt.time)
+class LedgerReader:
+    """Reads the ledger files of a folder, from where it stopped the time before; a line torn by a crash is passed over.
+
+    Args:
+        folder: the dataset folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / LEDGER_FOLDER
+        self._read: dict[Path, int] = {}
+
+    def new(self) -> Iterator[Attempt]:
+        """The attempts of all workers that have come since, those of a worker in order of time."""
+        for path in sorted(self._folder.glob("*.jsonl")):
+            yield from self._of(path)
+
+    def _of(self, path: Path) -> Iterator[Attempt]:
+        with path.open("rb") as file:
+            file.seek(self._read.get(path, 0))
+            for line in file:
+                attempt = _parsed(line)
+                if attempt is None and not line.endswith(b"\n"):
+                    break
+                self._read[path] = self._read.get(path, 0) + len(line)
+                if attempt is not None:
+                    yield attempt
+
+
+COLUMNS = frozenset(field.name for field in fields(Attempt))
+
+
+def _parsed(line: bytes) -> Attempt | None:
+    try:
+        row = json.loads(line)
+        return Attempt(**{name: value for name, value in row.items() if name in COLUMNS})
+    except (ValueError, TypeError, AttributeError):
+        return None
 
 
 def read_ledger(folder: Path) -> dict[str, Attempt]:
     """The state of each clip, by `fold`."""
-    return states(read_attempts(folder))
+    return states(LedgerReader(folder).new())
 
 
 def states(attempts: Iterable[Attempt]) -> dict[str, Attempt]:
-    """The state of each clip, by `fold`, from attempts in order of time."""
+    """The state of each clip that was served or refused, by `fold`, from attempts in any order."""
     of_clip: dict[str, list[Attempt]] = {}
     for attempt in attempts:
-        of_clip.setdefault(attempt.key, []).append(attempt)
-    return {key: fold(own) for key, own in of_clip.items()}
+        if attempt.action not in NOT_THE_CLIPS:
+            of_clip.setdefault(attempt.key, []).append(attempt)
+    return {key: fold(sorted(own, key=lambda attempt: attempt.time)) for key, own in of_clip.items()}
 
 
-def fold(attempts: list[Attempt]) -> Attempt:
+def fold(attempts: Sequence[Attempt]) -> Attempt:
     """The last of these attempts at a clip, in order of time, with what the ones before it at the same source add.
 
     A failure of the action CONFIRM is final when the same was found at least 24 hours earlier, and any is after six attempts

@@ -27,6 +27,16 @@ def log_mel(audio: np.ndarray, log_mel_format: LogMelFormat) -> np.ndarray:
     return power.clamp_min(log_mel_format.floor).log().T.to(torch.float16).contiguous().numpy()
 
 
+def window(log_mel_format: LogMelFormat) -> np.ndarray:
+    """The window of a row, (400,)."""
+    return _mel(log_mel_format).spectrogram.window.numpy()
+
+
+def weights(log_mel_format: LogMelFormat) -> np.ndarray:
+    """Weight of each frequency in each band, (513, 128)."""
+    return _mel(log_mel_format).mel_scale.fb.numpy()
+
+
 @cache
 def _mel(log_mel_format: LogMelFormat) -> torchaudio.transforms.MelSpectrogram:
     return torchaudio.transforms.MelSpectrogram(

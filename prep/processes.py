@@ -6,14 +6,10 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from typing import Any, TypeVar
-
-from manifests.errors import MbtError
+from typing import TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
-Outcome = tuple[Any, tuple[type[MbtError], str, str] | None]
-"""A result, or the error in its place: MbtError cannot be pickled."""
 
 
 def cores() -> int:
@@ -30,20 +26,20 @@ def in_processes(function: Callable[[T], R], items: Iterable[T], workers: int) -
         workers: processes; 1: this process itself.
 
     Raises:
-        MbtError: what the function raises.
+        Exception: what the function raises.
     """
     if workers == 1:
         yield from map(function, items)
         return
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _leave_interrupts) as pool:
-        waiting: deque[Future[Outcome]] = deque()
+        waiting: deque[Future[R]] = deque()
         try:
             for item in items:
-                waiting.append(pool.submit(_call, function, item))
+                waiting.append(pool.submit(function, item))
                 if len(waiting) == 2 * workers:
-                    yield _result(waiting.popleft())
+                    yield waiting.popleft().result()
             while waiting:
-                yield _result(waiting.popleft())
+                yield waiting.popleft().result()
         except KeyboardInterrupt:
             for worker in multiprocessing.active_children():
                 worker.terminate()
@@ -55,18 +51,3 @@ def in_processes(function: Callable[[T], R], items: Iterable[T], workers: int) -
 def _leave_interrupts() -> None:
     """Leave an interrupt from the keyboard to the parent, which ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _call(function: Callable[[Any], Any], item: Any) -> Outcome:
-    try:
-        return function(item), None
-    except MbtError as error:
-        return None, (type(error), error.what, error.fix)
-
-
-def _result(future: Future[Outcome]) -> Any:
-    result, error = future.result()
-    if error is not None:
-        kind, what, fix = error
-        raise kind(what, fix)
-    return result

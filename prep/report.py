@@ -6,7 +6,8 @@ from pathlib import Path
 from manifests.atomic import write_text
 from prep.report_counts import make_report
 from prep.report_model import Report
-from prep.report_page import SPLIT_HEAD, clips_by_code, pace_line, page, size, split_row
+from prep.report_page import SPLIT_HEAD, clips_by_code, pace_line, page, split_row
+from prep.stats import in_bytes
 
 PAGE_FILE = "report.html"
 REPORT_FILE = "report.json"
@@ -44,6 +45,6 @@ def table(report: Report) -> str:
             *lines,
             *([f"why not: {', '.join([*reasons, *more])}"] if reasons else []),
             pace_line(report),
-            f"media files {size(report.raw_bytes)}, finished shards {size(report.packed_bytes)}",
+            f"media files {in_bytes(report.raw_bytes)}, finished shards {in_bytes(report.packed_bytes)}",
         ]
     )

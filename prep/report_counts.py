@@ -12,11 +12,12 @@ from manifests.clips import Clip, table_clips
 from manifests.labels import LabelSet
 from prep.choose import ALIVE
 from prep.growing import Failure
-from prep.ledger import LOST, Attempt, read_attempts, states
+from prep.ledger import LOST, NOT_THE_CLIPS, Attempt, LedgerReader, states
+from prep.pack_settings import store_of
 from prep.plan import Plan, read_plan
 from prep.report_model import ClassReport, Pace, Reason, Report, Share, Span, SplitReport
 from prep.select import Selection, frozen_clips, read_assignment
-from prep.shard import ShardRecord, finished_shard, record_file
+from prep.shard import ShardRecord, finished_shard
 from prep.taxonomy import HOUR_S, Action
 
 Z_95 = 1.959964
@@ -36,17 +37,19 @@ def make_report(folder: Path, now: float) -> Report:
     """
     plan, labels, table = read_plan(folder)
     clips = table_clips(table)
-    attempts = read_attempts(folder)
+    asked = (attempt for attempt in LedgerReader(folder).new() if attempt.action not in NOT_THE_CLIPS)
+    attempts = sorted(asked, key=lambda attempt: attempt.time)
     records = _read_records(folder)
     sampled = {row["key"] for record in records for row in record.rows}
     unpackable = {failed.key: failed for record in records for failed in record.failures if failed.stage == "pack"}
     ledger = _states(folder, attempts, sampled | unpackable.keys())
     there = {key for key, attempt in ledger.items() if attempt.path is not None} | sampled | unpackable.keys()
-    alive = {split: _alive(own, ledger, there) for split, own in _by_split(clips).items()}
+    by_split = _by_split(clips)
+    alive = {split: _alive(own, ledger, there) for split, own in by_split.items()}
     to_ask, later = _still_to_ask(plan, labels, folder, clips, ledger, there, alive, now)
     splits = {
         split: _split(own, ledger, there, alive[split], to_ask[split], later[split], sampled, unpackable)
-        for split, own in _by_split(clips).items()
+        for split, own in by_split.items()
     }
     sizes = {ledger[clip.key].path: ledger[clip.key].size for clip in clips if clip.key in ledger and clip.key in there}
     return Report(
@@ -56,12 +59,13 @@ def make_report(folder: Path, now: float) -> Report:
         classes=_classes(clips, labels, ledger, there),
         pace=_pace(attempts, sum(to_ask.values()), now),
         raw_bytes=sum(sizes.values()),
-        packed_bytes=sum(record.file.size for record in records),
+        packed_bytes=sum(file.size for record in records for file in record.files),
     )
 
 
 def _read_records(folder: Path) -> list[ShardRecord]:
-    records = (finished_shard(folder / name, record_file(folder, name)) for name in read_assignment(folder))
+    store = store_of(folder)
+    records = (finished_shard(store, name) for name in read_assignment(folder))
     return [record for record in records if record is not None]
 
 

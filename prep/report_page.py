@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from prep.report_model import ClassReport, Report, Share, SplitReport
+from prep.stats import in_bytes
 
 DPI = 110
 GOOD, BAD = "tab:blue", "tab:orange"
@@ -42,7 +43,7 @@ def page(report: Report) -> str:
         "<h2>Splits</h2>",
         _table(SPLIT_HEAD, [split_row(name, split) for name, split in report.splits.items()], texts=1),
         f"<p>Alive: share of the clips that a source gave or refused, with its 95 % interval. Media files: "
-        f"{size(report.raw_bytes)}; finished shards: {size(report.packed_bytes)}.</p>",
+        f"{in_bytes(report.raw_bytes)}; finished shards: {in_bytes(report.packed_bytes)}.</p>",
         "<h2>Why clips are not there</h2>",
         *_reasons_part(report),
         "<h2>Over time</h2>",
@@ -89,14 +90,6 @@ def pace_line(report: Report) -> str:
     to_ask = sum(split.to_ask for split in report.splits.values())
     eta = f", {pace.eta_hours:,.1f} h at this pace" if to_ask and pace.eta_hours is not None else ""
     return f"{pace.attempts:,} attempts{''.join(f', {rate}' for rate in rates)}; {to_ask:,} clips to ask for{eta}."
-
-
-def size(count: int) -> str:
-    """Bytes for people."""
-    for power, unit in ((4, "TB"), (3, "GB"), (2, "MB")):
-        if count >= 1000**power:
-            return f"{count / 1000**power:.3g} {unit}"
-    return f"{count / 1000:.3g} kB"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -> str:

@@ -10,8 +10,12 @@ import numpy as np
 from manifests.clips import Clip
 from manifests.labels import LabelSet
 from manifests.shards import FPS, MediaFormat
-from prep.decode import DecodedClip, jpeg_size
+from prep.decode import DEFAULT_LIMITS, DecodedClip, Limits, jpeg_size
+from prep.flac import encode_flac
 from prep.logmel import log_mel
+from prep.mel_sums import MelSums
+
+FLAGS = ("short", "upscaled", "silent", "frozen", "black")
 
 
 @dataclass(frozen=True)
@@ -19,25 +23,27 @@ class Sample:
     """A clip, ready to be written.
 
     Attributes:
-        members: bytes by extension.
+        members: bytes by extension, in the order in which they stand in the tar.
         row: the index columns that do not depend on the tar.
-        mel_sum: sum of the log-mel values, in float64.
-        mel_square_sum: sum of their squares.
-        mel_count: how many they are.
+        mel: sums over the log-mel.
     """
 
     members: dict[str, bytes]
     row: dict[str, Any]
-    mel_sum: float
-    mel_square_sum: float
-    mel_count: int
+    mel: MelSums
 
 
-def make_sample(clip: Clip, decoded: DecodedClip, labels: LabelSet, media: MediaFormat, source: str) -> Sample:
-    """Sample of a decoded clip."""
+def make_sample(
+    clip: Clip, decoded: DecodedClip, labels: LabelSet, media: MediaFormat, source: str, limits: Limits = DEFAULT_LIMITS
+) -> Sample:
+    """Sample of a decoded clip.
+
+    Raises:
+        ClipError: its sound cannot be encoded within the limits.
+    """
     mel = log_mel(decoded.audio, media.log_mel)
     width, height = jpeg_size(decoded.jpegs[0])
-    flags = [name for name in ("short", "upscaled") if getattr(decoded, name)]
+    flags = [name for name in FLAGS if getattr(decoded, name)]
     row = {
         "key": clip.key,
         "num_frames": decoded.num_frames,
@@ -65,8 +71,9 @@ def make_sample(clip: Clip, decoded: DecodedClip, labels: LabelSet, media: Media
         "mel.npy": npy(mel),
         "mjpg": b"".join(decoded.jpegs),
     }
-    exact = mel.astype(np.float64)
-    return Sample(members, row, float(exact.sum()), float(np.square(exact).sum()), mel.size)
+    if media.flac:
+        members["flac"] = encode_flac(decoded.audio, limits)
+    return Sample(members, row, MelSums.of(mel))
 
 
 def npy(array: np.ndarray) -> bytes:

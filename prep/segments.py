@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 MARGIN_S = 0.1
-"""Fetched on both sides of a clip: codecs reorder pictures and prime sound, by less than this."""
+"""Fetched on both sides of a clip, but where the index rules out that codecs reorder pictures or prime sound across it."""
+CLOSED = (0x9000_0000, 0xA000_0000)
+"""What an entry says of a segment that begins with an access point of type 1 or 2: a closed group of pictures."""
 FIRST_SAMPLE = 1024
 """Bytes behind the first `moof` box that tell ffmpeg when the stream begins."""
 
@@ -39,6 +41,8 @@ class Segment:
         start_s: time of its earliest picture or sample, counted from that of the first segment.
         end_s: start of what follows.
         random_access: decoding can begin here.
+        margin_s: a clip that begins so much later, or ends so much earlier, needs nothing of the other side of `start_s`: 0
+            where a closed group of pictures begins, all of which are shown from `start_s` on, and need none from before.
     """
 
     offset: int
@@ -46,6 +50,7 @@ class Segment:
     start_s: float
     end_s: float
     random_access: bool
+    margin_s: float
 
     @property
     def end(self) -> int:
@@ -68,7 +73,7 @@ class SegmentIndex:
     whole: bool
 
     def span(self, start_s: float, end_s: float) -> tuple[int, int]:
-        """The byte range [first, last) that holds [start_s - 0.1, end_s + 0.1]; empty if the stream ends before `start_s`.
+        """The byte range [first, last) that decodes to [start_s, end_s); empty if the stream ends before `start_s`.
 
         Raises:
             NoIndexError: `partial`.
@@ -77,8 +82,8 @@ class SegmentIndex:
             raise NoIndexError("partial")
         if start_s >= self.segments[-1].end_s:
             return self.segments[-1].end, self.segments[-1].end
-        starts = [s.offset for s in self.segments if s.random_access and s.start_s <= start_s - MARGIN_S]
-        ends = [s.end for s in self.segments if s.start_s <= end_s + MARGIN_S]
+        starts = [s.offset for s in self.segments if s.random_access and s.start_s + s.margin_s <= start_s]
+        ends = [s.end for s in self.segments if s.start_s - s.margin_s < end_s]
         return starts[-1] if starts else self.segments[0].offset, ends[-1]
 
 
@@ -92,19 +97,20 @@ def parse_index(head: bytes, size: int) -> SegmentIndex:
     """
     if head[4:8] != b"ftyp":
         raise NoIndexError("no_mp4")
-    init = 0
+    init, pictures = 0, False
     index: SegmentIndex | None = None
     for kind, body, end in _boxes(head, size):
         if kind == b"moov":
             if init or index:
                 raise NoIndexError("broken")
-            if not any(child == b"mvex" for child, *_ in _boxes(_whole(head, body, end, size), end - body)):
+            moov = _whole(head, body, end, size)
+            if not _within(moov, b"mvex"):
                 raise NoIndexError("not_fragmented")
-            init = end
+            init, pictures = end, _handlers(moov) == [b"vide"]
         elif kind == b"sidx":
             if index:
                 raise NoIndexError("several")
-            index = _read_sidx(_whole(head, body, end, size), init, end, size)
+            index = _read_sidx(_whole(head, body, end, size), init, end, size, pictures)
         elif kind == b"mdat":
             raise NoIndexError("absent" if init else "not_fragmented")
         elif kind == b"moof":
@@ -113,6 +119,17 @@ def parse_index(head: bytes, size: int) -> SegmentIndex:
             _whole(head, body, min(end + FIRST_SAMPLE, size), size)
             return index
     raise NoIndexError("absent")
+
+
+def _handlers(moov: bytes) -> list[bytes]:
+    """What the tracks hold: b"vide", b"soun", ..."""
+    media = [mdia for trak in _within(moov, b"trak") for mdia in _within(trak, b"mdia")]
+    return [hdlr[8:12] for mdia in media for hdlr in _within(mdia, b"hdlr")]
+
+
+def _within(data: bytes, wanted: bytes) -> list[bytes]:
+    """Contents of the boxes of a kind, right below a box with this content."""
+    return [data[body:end] for kind, body, end in _boxes(data, len(data)) if kind == wanted]
 
 
 def are_segments(data: bytes) -> bool:
@@ -148,8 +165,8 @@ def _whole(head: bytes, start: int, end: int, size: int) -> bytes:
     return head[start:end]
 
 
-def _read_sidx(body: bytes, init: int, anchor: int, size: int) -> SegmentIndex:
-    """Read the content of a `sidx` box that ends at byte `anchor` of the file."""
+def _read_sidx(body: bytes, init: int, anchor: int, size: int, pictures: bool) -> SegmentIndex:
+    """Read the content of a `sidx` box, of a track with pictures or not, that ends at byte `anchor` of the file."""
     wide = body[:1] != b"\0"
     form = struct.Struct(">4xIIQQ2xH" if wide else ">4xIIII2xH")
     if body[:1] not in (b"\0", b"\1") or len(body) < form.size:
@@ -166,8 +183,9 @@ def _read_sidx(body: bytes, init: int, anchor: int, size: int) -> SegmentIndex:
             raise NoIndexError("hierarchical")
         if not reference:
             raise NoIndexError("broken")
-        random_access = bool(access >> 31) or not marked
-        segments.append(Segment(offset, reference, ticks / timescale, (ticks + duration) / timescale, random_access))
+        times = ticks / timescale, (ticks + duration) / timescale
+        margin_s = 0.0 if pictures and access in CLOSED else MARGIN_S
+        segments.append(Segment(offset, reference, *times, bool(access >> 31) or not marked, margin_s))
         offset += reference
         ticks += duration
     if offset > size or not ticks:

@@ -7,7 +7,8 @@ from pathlib import Path
 from manifests.balance import Room
 from manifests.clips import Clip
 from prep.ledger import Attempt
-from prep.shard import finished_shard, record_file
+from prep.pack_settings import store_of
+from prep.shard import finished_shard
 
 ASSIGNMENT_FILE = "work/assignment.json"
 
@@ -27,9 +28,10 @@ def frozen_clips(folder: Path, clips: Iterable[Clip]) -> Iterator[Clip]:
 def packed_keys(folder: Path, lost: Collection[str]) -> set[str]:
     """Those of the clips whose media are gone that lie in a finished shard: they are not needed any more."""
     packed: set[str] = set()
+    store = store_of(folder)
     for name, keys in read_assignment(folder).items():
         gone = {key for key in keys if key in lost}
-        if gone and finished_shard(folder / name, record_file(folder, name)) is not None:
+        if gone and finished_shard(store, name) is not None:
             packed |= gone
     return packed
 
@@ -68,20 +70,18 @@ class Selection:
             self._rooms[clip.split].take(clip.labels)
 
 
-def members(clips: Iterable[Clip], ledger: Mapping[str, Attempt], selection: Selection) -> list[Clip]:
-    """Clips to pack and clips that were asked for in vain; of splits without a cap all, asked for or not.
+def members(clips: Iterable[Clip], ledger: Mapping[str, Attempt], selection: Selection) -> Iterator[tuple[int, Clip]]:
+    """Clips to pack and clips that were asked for in vain, with their places; of splits without a cap all, asked for or not.
 
     Args:
         clips: of the plan, in its order.
         ledger: last attempt of each clip.
         selection: a fresh one.
     """
-    chosen = []
-    for clip in clips:
+    for place, clip in enumerate(clips):
         attempt = ledger.get(clip.key)
         if not selection.has_room(clip) or (attempt is None and selection.is_capped(clip)):
             continue
         if attempt is not None and attempt.path is not None:
             selection.take(clip)
-        chosen.append(clip)
-    return chosen
+        yield place, clip

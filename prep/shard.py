@@ -1,75 +1,146 @@
-"""One shard: a tar of samples, its DALI index and its record, each complete or absent."""
+"""One shard: its tars of samples, their DALI indices and its record, each complete or absent."""
 
+import tarfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from manifests.atomic import storage_errors, write_text
+from manifests.atomic import atomic_file, storage_errors, write_text
 from manifests.download import file_sha256
-from manifests.shards import MEMBERS, Frozen, ShardFile
-from prep.growing import Failure, GrowingTar
+from manifests.shards import Frozen, MediaFormat, ShardFile
+from prep.growing import Entry, Failure, GrowingTar
+from prep.mel_sums import MelSums
 from prep.sample import Sample
+from prep.store import Store
 
-NO_BYTES = "0" * 64
+CHUNK = 8 << 20
 
 
 class ShardRecord(Frozen):
-    """What is known of a finished shard; the shard counts as done when this is there and the tar has its size."""
+    """What came of the clips of a shard; they are done when this is there and every tar has its size.
 
-    file: ShardFile
+    Attributes:
+        files: the tars: one, or several where one would be too large; none where every clip failed.
+        rows: index rows of the samples.
+        failures: clips that are in no tar.
+        mel: sums over the log-mel of all samples.
+    """
+
+    files: tuple[ShardFile, ...]
     rows: tuple[dict[str, Any], ...]
     failures: tuple[Failure, ...]
-    mel_sum: float
-    mel_square_sum: float
-    mel_count: int
+    mel: MelSums
 
 
 def write_shard(
-    tar: Path, record: Path, keys: Sequence[str], outcomes: Callable[[int], Iterator[Sample | Failure]]
+    folder: Path,
+    name: str,
+    keys: Sequence[str],
+    media: MediaFormat,
+    max_bytes: int | None,
+    outcomes: Callable[[int], Iterator[Sample | Failure]],
 ) -> ShardRecord:
-    """Write `tar`, its `.idx` and its record; of a shard whose clips all fail there is the record alone.
+    """Write a shard's tars, their `.idx` and its record into `folder`; where all clips fail, the record alone.
 
     They take the place of earlier ones. An interrupted call leaves an unfinished tar beside the record, with which the next
     call goes on.
 
     Args:
-        tar: the shard.
-        record: its record.
+        folder: the dataset folder.
+        name: of the shard's first tar.
         keys: the shard's clips, in order.
+        media: how samples are stored.
+        max_bytes: of a tar; only a tar of one sample may have more.
         outcomes: what becomes of the clips from the given place in `keys` on.
 
     Raises:
         StorageError: no space left.
     """
-    with storage_errors(tar), GrowingTar(record.with_suffix(".partial"), keys) as growing:
+    record = record_file(folder, name)
+    with storage_errors(folder / name), GrowingTar(record.with_suffix(".partial"), keys, media) as growing:
         done = len(growing.entries)
         for key, outcome in zip(keys[done:], outcomes(done), strict=True):
             growing.add(key, outcome)
         growing.end()
-        result = _record(tar.name, growing)
-        if result.rows:
-            write_text(tar.with_suffix(".idx"), dali_index(list(result.rows)))
-        else:
-            for earlier in (tar, tar.with_suffix(".idx")):
-                earlier.unlink(missing_ok=True)
+        parts = list(_parts(name, [entry for entry in growing.entries if entry.row is not None], max_bytes))
+        files = []
+        for part in parts:
+            path = growing.path if len(parts) == 1 else _copy(growing.path, part, folder / part.tar)
+            write_text(folder / idx_file(part.tar), dali_index(part.rows, media))
+            size, sha256 = path.stat().st_size, file_sha256(path)
+            files.append(ShardFile(name=part.tar, samples=len(part.rows), size=size, sha256=sha256))
+        result = ShardRecord(
+            files=tuple(files),
+            rows=tuple(row for part in parts for row in part.rows),
+            failures=tuple(entry.failure for entry in growing.entries if entry.failure is not None),
+            mel=sum((entry.mel for entry in growing.entries), MelSums()),
+        )
         write_text(record, result.model_dump_json() + "\n")
-        growing.publish(tar)
+        growing.publish(folder / name if len(parts) == 1 else None)
     return result
 
 
-def _record(name: str, growing: GrowingTar) -> ShardRecord:
-    rows = tuple({**entry.row, "shard": name} for entry in growing.entries if entry.row is not None)
-    size, sha256 = (growing.path.stat().st_size, file_sha256(growing.path)) if rows else (0, NO_BYTES)
-    return ShardRecord(
-        file=ShardFile(name=name, samples=len(rows), size=size, sha256=sha256),
-        rows=rows,
-        failures=tuple(entry.failure for entry in growing.entries if entry.failure is not None),
-        mel_sum=sum(entry.mel_sum for entry in growing.entries),
-        mel_square_sum=sum(entry.mel_square_sum for entry in growing.entries),
-        mel_count=sum(entry.mel_count for entry in growing.entries),
-    )
+@dataclass(frozen=True)
+class _Part:
+    """Samples of the unfinished tar that go into a tar of their own.
+
+    Attributes:
+        tar: its name.
+        begin: byte at which they begin.
+        end: the byte behind them.
+        rows: their index rows.
+    """
+
+    tar: str
+    begin: int
+    end: int
+    rows: list[dict[str, Any]]
+
+
+def _parts(name: str, samples: Sequence[Entry], max_bytes: int | None) -> Iterator[_Part]:
+    begin = first = 0
+    number = 0
+    for i, sample in enumerate(samples):
+        end = sample.end
+        following = samples[i + 1].end if i + 1 < len(samples) else None
+        if following is None or (max_bytes is not None and tar_size(following - begin) > max_bytes):
+            tar = tar_file(name, number)
+            yield _Part(tar, begin, end, [_row(own, tar, begin) for own in samples[first : i + 1]])
+            begin, first, number = end, i + 1, number + 1
+
+
+def _row(sample: Entry, tar: str, begin: int) -> dict[str, Any]:
+    assert sample.row is not None
+    places = {name: value - begin for name, value in sample.row.items() if name.endswith("_offset")}
+    return {**sample.row, **places, "shard": tar}
+
+
+def tar_size(sample_bytes: int) -> int:
+    """Bytes of a tar of samples that take so many, with its end."""
+    return -(-(sample_bytes + 2 * tarfile.BLOCKSIZE) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+
+
+def _copy(unfinished: Path, part: _Part, path: Path) -> Path:
+    length = part.end - part.begin
+    with unfinished.open("rb") as source, atomic_file(path) as file:
+        source.seek(part.begin)
+        for at in range(0, length, CHUNK):
+            file.write(source.read(min(CHUNK, length - at)))
+        file.write(bytes(tar_size(length) - length))
+    return path
+
+
+def tar_file(name: str, number: int) -> str:
+    """Name of a tar of a shard: the first has the shard's own."""
+    return name if number == 0 else f"{name.removesuffix('.tar')}-{number}.tar"
+
+
+def idx_file(tar: str) -> str:
+    """Name of the DALI index of a tar."""
+    return f"{tar.removesuffix('.tar')}.idx"
 
 
 def record_file(folder: Path, name: str) -> Path:
@@ -77,20 +148,27 @@ def record_file(folder: Path, name: str) -> Path:
     return folder / "work" / f"{name}.json"
 
 
-def finished_shard(tar: Path, record: Path) -> ShardRecord | None:
-    """The record of a shard that is done, or None."""
+def read_record(folder: Path, name: str) -> ShardRecord | None:
+    """The record of a shard, or None."""
     try:
-        result = ShardRecord.model_validate_json(record.read_bytes())
-        there = tar.with_suffix(".idx").exists() and tar.stat().st_size == result.file.size
-        return result if there or not result.rows else None
+        return ShardRecord.model_validate_json(record_file(folder, name).read_bytes())
     except (OSError, ValidationError):
         return None
 
 
-def dali_index(rows: list[dict[str, Any]]) -> str:
+def finished_shard(store: Store, name: str) -> ShardRecord | None:
+    """The record of a shard that is done, or None."""
+    record = read_record(store.folder, name)
+    if record is None:
+        return None
+    there = (store.size(file.name) == file.size and store.size(idx_file(file.name)) is not None for file in record.files)
+    return record if all(there) else None
+
+
+def dali_index(rows: Sequence[dict[str, Any]], media: MediaFormat) -> str:
     """Index of a tar for DALI's webdataset reader, as its tool wds2idx writes it (format v1.2)."""
     lines = [f"v1.2 {len(rows)}"]
     for row in rows:
-        places = (f"{m} {row[f'{c}_offset']} {row[f'{c}_size']} {row['key']}.{m}" for m, c in MEMBERS.items())
+        places = (f"{m} {row[f'{c}_offset']} {row[f'{c}_size']} {row['key']}.{m}" for m, c in media.members.items())
         lines.append(" ".join(places))
     return "\n".join(lines) + "\n"

@@ -75,7 +75,7 @@ def find(folder: Path, info: DatasetInfo, key: str) -> tuple[str, int]:
     Raises:
         InputError: there is none; with the reason if it was not packed, or the keys that are most like it.
     """
-    columns = {split: read_index(folder / index_file(split))["key"] for split in info.splits}
+    columns = {split: read_index(folder / index_file(split), info.media)["key"] for split in info.splits}
     for split, keys in columns.items():
         if (row := pc.index(keys, key).as_py()) >= 0:
             return split, row

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from manifests.atomic import storage_errors, write_bytes
+from manifests.shards import FPS
 from prep.decode import DEFAULT_LIMITS, SEEK_FROM_S, ClipError, Limits, ffmpeg, run_ffmpeg
 from prep.segments import MARGIN_S, NoIndexError, SegmentIndex, are_segments, parse_index
 from prep.transfer import MediaClient, TransferError
@@ -20,6 +21,8 @@ MAX_WHOLE = 60_000_000
 """A file without an index is fetched whole up to this many bytes."""
 KEPT_BEHIND_S = 5.0
 """Kept behind the clip: at low frame rates, pictures come seconds out of order."""
+PACKET = re.compile(r"^0, *-?\d+, *(-?\d+), *(\d+),", re.MULTILINE)
+"""Time stamp and length of a packet, milliseconds in Matroska, as ffmpeg's format framecrc has them."""
 INDEXED = re.compile(r"^\[info\] Input #0, (mov,mp4|matroska,webm)", re.MULTILINE)
 TIMES = re.compile(r"^\[info\]   Duration: (?:(\d+):(\d+):(\d+\.\d+)|N/A), start: (-?\d+\.\d+)", re.MULTILINE)
 
@@ -47,15 +50,11 @@ class RawClip:
         path: the media file, Matroska in the original codecs.
         size: its bytes.
         offset_ms: time in the video at which the file begins, for `Attempt.offset_ms`.
-        requests: requests it took.
-        transferred: bytes it took.
     """
 
     path: Path
     size: int
     offset_ms: int
-    requests: int
-    transferred: int
 
 
 @dataclass(frozen=True)
@@ -66,11 +65,13 @@ class _Stream:
         path: the file.
         begins_s: first time stamp of the whole source, on its own clock.
         seek_s: where reading begins, seconds from there; None: at the first byte.
+        next_s: where the source goes on behind these bytes, seconds from there; None: nowhere.
     """
 
     path: Path
     begins_s: float
     seek_s: float | None = None
+    next_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,9 @@ def fetch_slice(
 ) -> RawClip:
     """Fetch what holds [start_s, end_s) of a video, and keep it as `target`, a Matroska file.
 
-    A fragmented MP4 costs its first 16 KiB and one range of segments; any other file is fetched whole, and what lies far
-    from the clip is not kept. The start of each source is time 0 of the video, as if both had been merged whole. Matroska,
+    A fragmented MP4 costs its first 16 KiB and one range of segments, twice where the last picture of these stays on the
+    screen for so long that only the next one tells; any other file is fetched whole, and what lies far from the clip is not
+    kept. The start of each source is time 0 of the video, as if both had been merged whole. Matroska,
     because it holds every codec and keeps the time stamps of the video, also those of streams that begin apart and of AAC
     priming, to 1 ms; MP4 was measured to be as exact, but does not hold every codec.
 
@@ -115,7 +117,6 @@ def fetch_slice(
             bytes are no media.
         StorageError: no space left.
     """
-    requests, transferred = client.requests, client.transferred
     with storage_errors(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="mbt-slice-") as folder:
         streams = [
             _fetch_stream(source, start_s, end_s, Path(folder, name), client, max_whole, limits)
@@ -124,11 +125,13 @@ def fetch_slice(
         ]
         merged = Path(folder, "merged.mkv")
         _merge(streams, end_s, merged, limits)
+        while (next_s := streams[0].next_s) is not None and _shown_s(merged, limits) < end_s - 0.5 / FPS:
+            streams[0] = _fetch_stream(video, start_s, next_s + MARGIN_S, streams[0].path, client, max_whole, limits)
+            _merge(streams, max(end_s, next_s), merged, limits)
         begins_s = _probe(merged, limits).begins_s
         data = merged.read_bytes()
     write_bytes(target, data)
-    requests, transferred = client.requests - requests, client.transferred - transferred
-    return RawClip(target, len(data), round(begins_s * 1000), requests, transferred)
+    return RawClip(target, len(data), round(begins_s * 1000))
 
 
 def _fetch_stream(
@@ -150,7 +153,7 @@ def _fetch_stream(
     if not are_segments(segments):
         raise TransferError("bytes.wrong", None, f"no segments where the index of {size} bytes says, at {first}-{last - 1}")
     path.write_bytes(head[: index.init] + segments)
-    return _Stream(path, begins_s)
+    return _Stream(path, begins_s, next_s=next((s.start_s for s in index.segments if s.offset >= last), None))
 
 
 def _check_range(start_s: float, duration_s: float | None) -> None:
@@ -204,15 +207,26 @@ def _probe(path: Path, limits: Limits) -> _Probe:
     return _Probe(float(begins), duration, INDEXED.search(log) is not None)
 
 
+def _shown_s(merged: Path, limits: Limits) -> float:
+    """Up to when pictures are known to be on the screen, seconds: a decoder takes the last one's length from the rate."""
+    command = ["-copyts", *_input(merged), "-map", "0:V:0", "-c", "copy", "-f", "framecrc", "pipe:{video}"]
+    packets = PACKET.findall(_ffmpeg(command, limits)["video"].decode())
+    return max(int(time) + int(length) for time, length in packets) / 1000
+
+
 def _input(path: Path) -> list[str]:
     return ["-protocol_whitelist", "file,pipe", "-i", f"file:{path}"]
 
 
 def _run(arguments: list[str], limits: Limits) -> str:
     """Run ffmpeg; return what it says."""
+    return _ffmpeg(arguments, limits)["log"].decode(errors="replace")
+
+
+def _ffmpeg(arguments: list[str], limits: Limits) -> dict[str, bytes]:
     try:
         command = [ffmpeg(), "-nostdin", "-nostats", "-hide_banner", "-loglevel", "level+info", *arguments]
-        return run_ffmpeg(command, limits)["log"].decode(errors="replace")
+        return run_ffmpeg(command, limits)
     except ClipError as error:
         if "No space left on device" in error.message:
             raise OSError(errno.ENOSPC, error.message) from error

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +11,7 @@ import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests.atomic import sole_writer
+from manifests.atomic import one_of_many, sole_writer
 from manifests.balance import Balance, Order
 from manifests.errors import InputError
 from manifests.labels import LabelSet
@@ -18,12 +19,15 @@ from manifests.shards import FAILURES_FILE, MediaFormat, VideoFormat
 from prep.choose import Choice
 from prep.decode import Limits
 from prep.estimate import Estimate, check_disk, estimate
-from prep.fetch import fetch
+from prep.fetch import EVERYTHING, Fetched, fetch, find
+from prep.lanes import Lane, make_lanes
 from prep.local import LocalFolder
-from prep.pack import PackSettings, pack
+from prep.pack import pack
+from prep.pack_settings import PackSettings
 from prep.plan import CLIPS_FILE, Plan, read_plan, write_plan
 from prep.removed import read_removed
-from prep.ytdlp import YtDlp
+from prep.share import Share, find_share
+from prep.ytdlp import parse_options
 
 Work = Callable[[], None]
 
@@ -38,11 +42,17 @@ class PrepOptions:
     short_side: int
     jpeg_qscale: int
     shard_samples: int
+    shard_bytes: int | None
+    to: str | None
+    ray: str | None
     seed: int
     workers: int | None
     clip_timeout: float
     clip_memory: float
     sleep: float
+    lanes: Path | None
+    rank: int | None
+    world: int | None
     ytdlp: tuple[str, ...]
     cap: int | None
     order: Order | None
@@ -52,6 +62,7 @@ class PrepOptions:
     ignore_disk: bool
     keep_raw: bool
     removed: Path | None
+    flac: bool
 
     @property
     def choice(self) -> Choice:
@@ -74,10 +85,34 @@ class PrepOptions:
         """
         return frozenset() if self.removed is None else read_removed(self.removed)
 
+    def share(self, source: str) -> Share:
+        """The videos that this worker fetches.
+
+        Raises:
+            InputError: several workers are to do what only one can.
+        """
+        share = find_share(self.rank, self.world) if self.stage in (None, "fetch") else EVERYTHING
+        if share.world > 1 and (self.stage is None or "://" not in source):
+            raise InputError(
+                f"only fetching from a URL can be shared, and this is worker {share.rank} of {share.world}",
+                "Run --stage plan once, then --stage fetch with every worker, then --stage pack once",
+            )
+        return share
+
+    def make_lanes(self, source: str) -> list[Lane]:
+        """The network addresses to fetch from.
+
+        Raises:
+            InputError: their file or an option of yt-dlp is malformed.
+        """
+        share = self.share(source)
+        prefix = f"{share.rank}." if share.world > 1 else ""
+        return make_lanes(self.out.resolve(), source, self.sleep, parse_options(self.ytdlp), self.lanes, prefix)
+
     @property
     def media(self) -> MediaFormat:
         """Format of the shards."""
-        return MediaFormat(video=VideoFormat(short_side=self.short_side, jpeg_qscale=self.jpeg_qscale))
+        return MediaFormat(video=VideoFormat(short_side=self.short_side, jpeg_qscale=self.jpeg_qscale), flac=self.flac)
 
 
 def prepare(
@@ -110,15 +145,16 @@ def prepare(
         "fetch": lambda: _fetch(out, source, options),
         "pack": lambda: _pack(out, options),
     }
+    share = options.share(source)
     ready = [make() for stage, make in stages.items() if options.stage in (None, stage)]
-    with sole_writer(out):
+    with sole_writer(out) if share.world == 1 else one_of_many(out, f"fetch-{share.rank}"):
         for work in ready:
             work()
 
 
 def _estimate(clips: pa.Table, num_classes: int, source: str, options: PrepOptions) -> Estimate:
-    rate = 3600 / max(options.sleep, 1.0) if "://" in source else None
-    return estimate(options.choice.likely(clips, num_classes), options.media, rate)
+    rates = [3600 / max(lane.sleep_s, 1.0) for lane in options.make_lanes(source)] if "://" in source else []
+    return estimate(options.choice.likely(clips, num_classes), options.media, rates, options.keep_raw)
 
 
 # Each of these checks what it is given before anything is written, and returns its work.
@@ -139,24 +175,36 @@ def _plan(
 
 
 def _fetch(out: Path, source: str, options: PrepOptions) -> Work:
-    media = YtDlp(out, source, options.sleep, options.ytdlp) if "://" in source else LocalFolder(Path(source))
+    share = options.share(source)
+    run: Callable[[], Fetched]
+    if "://" in source:
+        run = partial(fetch, out, options.make_lanes(source), options.removed_ids, share, options.seed)
+    else:
+        run = partial(find, out, LocalFolder(Path(source)), options.removed_ids)
 
     def work() -> None:
         if not options.ignore_disk:
             _, labels, clips = read_plan(out)
             check_disk(out, _estimate(clips, len(labels), source, options).disk_bytes)
-        fetched = fetch(out, media, options.removed_ids)
-        click.echo(f"fetch: {fetched.there:,} clips there, {fetched.missing:,} not")
+        fetched = run()
+        worker = f" (worker {share.rank} of {share.world})" if share.world > 1 else ""
+        click.echo(f"fetch: {fetched.there:,} clips there, {fetched.missing:,} not{worker}")
 
     return work
 
 
 def _pack(out: Path, options: PrepOptions) -> Work:
-    settings = PackSettings(media=options.media, shard_samples=options.shard_samples, seed=options.seed)
+    settings = PackSettings(
+        media=options.media,
+        shard_samples=options.shard_samples,
+        shard_bytes=options.shard_bytes,
+        seed=options.seed,
+        to=options.to,
+    )
     limits = Limits(wall_s=options.clip_timeout, memory_bytes=round(options.clip_memory * 2**30))
 
     def work() -> None:
-        info = pack(out, settings, options.workers, limits, options.keep_raw, options.removed_ids)
+        info = pack(out, settings, options.workers, limits, options.keep_raw, options.removed_ids, options.ray)
         for name, split in info.splits.items():
             shards = f"{len(split.shards):,} shard{'s' * (len(split.shards) != 1)}"
             click.echo(f"pack: {name}: {split.samples:,} samples in {shards}, {split.failures:,} clips failed")

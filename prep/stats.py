@@ -16,8 +16,8 @@ from manifests.shards import (
     FAILURES_FILE,
     FPS,
     LABELS_FILE,
-    MEMBERS,
     Frozen,
+    MediaFormat,
     SplitInfo,
     index_file,
     read_dataset,
@@ -111,12 +111,12 @@ def dataset_stats(folder: Path) -> Stats:
     splits = {}
     for name, split in info.splits.items():
         own = failures.filter(pc.equal(failures["split"], name))["code"].to_pylist() if failures is not None else []
-        splits[name] = _split(split, read_index(folder / index_file(name)), labels, own)
+        splits[name] = _split(split, info.media, read_index(folder / index_file(name), info.media), labels, own)
     return Stats(dataset=info.dataset, task=info.task, num_classes=info.num_classes, splits=splits)
 
 
-def _split(split: SplitInfo, index: pa.Table, labels: LabelSet, failures: Iterable[str]) -> SplitStats:
-    sizes = {extension: index[f"{column}_size"].to_numpy() for extension, column in MEMBERS.items()}
+def _split(split: SplitInfo, media: MediaFormat, index: pa.Table, labels: LabelSet, failures: Iterable[str]) -> SplitStats:
+    sizes = {extension: index[f"{column}_size"].to_numpy() for extension, column in media.members.items()}
     frames = index["num_frames"].to_numpy()
     pairs = index.group_by(["width", "height"]).aggregate([([], "count_all")]).sort_by([("count_all", "descending")])
     padded = pc.or_(pc.greater(index["padded_frames"], 0), pc.greater(index["padded_audio_samples"], 0))
@@ -160,14 +160,14 @@ def table(stats: Stats) -> str:
 def _split_table(name: str, split: SplitStats) -> str:
     here = [label for label in split.classes if label.samples]
     absent = [label for label in split.classes if not label.samples]
-    members = ", ".join(f"{extension} {_bytes(size)}" for extension, size in split.member_bytes.items())
+    members = ", ".join(f"{extension} {in_bytes(size)}" for extension, size in split.member_bytes.items())
     frames = [f"{size.width} x {size.height}: {size.samples:,}" for size in split.frame_sizes]
     rows = {
         "samples": f"{split.samples:,}",
         "not here": f"{sum(split.failures.values()):,}: {_counts(split.failures)}" if split.failures else "",
         "hours": f"{split.hours:,.3f}",
         "a sample": f"{_range(split.seconds, 's')}; {_bytes_range(split.sample_bytes)}",
-        "bytes": f"{_bytes(split.tar_bytes)} in {split.shards:,} tar{'s' * (split.shards != 1)}: {members}",
+        "bytes": f"{in_bytes(split.tar_bytes)} in {split.shards:,} tar{'s' * (split.shards != 1)}: {members}",
         "a frame": _bytes_range(split.frame_bytes),
         "frames": _some(frames),
         "flags": _counts(split.flags | ({"padded": split.padded} if split.padded else {})),
@@ -193,10 +193,11 @@ def _range(spread: Spread, unit: str) -> str:
 
 
 def _bytes_range(spread: Spread) -> str:
-    return f"{_bytes(spread.mean)} ({_bytes(spread.min)} to {_bytes(spread.max)}, median {_bytes(spread.median)})"
+    return f"{in_bytes(spread.mean)} ({in_bytes(spread.min)} to {in_bytes(spread.max)}, median {in_bytes(spread.median)})"
 
 
-def _bytes(number: float) -> str:
+def in_bytes(number: float) -> str:
+    """Bytes for people."""
     for power, unit in ((4, "TB"), (3, "GB"), (2, "MB"), (1, "kB")):
         if number >= 1000**power:
             return f"{number / 1000**power:.3g} {unit}"

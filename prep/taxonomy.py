@@ -141,6 +141,11 @@ class Row:
         found = (any(re.search(pattern, text, re.IGNORECASE) for text in texts) for pattern, texts in given)
         return bool(given) and all(found)
 
+    def verdict(self, message: str) -> Verdict:
+        """The verdict of a failure that is the row's."""
+        retry_after_s = self.action.retry_after_s if self.retry_after_s is None else self.retry_after_s
+        return Verdict(self.code, self.action, message, retry_after_s, self.remedy)
+
 
 WAIT = "Wait an hour, then run again; what is there stays"
 MOVE = "Wait some hours, or run from another network"
@@ -316,8 +321,7 @@ def classify(problem: Problem) -> Verdict:
         message += f" (available in {', '.join(problem.countries)})"
     if row.anywhere and not re.search(row.anywhere, message, re.IGNORECASE):
         message += "".join(f" ({warning})" for warning in problem.warnings if re.search(row.anywhere, warning, re.IGNORECASE))
-    retry_after_s = row.action.retry_after_s if row.retry_after_s is None else row.retry_after_s
-    return Verdict(row.code, row.action, message, retry_after_s, row.remedy)
+    return row.verdict(message)
 
 
 OWN_CODES = {

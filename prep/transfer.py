@@ -85,6 +85,7 @@ class MediaClient:
     Args:
         proxy: `http://[user:password@]host:port`; None: that of the environment (`http_proxy`, `https_proxy`, `no_proxy`).
         limits: how patient it is.
+        source_address: of this machine, from which to connect.
 
     Attributes:
         requests: requests sent so far, those that failed included.
@@ -94,9 +95,12 @@ class MediaClient:
         InputError: the proxy is of another kind.
     """
 
-    def __init__(self, proxy: str | None = None, limits: TransferLimits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self, proxy: str | None = None, limits: TransferLimits = DEFAULT_LIMITS, source_address: str | None = None
+    ) -> None:
         self._proxy = None if proxy is None else _proxy_parts(proxy)
         self._limits = limits
+        self._source = None if source_address is None else (source_address, 0)
         self._tls = ssl.create_default_context()
         self.requests = 0
         self.transferred = 0
@@ -185,13 +189,14 @@ class MediaClient:
         proxy = self._proxy_for(parts)
         host, port = proxy.hostname if proxy else parts.hostname, proxy.port if proxy else parts.port
         assert host is not None
+        timeout, source = self._limits.connect_s, self._source
         connection: http.client.HTTPConnection
         if parts.scheme == "https":
-            connection = http.client.HTTPSConnection(host, port, timeout=self._limits.connect_s, context=self._tls)
+            connection = http.client.HTTPSConnection(host, port, timeout=timeout, source_address=source, context=self._tls)
             if proxy:
                 connection.set_tunnel(parts.hostname, parts.port, headers=_credentials(proxy))
         else:
-            connection = http.client.HTTPConnection(host, port, timeout=self._limits.connect_s)
+            connection = http.client.HTTPConnection(host, port, timeout=timeout, source_address=source)
             if proxy:
                 target = f"http://{parts.netloc.rpartition('@')[2]}{target}"
                 headers = {**headers, **_credentials(proxy)}

@@ -27,8 +27,9 @@ from manifests.shards import (
     index_file,
     read_dataset,
 )
-from prep.check_sample import MelSums, Rules
+from prep.check_sample import Rules
 from prep.check_shard import Fault, ShardJob, check_shard
+from prep.mel_sums import MelSums
 from prep.processes import cores, in_processes
 from prep.removed import read_removed
 
@@ -190,7 +191,7 @@ class _Verification:
         """The index of a split, if it can be read; its faults as a whole."""
         split = self.info.splits[name]
         try:
-            index = read_index(self.folder / index_file(name))
+            index = read_index(self.folder / index_file(name), self.info.media)
             index.validate(full=True)
         except (ShardError, pa.ArrowException) as error:
             self._fault("index.damaged", getattr(error, "what", f"{index_file(name)}: {error}"))
@@ -251,9 +252,7 @@ class _Verification:
         own = sums.get(recorded.split)
         if own is None or not own.count:
             return False
-        mean = own.total / own.count
-        std = max(own.squares / own.count - mean**2, 0.0) ** 0.5
-        for name, value, there in (("mean", mean, recorded.mean), ("std", std, recorded.std)):
+        for name, value, there in (("mean", own.mean, recorded.mean), ("std", own.std, recorded.std)):
             if not abs(value - there) <= TOLERANCE:
                 self._fault(f"statistics.{name}", f"the {name} of the log-mel of {recorded.split} is {value}, not {there}")
         return True

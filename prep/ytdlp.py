@@ -1,24 +1,26 @@
 """yt-dlp as a source: clips of the videos behind a URL template, at about 360 pixels, kept in their own codecs."""
 
 import difflib
-import random
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import yt_dlp
+import yt_dlp_ejs
 from yt_dlp.globals import supported_js_runtimes
 from yt_dlp.networking.exceptions import HTTPError, network_exceptions
 from yt_dlp.utils import DownloadError, ExtractorError, GeoRestrictedError, YoutubeDLError
 
 from manifests.clips import Clip
-from manifests.errors import InputError, StorageError
+from manifests.errors import InputError, MbtError, StorageError
 from manifests.settings import toml_value
 from prep.decode import ClipError, ffmpeg
+from prep.ledger import Effort
 from prep.slice import RawClip, Source, fetch_slice
 from prep.taxonomy import SEVERAL_VIDEOS, UNEXPECTED, Problem, Verdict, classify, known, plain
 from prep.transfer import MediaClient, TransferError
@@ -26,6 +28,8 @@ from prep.transfer import MediaClient, TransferError
 PLACEHOLDER = "{video_id}"
 FORMAT_SORT = ["res:360", "vcodec:h264", "acodec:aac", "proto:https", "+size"]
 LONGEST_WAIT_S = 60.0
+UNFINISHED = frozenset({"is_live", "post_live"})
+"""States of a live stream whose recording is not there, or not whole."""
 TRANSFER = re.compile(r"unable to download video data|\[download\] Got error|fragment \d+ not found", re.IGNORECASE)
 """How yt-dlp begins what it says of the transfer of the media."""
 
@@ -62,23 +66,30 @@ class Deno:
     supported: bool
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What came of asking for a clip, and what it took."""
+
+    result: RawClip | Verdict
+    effort: Effort
+
+
 class YtDlp:
     """Fetches clips of the videos behind `template`, with `{video_id}` filled in: yt-dlp extracts, and clips are sliced.
 
     Of videos with pictures and sound in files of their own, as YouTube serves them, only the bytes of the clips are fetched;
-    others are downloaded whole by yt-dlp. Both go below `folder`/raw.
+    others are downloaded whole by yt-dlp. Both go below `folder`/raw. For one thread.
 
     Args:
         folder: the dataset folder.
         template: URL with the placeholder `{video_id}`.
-        sleep_s: seconds from one extraction to the next, give or take a fifth; YouTube's guest quota is about 300 an hour.
-        settings: `OPTION=VALUE` of yt-dlp's Python API, on top of ours; `proxy` holds for the media too.
+        options: of yt-dlp's Python API, on top of ours; `proxy` and `source_address` hold for the media too.
 
     Raises:
-        InputError: the template has no placeholder, or yt-dlp has no such option.
+        InputError: the template has no placeholder, or media cannot be fetched through the proxy.
     """
 
-    def __init__(self, folder: Path, template: str, sleep_s: float, settings: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, template: str, options: Mapping[str, Any] | None = None) -> None:
         if PLACEHOLDER not in template:
             raise InputError(
                 f"the URL template {template!r} lacks {PLACEHOLDER}", f"Such as https://example.org/{PLACEHOLDER}.mp4"
@@ -86,92 +97,137 @@ class YtDlp:
         self.folder = folder
         self.template = template
         self.name = urlsplit(template).hostname or "url"
-        self._sleep_s = sleep_s
-        self._next_start = 0.0
         self._warnings = _Warnings()
         self._options: dict[str, Any] = {
             "format": "bv*+ba/b",
             "format_sort": FORMAT_SORT,
             "ffmpeg_location": ffmpeg(),
+            "geo_bypass": False,
             "logger": self._warnings,
             "noplaylist": True,
             "noprogress": True,
             "quiet": True,
             "retries": 5,
             "socket_timeout": 30,
-            **_options(settings),
+            **(options or {}),
         }
+        self._client = MediaClient(self._options.get("proxy"), source_address=self._options.get("source_address"))
 
-    def fetch(self, video_id: str, clips: Sequence[Clip]) -> list[RawClip | Verdict]:
+    def fetch(self, video_id: str, clips: Sequence[Clip]) -> list[Answer]:
         """What came of each clip of a video, from one extraction.
 
         Raises:
             StorageError: no space left.
         """
         target = self.folder / "raw" / video_id[:2] / f"{video_id}.%(ext)s"
-        options = {**self._options, "outtmpl": {"default": str(target)}}
-        self._warnings.texts.clear()
-        self._wait_for_turn()
+        effort = Effort(versions=versions())
+        began = time.monotonic()
         try:
-            with yt_dlp.YoutubeDL(options) as downloader:
-                info = downloader.extract_info(self.template.replace(PLACEHOLDER, video_id), download=False)
-                if info is None or "entries" in info:
-                    return [classify(Problem(SEVERAL_VIDEOS))] * len(clips)
+            with yt_dlp.YoutubeDL({**self._options, "outtmpl": {"default": str(target)}}) as downloader:
+                info = self._extract(downloader, video_id)
+                effort = replace(effort, extract_s=time.monotonic() - began, warnings=self._warnings.plain())
+                if isinstance(info, Problem):
+                    return [Answer(classify(info), effort)] * len(clips)
+                effort = replace(effort, formats=str(info.get("format_id", "")))
                 sources = _sources(info)
                 if sources is not None:
                     _wait_until_available(info)
-                    return [self._slice(clip, *sources) for clip in clips]
-                downloaded = downloader.process_ie_result(info, download=True)
-                path = Path(downloaded["requested_downloads"][0]["filepath"])
-                return [RawClip(path, path.stat().st_size, 0, 1, path.stat().st_size)] * len(clips)
+                    later = replace(effort, extract_s=0.0)
+                    return [self._slice(clip, *sources, later if i else effort) for i, clip in enumerate(clips)]
+                return [self._whole(downloader, info, effort)] * len(clips)
+        except MbtError:
+            raise
         except Exception as error:
-            if isinstance(error, StorageError):
-                raise
             if "No space left on device" in str(error):
                 raise StorageError(
                     f"cannot write below {self.folder}: no space left on the disk", "Free some space, then run again"
                 ) from None
-            return [classify(problem_of(error, self._warnings.texts))] * len(clips)
+            problem = problem_of(error, self._warnings.texts)
+            extract_s = effort.extract_s or time.monotonic() - began
+            effort = replace(effort, extract_s=extract_s, warnings=self._warnings.plain(), http_status=problem.status)
+            return [Answer(classify(problem), effort)] * len(clips)
 
     def ask(self, video_id: str) -> Offer | Verdict:
         """What the site has of a video, or why it does not say; nothing is downloaded."""
-        self._warnings.texts.clear()
         try:
             with yt_dlp.YoutubeDL(dict(self._options)) as downloader:
-                info = downloader.extract_info(self.template.replace(PLACEHOLDER, video_id), download=False)
-            if info is None or "entries" in info:
-                return classify(Problem(SEVERAL_VIDEOS))
-            warnings = tuple(map(plain, self._warnings.texts))
-            return Offer(len(info["formats"]), info["format"], _sources(info) is not None, warnings)
+                info = self._extract(downloader, video_id)
+            if isinstance(info, Problem):
+                return classify(info)
+            return Offer(len(info["formats"]), info["format"], _sources(info) is not None, self._warnings.plain())
         except Exception as error:
             return classify(problem_of(error, self._warnings.texts))
 
-    def _slice(self, clip: Clip, video: Source, audio: Source) -> RawClip | Verdict:
+    def _extract(self, downloader: Any, video_id: str) -> Mapping[str, Any] | Problem:
+        """yt-dlp's description of a video, or why it is none that can be fetched."""
+        self._warnings.texts.clear()
+        info = downloader.extract_info(self.template.replace(PLACEHOLDER, video_id), download=False)
+        if info is None or "entries" in info:
+            return Problem(SEVERAL_VIDEOS)
+        if info.get("live_status") in UNFINISHED:
+            return Problem("the video is a live stream that is not over", frozenset({info["live_status"]}))
+        return info
+
+    def _slice(self, clip: Clip, video: Source, audio: Source, effort: Effort) -> Answer:
         target = self.folder / "raw" / clip.video_id[:2] / f"{clip.key}.mkv"
+        began, requests, transferred = time.monotonic(), self._client.requests, self._client.transferred
+        result: RawClip | Verdict
+        status = None
         try:
-            return fetch_slice(
-                video, audio, clip.start_ms / 1000, clip.end_ms / 1000, target, MediaClient(self._options.get("proxy"))
-            )
+            result = fetch_slice(video, audio, clip.start_ms / 1000, clip.end_ms / 1000, target, self._client)
         except (TransferError, ClipError) as error:
-            return known(error.code, error.message)
+            result = known(error.code, error.message)
+            status = error.status if isinstance(error, TransferError) else None
+        effort = replace(
+            effort,
+            http_status=status,
+            requests=self._client.requests - requests,
+            transferred=self._client.transferred - transferred,
+            transfer_s=time.monotonic() - began,
+        )
+        return Answer(result, effort)
 
-    def _wait_for_turn(self) -> None:
-        """Sleep until the next extraction may start."""
-        time.sleep(max(self._next_start - time.monotonic(), 0.0))
-        self._next_start = time.monotonic() + self._sleep_s * random.uniform(0.8, 1.2)
+    def _whole(self, downloader: Any, info: Mapping[str, Any], effort: Effort) -> Answer:
+        began = time.monotonic()
+        downloaded = downloader.process_ie_result(info, download=True)
+        path = Path(downloaded["requested_downloads"][0]["filepath"])
+        size = path.stat().st_size
+        effort = replace(effort, requests=1, transferred=size, transfer_s=time.monotonic() - began)
+        return Answer(RawClip(path, size, 0), effort)
 
 
-def _options(settings: Sequence[str]) -> dict[str, Any]:
-    known_options = yt_dlp.parse_options([]).ydl_opts if settings else {}
-    options = {}
-    for setting in settings:
-        name, equals, value = (part.strip() for part in setting.partition("="))
-        if not equals or name not in known_options:
+@cache
+def versions() -> str:
+    """Versions of yt-dlp, its JavaScript part and deno, for the ledger."""
+    deno = find_deno()
+    return f"yt-dlp {yt_dlp.version.__version__}, ejs {yt_dlp_ejs.version}, deno {deno.version if deno else 'none'}"
+
+
+def parse_options(settings: Sequence[str]) -> dict[str, Any]:
+    """Options of yt-dlp's Python API from `OPTION=VALUE`.
+
+    Raises:
+        InputError: one has no such form, or yt-dlp has no such option.
+    """
+    pairs = [setting.partition("=") for setting in settings]
+    if wrong := next((name for name, equals, _ in pairs if not equals), None):
+        raise InputError(f"--ytdlp {wrong} has no value", "Give it as OPTION=VALUE")
+    return check_options({name.strip(): toml_value(value.strip()) for name, _, value in pairs}, "--ytdlp")
+
+
+def check_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The options, if yt-dlp's Python API has them all.
+
+    Raises:
+        InputError: it has not.
+    """
+    known_options = yt_dlp.parse_options([]).ydl_opts if options else {}
+    for name in options:
+        if name not in known_options:
             near = difflib.get_close_matches(name, known_options, n=1)
             fix = f"Did you mean {near[0]}" if near else "Options have their names in yt-dlp's Python API, such as cookiefile"
-            raise InputError(f"--ytdlp {setting}: yt-dlp has no such option", fix)
-        options[name] = toml_value(value)
-    return options
+            raise InputError(f"{where}: yt-dlp has no option {name}", fix)
+    return dict(options)
 
 
 def _sources(info: Mapping[str, Any]) -> tuple[Source, Source] | None:
@@ -253,6 +309,10 @@ class _Warnings:
 
     def __init__(self) -> None:
         self.texts: list[str] = []
+
+    def plain(self) -> tuple[str, ...]:
+        """Their texts."""
+        return tuple(map(plain, self.texts))
 
     def debug(self, message: str) -> None:
         """Progress is of no interest."""

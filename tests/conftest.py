@@ -87,6 +87,24 @@ def refuse(request: BaseHTTPRequestHandler) -> None:
     request.send_error(404)
 
 
+def serving(files: dict[str, bytes], codes: dict[str, int] | None = None) -> Callable[[BaseHTTPRequestHandler], None]:
+    """An answer that serves these paths, and these status codes for others."""
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        if request.path not in files:
+            request.send_error((codes or {}).get(request.path, 404))
+            return
+        body = files[request.path]
+        request.send_response(200)
+        request.send_header("Content-Type", "video/mp4")
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        if request.command == "GET":
+            request.wfile.write(body)
+
+    return answer
+
+
 @pytest.fixture
 def server() -> Iterator[LoopbackServer]:
     """A loopback server that answers 404 until told otherwise."""

@@ -20,6 +20,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 TICK_S = 0.02
+CHUNK = 1 << 16
+SIDX_HEAD = {0: 22, 1: 30}
+"""Bytes of the content of a `sidx` box before the number of its entries, by the box's version."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ class ServedFile:
         expires_at: `time.monotonic()` from which on the address has expired (403).
         throttled_above: bytes; a request for more is sent at `throttled_bytes_s`.
         throttled_bytes_s: bytes a second.
+        latency_s: seconds before each answer.
     """
 
     content: bytes
@@ -102,6 +106,7 @@ class ServedFile:
     expires_at: float | None = None
     throttled_above: int = 10 << 20
     throttled_bytes_s: int = 32 << 10
+    latency_s: float = 0.0
     served: int = 0
 
     def expired(self) -> bool:
@@ -116,10 +121,11 @@ class Request:
 
     Attributes:
         path: without the query.
-        range: first and last byte asked for, or None.
+        range: first and last byte asked for, or None; a range without end has the file's last.
         headers: as they came, names in lower case.
         status: of the answer; 0 where there was none.
         sent: bytes of the body sent.
+        time: `time.monotonic()` when it came.
     """
 
     path: str
@@ -127,6 +133,7 @@ class Request:
     headers: dict[str, str]
     status: int = 0
     sent: int = 0
+    time: float = field(default_factory=time.monotonic)
 
 
 @dataclass
@@ -137,6 +144,20 @@ class MediaServer:
     files: dict[str, ServedFile] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     closing: threading.Event = field(default_factory=threading.Event)
+
+
+def with_access_points(content: bytes, kind: int = 1) -> bytes:
+    """A file whose index says that each segment begins with an access point of this type (ISO/IEC 14496-12, 8.16.3).
+
+    ffmpeg leaves the type open (0). Files of YouTube are said to have type 1, a closed group of pictures; that was never
+    checked here.
+    """
+    body = content.index(b"sidx") + 4
+    at = body + SIDX_HEAD[content[body]]
+    marked = bytearray(content)
+    for entry in range(at + 2, at + 2 + 12 * int.from_bytes(content[at : at + 2], "big"), 12):
+        marked[entry + 8 : entry + 12] = (1 << 31 | kind << 28).to_bytes(4, "big")
+    return bytes(marked)
 
 
 @contextlib.contextmanager
@@ -167,9 +188,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         state = self.server_state
-        match = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        asked = (int(match[1]), int(match[2])) if match else None
         path = urlsplit(self.path).path
+        match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        last = len(state.files[path].content) - 1 if path in state.files else 0
+        asked = (int(match[1]), int(match[2] or last)) if match else None
         request = Request(path, asked, {name.lower(): value for name, value in self.headers.items()})
         state.requests.append(request)
         with contextlib.suppress(OSError):
@@ -182,6 +204,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self, file: ServedFile, request: Request) -> None:
         content = file.content if file.served == 0 or file.next_content is None else file.next_content
         expired = file.expired()
+        self.server_state.closing.wait(file.latency_s)
         fault = file.faults.pop(0) if file.faults else file.always
         file.served += 1
         if expired:
@@ -238,8 +261,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(body, request, file.throttled_bytes_s if len(body) > file.throttled_above else None)
 
     def _send(self, body: bytes, request: Request, bytes_s: int | None = None) -> None:
-        step = len(body) if bytes_s is None else max(int(bytes_s * TICK_S), 1)
-        for start in range(0, len(body), max(step, 1)):
+        step = CHUNK if bytes_s is None else max(int(bytes_s * TICK_S), 1)
+        for start in range(0, len(body), step):
             part = body[start : start + step]
             self.wfile.write(part)
             request.sent += len(part)

@@ -66,7 +66,8 @@ def test_the_limit_encodes_what_packing_encodes(files: list[Path], tmp_path: Pat
     (command,) = limit_commands(Clips.of(tmp_path / "clips", files, 1))
     log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     decoded = decode_clip(files[0], 0.0, 1.0, VideoFormat())
-    video, audio = (int(size) for size in re.findall(r"(?:video|audio):([1-9]\d*)KiB", log))
+    video, thumbnails, audio = (int(size) for size in re.findall(r"(?:video|audio):([1-9]\d*)KiB", log))
+    assert thumbnails == 25 * 16 * 16 // 1024
     assert abs(video - sum(map(len, decoded.jpegs)) / 1024) <= 1
     assert abs(audio - decoded.audio.nbytes / 1024) <= 1
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from manifests.atomic import atomic_file, write_bytes, write_table, write_text
+from manifests.atomic import atomic_file, nearest_existing, write_bytes, write_table, write_text
 from manifests.errors import StorageError
 
 
@@ -77,6 +77,13 @@ def test_file_where_a_folder_should_be_is_a_storage_error(tmp_path: Path, below:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="a part of the path is a file"):
         write_bytes(tmp_path / "file" / below / "name", b"data")
+
+
+def test_nearest_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    for path, nearest in {"a/b": tmp_path, "": tmp_path, "file/c": tmp_path / "file", f"{tmp_path}/d": tmp_path}.items():
+        assert nearest_existing(Path(path)) == nearest
 
 
 @pytest.fixture

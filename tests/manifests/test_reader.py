@@ -9,11 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from manifests.errors import ShardError
-from manifests.reader import ShardReader
+from manifests.reader import ShardReader, read_index
 from manifests.shards import MediaFormat, VideoFormat, read_dataset
 
 
@@ -203,12 +204,12 @@ def test_folder_that_is_no_dataset_is_refused(tmp_path: Path) -> None:
         read_dataset(tmp_path)
 
 
-@pytest.mark.parametrize("version", [b"2", b"none"])
+@pytest.mark.parametrize("version", [b"2", b"none", b"\xff"])
 def test_index_of_another_version_is_refused(copy: Path, version: bytes) -> None:
     table = pq.read_table(copy / "train.parquet")
     metadata = {b"format": b"mbt-shards", b"format_version": version} if version != b"none" else {}
     pq.write_table(table.replace_schema_metadata(metadata), copy / "train.parquet")
-    with pytest.raises(ShardError, match=f"format version {version.decode()}; this program reads version 1"):
+    with pytest.raises(ShardError, match=f"format version {version.decode(errors='replace')}; this program reads version 1"):
         ShardReader(copy, "train")
 
 
@@ -225,6 +226,20 @@ def test_missing_or_damaged_index_is_refused(copy: Path) -> None:
     for split in ("train", "eval"):
         with pytest.raises(ShardError, match="cannot read the index"):
             ShardReader(copy, split)
+
+
+def test_whatever_pyarrow_finds_wrong_makes_a_damaged_index(copy: Path) -> None:
+    """A bit turned anywhere in the schema that Arrow keeps in the footer, among them those that claim types it lacks."""
+    path = copy / "train.parquet"
+    content = path.read_bytes()
+    reasons = set()
+    for place in range(content.index(b"ARROW:schema"), len(content) - 8):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        try:
+            read_index(path, MediaFormat())
+        except ShardError as error:
+            reasons.add(type(error.__context__))
+    assert {OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError} <= reasons
 
 
 def test_digest_follows_the_media_format() -> None:

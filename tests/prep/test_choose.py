@@ -1,7 +1,9 @@
 """What of a list is planned, what it will cost, and which clips a cap over survivors lets in."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +20,8 @@ from prep.choose import Choice
 from prep.estimate import check_disk, estimate
 from prep.ledger import Attempt
 from prep.select import Selection, members
-from tests.conftest import Door, LoopbackServer
+from tests.conftest import Door, LoopbackServer, serving
 from tests.media import Spec
-from tests.prep.test_sources import serving
 
 CLASSES = 4
 
@@ -57,7 +58,7 @@ def test_a_cap_over_survivors_is_filtering_first_and_balancing_afterwards(labels
     order = offered(listed, Balance(cap), CLASSES)
     survivors = listed.take(pa.array([row for row in order if alive[listed["key"][row].as_py()]], pa.int64()))
     expected = survivors.take(pa.array(balanced_rows(survivors, Balance(cap, "list"), CLASSES)))["key"].to_pylist()
-    chosen = members(table_clips(planned), ledger, Selection({"train": cap}, CLASSES))
+    chosen = [clip for _, clip in members(table_clips(planned), ledger, Selection({"train": cap}, CLASSES))]
     assert [clip.key for clip in chosen if alive[clip.key]] == expected
     assert [clip.key for clip in chosen] == list(ledger)
     in_order = np.array([alive[key] for key in planned["key"].to_pylist()])
@@ -69,13 +70,13 @@ def test_what_is_packed_keeps_its_room() -> None:
     """A clip that comes back to life later takes no place of one that is in a shard."""
     clips = table_clips(table([{0}, {0}, {0}]))
     ledger = {clip.key: attempt(clip.key, True) for clip in clips}
-    chosen = members(clips, ledger, Selection({"train": 2}, CLASSES, frozen=[clips[2]]))
+    chosen = [clip for _, clip in members(clips, ledger, Selection({"train": 2}, CLASSES, frozen=[clips[2]]))]
     assert [clip.key for clip in chosen] == ["k000", "k002"]
 
 
 def test_splits_without_a_cap_are_whole() -> None:
     clips = table_clips(table([{0}] * 5, "eval"))
-    assert members(clips, {}, Selection({"train": 1}, CLASSES)) == clips
+    assert list(members(clips, {}, Selection({"train": 1}, CLASSES))) == list(enumerate(clips))
 
 
 def test_a_cap_over_the_list_needs_no_cap_while_fetching() -> None:
@@ -101,12 +102,12 @@ def test_keys_of_another_plan(tmp_path: Path) -> None:
 
 def test_the_estimate_is_arithmetic() -> None:
     """Six clips of 10 s in three videos: 250 frames of 15.7 kB and 1000 rows of 256 bytes each."""
-    costs = estimate(table([{0}] * 6), MediaFormat(), rate_an_hour=240)
+    costs = estimate(table([{0}] * 6), MediaFormat(), [240])
     assert (costs.clips, costs.videos, costs.hours) == (6, 3, 3 / 240)
     assert costs.raw_bytes == 6 * 1_200_000
     assert costs.shard_bytes == 6 * (250 * 15_700 + 1000 * 256 + 2_500)
     assert costs.disk_bytes == costs.raw_bytes + costs.shard_bytes
-    local = estimate(table([{0}] * 6), MediaFormat(), None)
+    local = estimate(table([{0}] * 6), MediaFormat(), [])
     assert (local.videos, local.raw_bytes) == (0, 0)
 
 
@@ -116,13 +117,22 @@ def test_a_disk_that_is_too_small_is_refused(tmp_path: Path) -> None:
         check_disk(tmp_path, 10**18)
 
 
+def test_what_lies_in_the_folder_already_counts_as_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.mkv").write_bytes(bytes(1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=500))
+    check_disk(tmp_path, 1500)
+    with pytest.raises(StorageError):
+        check_disk(tmp_path, 1501)
+
+
 def test_the_dry_run_prints_and_writes_nothing(tmp_path: Path, mbt: Door) -> None:
     done = mbt("prep", "audioset", "--subset", "balanced", "--out", tmp_path / "set", "--dry-run")
     assert done.code == 0, done.err
     lines = dict(line.split(maxsplit=1) for line in done.out.strip().splitlines())
     assert lines["clips"] == "22,160"
     assert lines["requests"] == "22,160, one a video"
-    assert lines["time"] == "92.3 h on one network address"
+    assert lines["time"] == "92.3 h on 1 network address"
     assert not (tmp_path / "set").exists()
 
 

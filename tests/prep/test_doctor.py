@@ -5,7 +5,6 @@ import shutil
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from datetime import date, timedelta
-from http.server import BaseHTTPRequestHandler
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import prep.doctor
 from manifests.errors import ConfigError
 from prep.decode import ffmpeg, ffmpeg_version
 from prep.doctor import Doubt, Finding, examine, media_checks, report
-from tests.conftest import Door, LoopbackServer
+from tests.conftest import Door, LoopbackServer, serving
 from tests.media import Spec
 
 Usage = namedtuple("Usage", "total used free")
@@ -192,17 +191,7 @@ def test_folders_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
 def test_canary_is_asked_for_and_not_downloaded(
     server: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rendered: Callable[[Spec], Path]
 ) -> None:
-    body = rendered(Spec("25.mp4")).read_bytes()
-
-    def answer(request: BaseHTTPRequestHandler) -> None:
-        request.send_response(200)
-        request.send_header("Content-Type", "video/mp4")
-        request.send_header("Content-Length", str(len(body)))
-        request.end_headers()
-        if request.command == "GET":
-            request.wfile.write(body)
-
-    server.answer = answer
+    server.answer = serving({"/v.mp4": rendered(Spec("25.mp4")).read_bytes()})
     monkeypatch.chdir(tmp_path)
     url = f"{server.url}/v.mp4"
     finding = find("canary", tmp_path, url)

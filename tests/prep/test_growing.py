@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import prep.pack
+import prep.pack_shard
 from prep.decode import DecodedClip
 from tests.conftest import Collection, Door
 
@@ -19,7 +19,7 @@ class Decoder:
     def __init__(self, stop_at: int) -> None:
         self.calls: Counter[float] = Counter()
         self.stop_at = stop_at
-        self.decode = prep.pack.decode_clip
+        self.decode = prep.pack_shard.decode_clip
 
     def __call__(self, path: Path, start_s: float, *more: object) -> DecodedClip:
         if sum(self.calls.values()) + 1 == self.stop_at:
@@ -55,7 +55,7 @@ class Packing:
     def _decoded(self, stop_at: int, code: int) -> Counter[float]:
         decoder = Decoder(stop_at)
         with self.monkeypatch.context() as patch:
-            patch.setattr(prep.pack, "decode_clip", decoder)
+            patch.setattr(prep.pack_shard, "decode_clip", decoder)
             assert self.pack(self.out) == code
         return decoder.calls
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -167,6 +168,15 @@ def test_index_points_at_the_members(packed: Path) -> None:
                 for column, extension in (("json", "json"), ("mel", "mel.npy"), ("mjpg", "mjpg")):
                     member = tar.getmember(f"{row['key']}.{extension}")
                     assert (row[f"{column}_offset"], row[f"{column}_size"]) == (member.offset_data, member.size)
+
+
+def test_index_has_the_checksum_of_the_members(packed: Path) -> None:
+    table = pq.read_table(packed / "train.parquet")
+    assert str(table.schema.field("crc32").type) == "uint32"
+    for row in table.to_pylist():
+        with tarfile.open(packed / row["shard"]) as tar:
+            parts = [tar.extractfile(f"{row['key']}.{extension}").read() for extension in ("json", "mel.npy", "mjpg")]
+        assert row["crc32"] == zlib.crc32(b"".join(parts))
 
 
 def test_tars_are_plain_and_say_nothing_of_the_machine(packed: Path) -> None:

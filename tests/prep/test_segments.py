@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prep.decode import ffmpeg
-from prep.segments import NoIndexError, are_segments, parse_index
+from prep.segments import NoIndexError, SegmentIndex, are_segments, parse_index
 from tests.media import Spec
 
 MVEX = b"\0\0\0\x08mvex"
@@ -28,6 +28,12 @@ def sidx(entries: list[tuple[int, int, int]], version: int = 0, timescale: int =
     times = struct.pack(">QQ" if version else ">II", 7, first_offset)
     content = struct.pack(">B3xII", version, 1, timescale) + times + struct.pack(">HH", 0, len(entries))
     return box(b"sidx", content + b"".join(struct.pack(">III", *entry) for entry in entries))
+
+
+def moov(*handlers: bytes) -> bytes:
+    """Of a fragmented file with these tracks."""
+    traks = (box(b"trak", box(b"mdia", box(b"hdlr", bytes(8) + handler + bytes(12)))) for handler in handlers)
+    return box(b"moov", b"".join(traks) + MVEX)
 
 
 FTYP, MOOV = box(b"ftyp", b"dash"), box(b"moov", MVEX)
@@ -94,6 +100,47 @@ def test_span_begins_where_decoding_can() -> None:
     assert parse_index(unmarked, len(unmarked)).span(11, 12)[0] == index.segments[2].offset
 
 
+def typed(*access: int, before: bytes = FTYP + moov(b"vide")) -> SegmentIndex:
+    """The index of three segments of 5, 5 and 2.5 s, with these words on how they can be accessed."""
+    data = file_of(sidx([(size, ticks, word) for (size, ticks, _), word in zip(THREE, access, strict=True)]), before=before)
+    return parse_index(data, len(data))
+
+
+@pytest.mark.parametrize("kind", [1, 2])
+@pytest.mark.parametrize(
+    ("start_s", "end_s", "first", "last"),
+    [(5, 10, 1, 1), (4.999, 10, 0, 1), (5, 10.001, 1, 2), (5.001, 9.999, 1, 1), (0, 5, 0, 0), (10, 12.5, 2, 2)],
+)
+def test_span_of_closed_groups_of_pictures_ends_where_they_do(
+    kind: int, start_s: float, end_s: float, first: int, last: int
+) -> None:
+    index = typed(*[SAP | kind << 28] * 3)
+    assert index.span(start_s, end_s) == (index.segments[first].offset, index.segments[last].end)
+
+
+@pytest.mark.parametrize(
+    ("word", "before"),
+    [
+        (SAP, FTYP + moov(b"vide")),
+        (SAP | 3 << 28, FTYP + moov(b"vide")),
+        (SAP | 4 << 28, FTYP + moov(b"vide")),
+        (SAP | 1 << 28 | 1, FTYP + moov(b"vide")),
+        (SAP | 1 << 28, FTYP + moov(b"soun")),
+        (SAP | 1 << 28, FTYP + moov(b"vide", b"soun")),
+        (SAP | 1 << 28, FTYP + MOOV),
+    ],
+)
+def test_other_borders_keep_a_tenth_of_a_second(word: int, before: bytes) -> None:
+    index = typed(word, word, word, before=before)
+    assert index.span(5, 9.95) == (index.segments[0].offset, index.segments[2].end)
+
+
+def test_each_border_has_its_own_margin() -> None:
+    index = typed(SAP, SAP | 1 << 28, SAP)
+    assert index.span(5, 9.95) == (index.segments[1].offset, index.segments[2].end)
+    assert index.span(10.05, 12) == (index.segments[1].offset, index.segments[2].end)
+
+
 def test_index_of_the_beginning_only_serves_the_beginning_only() -> None:
     data = file_of(sidx(THREE))
     index = parse_index(data, len(data) + 100_000)
@@ -125,6 +172,7 @@ def test_index_of_the_beginning_only_serves_the_beginning_only() -> None:
         (file_of(sidx(THREE), before=FTYP), "broken"),
         (file_of(box(b"sidx", bytes(9))), "broken"),
         (FTYP + struct.pack(">I4s", 4, b"moov"), "broken"),
+        (file_of(sidx(THREE), before=FTYP + box(b"moov", box(b"trak", struct.pack(">I4s", 4, b"mdia")) + MVEX)), "broken"),
         (FTYP + struct.pack(">I4s", 400, b"moov"), "broken"),
     ],
 )

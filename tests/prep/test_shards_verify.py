@@ -3,8 +3,10 @@
 import hashlib
 import io
 import json
+import re
 import shutil
 import tarfile
+import zlib
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +24,7 @@ from tests.conftest import Door
 Members = list[tuple[str, bytes]]
 Fault = tuple[str, str | None]
 KEY, OTHER = "-dash_500", "half_0"
-COLUMNS = {"json": "json", "mel.npy": "mel", "mjpg": "mjpg"}
+COLUMNS = {"json": "json", "mel.npy": "mel", "mjpg": "mjpg", "flac": "flac"}
 
 
 @pytest.fixture
@@ -79,10 +81,11 @@ def rewrite(folder: Path, shard: str, change: Callable[[Members], Members], **fi
     """Change the members of a shard; then make its index rows, its .idx and what dataset.json records fit the new tar."""
     path = folder / shard
     with tarfile.open(path) as tar:
-        content = [(member.name, tar.extractfile(member).read()) for member in tar]
+        content = change([(member.name, tar.extractfile(member).read()) for member in tar])
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, data in change(content):
+        for name, data in content:
             tar.addfile(header(name, len(data), **fields), io.BytesIO(data))
+    stored = dict(content)
     with tarfile.open(path) as tar:
         places = {member.name: (member.offset_data, member.size) for member in tar}
     keys = list(dict.fromkeys(name.partition(".")[0] for name in places))
@@ -94,6 +97,8 @@ def rewrite(folder: Path, shard: str, change: Callable[[Members], Members], **fi
         for extension, column in COLUMNS.items():
             if row["shard"] == shard and (place := places.get(f"{row['key']}.{extension}")):
                 row[f"{column}_offset"], row[f"{column}_size"] = place
+        if row["shard"] == shard:
+            row["crc32"] = zlib.crc32(b"".join(stored.get(f"{row['key']}.{extension}", b"") for extension in COLUMNS))
     rewrite_index(folder, rows, split)
 
     def record(info: dict) -> None:
@@ -167,19 +172,21 @@ def test_rewriting_alone_makes_no_fault(folder: Path) -> None:
 
 
 SHA: Fault = ("shard.sha256", None)
+CRC: Fault = ("sample.crc32", KEY)
 RAW: dict[str, tuple[Callable[[Path], object], set[Fault]]] = {
-    "a bit in a frame": (lambda f: flip(f, KEY, lambda row: row["mjpg_offset"] + 900), {SHA}),
-    "start of the first frame": (lambda f: flip(f, KEY, lambda row: row["mjpg_offset"]), {SHA, ("mjpg.jpeg", KEY)}),
+    "a bit in a frame": (lambda f: flip(f, KEY, lambda row: row["mjpg_offset"] + 900), {SHA, CRC}),
+    "a bit between two members": (lambda f: flip(f, KEY, lambda row: row["mjpg_offset"] - 513), {SHA}),
+    "start of the first frame": (lambda f: flip(f, KEY, lambda row: row["mjpg_offset"]), {SHA, CRC, ("mjpg.jpeg", KEY)}),
     "end of the last frame": (
         lambda f: flip(f, KEY, lambda row: row["mjpg_offset"] + row["mjpg_size"] - 1),
-        {SHA, ("mjpg.jpeg", KEY)},
+        {SHA, CRC, ("mjpg.jpeg", KEY)},
     ),
     "exponent of a log-mel value": (
         lambda f: flip(f, KEY, lambda row: row["mel_offset"] + 1129, 0x7E),
-        {SHA, ("mel.values", KEY)},
+        {SHA, CRC, ("mel.values", KEY)},
     ),
-    "NPY magic": (lambda f: flip(f, KEY, lambda row: row["mel_offset"]), {SHA, ("mel.header", KEY)}),
-    "brace of the JSON": (lambda f: flip(f, KEY, lambda row: row["json_offset"]), {SHA, ("json.damaged", KEY)}),
+    "NPY magic": (lambda f: flip(f, KEY, lambda row: row["mel_offset"]), {SHA, CRC, ("mel.header", KEY)}),
+    "brace of the JSON": (lambda f: flip(f, KEY, lambda row: row["json_offset"]), {SHA, CRC, ("json.damaged", KEY)}),
     "header of the log-mel": (
         lambda f: flip(f, KEY, lambda row: row["mel_offset"] - 500),
         {SHA, ("tar.header", KEY), ("shard.count", None)},
@@ -435,7 +442,7 @@ ARCHIVE: dict[str, tuple[Callable[[Members], Members], set[Fault]]] = {
     "swapped members": (of_key(lambda own: [own[1], own[0], own[2]]), {("members.order", KEY)}),
     "no frames": (of_key(lambda own: own[:2]), {("members.missing", KEY)}),
     "sample twice": (of_key(lambda own: own + own), {("members.order", KEY), ("idx.entry", KEY)}),
-    "new member, as a later version may have": (of_key(lambda own: [*own, (f"{KEY}.flac", b"sound")]), set()),
+    "new member, as a later version may have": (of_key(lambda own: [*own, (f"{KEY}.later", b"more")]), set()),
 }
 
 
@@ -494,10 +501,11 @@ def test_command_prints_a_line_a_fault_and_exits_with_one(mbt: Door, folder: Pat
     shard = row_of(folder, KEY)["shard"]
     outcome = mbt("shards", "verify", folder, "--workers", 1)
     assert outcome.code == 1
-    first, second, last = outcome.out.splitlines()
-    assert first == f"{shard}: {KEY}: mjpg.jpeg: frame 0 goes from 00 d8 to ff d9, not from ff d8 to ff d9"
-    assert second == f"{shard}: shard.sha256: its SHA-256 is not the recorded one"
-    assert last.endswith("NOT WHOLE: 2 faults, 1 damaged sample (1 mjpg.jpeg, 1 shard.sha256)")
+    first, second, third, last = outcome.out.splitlines()
+    assert re.fullmatch(f"{shard}: {KEY}: sample.crc32: its CRC-32 is [0-9a-f]{{8}}; the index says [0-9a-f]{{8}}", first)
+    assert second == f"{shard}: {KEY}: mjpg.jpeg: frame 0 goes from 00 d8 to ff d9, not from ff d8 to ff d9"
+    assert third == f"{shard}: shard.sha256: its SHA-256 is not the recorded one"
+    assert last.endswith("NOT WHOLE: 3 faults, 1 damaged sample (1 sample.crc32, 1 mjpg.jpeg, 1 shard.sha256)")
 
 
 def test_command_reads_with_several_processes(mbt: Door, folder: Path) -> None:

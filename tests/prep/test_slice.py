@@ -2,9 +2,7 @@
 
 import random
 import struct
-import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,62 +12,24 @@ import pytest
 from manifests.errors import StorageError
 from manifests.shards import VideoFormat
 from prep import slice as slicing
-from prep.decode import ClipError, DecodedClip, decode_clip, ffmpeg
+from prep.decode import ClipError, DecodedClip, decode_clip
 from prep.slice import HEAD, RawClip, Source, fetch_slice
 from prep.transfer import MediaClient, TransferError, TransferLimits
-from tests.media import Spec, counter_of, heard_at
-from tests.mediaserver import Fault, MediaServer, Reset, ServedFile, Short, Status, Whole, media_server
+from tests.media import Spec, counter_of, heard_at, sound
+from tests.mediaserver import (
+    Fault,
+    MediaServer,
+    Reset,
+    ServedFile,
+    Short,
+    Status,
+    Whole,
+    media_server,
+    with_access_points,
+)
+from tests.prep.conftest import INDEXED, SECONDS, Served, ffmpeg_run
 
 QUICK = TransferLimits(tries=3, backoff_s=0.01)
-SECONDS = 42
-GOP_S = 5
-CONSTANT_RATE = (
-    "-b:v",
-    "550k",
-    "-minrate",
-    "550k",
-    "-maxrate",
-    "550k",
-    "-bufsize",
-    "550k",
-    "-x264-params",
-    "nal-hrd=cbr:filler=1",
-)
-INDEXED = "+dash+global_sidx+frag_keyframe+default_base_moof"
-
-
-def ffmpeg_run(*arguments: object) -> None:
-    subprocess.run([ffmpeg(), "-nostdin", "-v", "error", "-y", *map(str, arguments)], check=True)
-
-
-@dataclass(frozen=True)
-class Served:
-    """Files as they are served: video by name, sound by name, each of `SECONDS` seconds."""
-
-    folder: Path
-
-    def content(self, name: str) -> bytes:
-        return (self.folder / name).read_bytes()
-
-
-@pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory, rendered: Callable[[Spec], Path]) -> Served:
-    """Videos of 25 and 30 pictures a second at 550 kb/s and sound at 128 kb/s, with and without index and edit list."""
-    folder = tmp_path_factory.mktemp("served")
-    for fps in (25, 30):
-        spec = Spec(f"counter{fps}.mp4", fps=str(fps), seconds=SECONDS, gop=fps * GOP_S, width=160, height=96, audio=False)
-        plain = folder / f"plain{fps}.mp4"
-        coder = ("-c:v", "libx264", "-preset", "ultrafast", "-bf", 2, "-sc_threshold", 0, "-g", fps * GOP_S, *CONSTANT_RATE)
-        ffmpeg_run("-i", rendered(spec), *coder, plain)
-        ffmpeg_run("-i", plain, "-c", "copy", "-movflags", f"{INDEXED}+empty_moov", folder / f"late{fps}.mp4")
-        ffmpeg_run("-i", plain, "-c", "copy", "-movflags", f"{INDEXED}+delay_moov", folder / f"edited{fps}.mp4")
-    ffmpeg_run("-i", rendered(Spec("sound.m4a", seconds=SECONDS, video=False)), "-c", "copy", folder / "plain.m4a")
-    fragments = ("-frag_duration", 10_000_000, "-f", "mp4")
-    for name, start in (("primed", "empty_moov"), ("edited", "delay_moov")):
-        options = ("-c", "copy", "-movflags", f"+dash+global_sidx+default_base_moof+{start}", *fragments)
-        ffmpeg_run("-i", folder / "plain.m4a", *options, folder / f"{name}.m4a")
-    ffmpeg_run("-i", folder / "plain30.mp4", "-i", folder / "plain.m4a", "-c", "copy", folder / "both30.mp4")
-    return Served(folder)
 
 
 @pytest.fixture
@@ -104,6 +64,11 @@ def sound_error(clip: DecodedClip, start_s: float) -> float:
     return heard_at(clip.audio[1600:], longest=SECONDS) - start_s - 0.1
 
 
+def sent(media: MediaServer) -> int:
+    """Bytes that were sent so far."""
+    return sum(request.sent for request in media.requests)
+
+
 STARTS = [0.0, 4.99, 10.0, 27.777, 38.9]
 
 
@@ -130,6 +95,81 @@ def test_slice_decodes_to_what_the_whole_file_does(media: MediaServer, served: S
     assert clip.jpegs == whole.jpegs
     assert len(clip.jpegs) == 250
     assert abs(heard_at(clip.audio, longest=SECONDS) - heard_at(whole.audio, longest=SECONDS)) <= 0.0005
+
+
+HALF = 1 / 60
+VIDEO_BORDER, SOUND_BORDER = 20.0, 20.0107
+AT_BORDERS = [VIDEO_BORDER + off for off in (-0.05, -HALF, -0.001, 0.0, 0.001, HALF, 0.05)]
+AT_BORDERS += [SOUND_BORDER + off for off in (-0.001, 0.0, 0.001, 0.1)]
+
+
+def flags(clip: DecodedClip) -> tuple[int, int, int, bool]:
+    return clip.num_frames, clip.padded_frames, clip.padded_samples, clip.short
+
+
+def likeness(clip: DecodedClip, first: int, last: int) -> float:
+    """Of samples [first, last) to the sound that belongs there, by where the clip as a whole is heard."""
+    times = heard_at(clip.audio, longest=SECONDS) + np.arange(len(clip.audio)) / 16_000
+    return float(np.corrcoef(sound(times)[first:last], clip.audio[first:last])[0, 1])
+
+
+@pytest.mark.parametrize("start_s", sorted(round(start_s, 3) for start_s in AT_BORDERS))
+def test_clips_at_the_borders_of_closed_groups_lose_nothing(
+    media: MediaServer, served: Served, tmp_path: Path, start_s: float
+) -> None:
+    seconds = 5
+    media.files["/v"] = ServedFile(with_access_points(served.content("late30.mp4")))
+    clip = decoded(take(media, tmp_path, "v", "primed.m4a", start_s, seconds), start_s, seconds)
+    whole = decode_clip(served.folder / "both30.mp4", start_s, seconds, VideoFormat(short_side=96))
+    assert clip.jpegs == whole.jpegs
+    assert flags(clip) == flags(whole) == (25 * seconds, 0, 0, False)
+    assert np.abs(video_errors(clip, 30, start_s)).max() <= 0.5 / 25 + 0.001
+    assert abs(sound_error(clip, start_s)) <= 0.025
+    assert likeness(clip, 0, 320) > 0.95
+    assert likeness(clip, len(clip.audio) - 320, len(clip.audio)) > 0.95
+
+
+@pytest.mark.parametrize(("seconds", "video_segments"), [(10, (4, 6)), (9.999, (4, 6)), (10.001, (4, 7))])
+@pytest.mark.parametrize("kind", [0, 1])
+def test_closed_groups_cost_no_further_segment(
+    media: MediaServer, served: Served, tmp_path: Path, kind: int, seconds: float, video_segments: tuple[int, int]
+) -> None:
+    content = with_access_points(served.content("late30.mp4"), kind)
+    media.files["/v"] = ServedFile(content)
+    take(media, tmp_path, "v", "primed.m4a", VIDEO_BORDER, seconds)
+    borders = segment_borders(content)
+    first, last = video_segments if kind else (3, 7)
+    assert [request.range for request in media.requests if request.path == "/v"][1] == (borders[first], borders[last] - 1)
+
+
+@pytest.mark.parametrize("fps", [1, 5])
+def test_few_pictures_a_second_at_a_border(
+    media: MediaServer, served: Served, rendered: Callable[[Spec], Path], tmp_path: Path, fps: int
+) -> None:
+    """The last picture before the border stays on the screen up to it."""
+    source = rendered(Spec(f"few{fps}.mp4", fps=str(fps), seconds=20, gop=5 * fps, width=160, height=96, audio=False))
+    ffmpeg_run("-i", source, "-c", "copy", "-movflags", f"{INDEXED}+empty_moov", tmp_path / "few.mp4")
+    media.files["/v"] = ServedFile(with_access_points((tmp_path / "few.mp4").read_bytes()))
+    clip = decoded(take(media, tmp_path, "v", "primed.m4a", 5.0, 5), 5.0, 5)
+    assert flags(clip) == (125, 0, 0, False)
+    assert {counter_of(jpeg) for jpeg in clip.jpegs} == set(range(5 * fps, 10 * fps))
+
+
+@pytest.mark.parametrize(("start_s", "requests"), [(7.0, 4), (8.5, 6), (9.0, 6), (9.3, 4)])
+@pytest.mark.parametrize("kind", [0, 1])
+def test_picture_that_stays_up_to_a_border_is_not_taken_for_the_end(
+    media: MediaServer, rendered: Callable[[Spec], Path], tmp_path: Path, kind: int, start_s: float, requests: int
+) -> None:
+    """Nine pictures 40 ms apart and a tenth for 2.64 s, in groups of 3 s: their rate tells nothing of the tenth."""
+    times = (40,) * 9 + (2640,)
+    source = rendered(Spec("held.mp4", frame_ms=times, seconds=24, gop=10, width=160, height=96, audio=False))
+    ffmpeg_run("-i", source, "-c", "copy", "-movflags", f"{INDEXED}+empty_moov", tmp_path / "held.mp4")
+    media.files["/v"] = ServedFile(with_access_points((tmp_path / "held.mp4").read_bytes(), kind))
+    clip = decoded(take(media, tmp_path, "v", "primed.m4a", start_s, 3), start_s, 3)
+    assert flags(clip) == (75, 0, 0, False)
+    starts = np.cumsum((0, *times * 8))[:-1] / 1000
+    wanted = np.searchsorted(starts, start_s + np.arange(75) / 25 + 0.5 / 25, side="left") - 1
+    assert [counter_of(jpeg) for jpeg in clip.jpegs] == wanted.tolist()
 
 
 def segment_borders(content: bytes) -> list[int]:
@@ -168,9 +208,8 @@ def test_only_heads_and_one_range_a_stream_are_transferred(
         *(("/edited30.mp4", asked) for asked in ranges[:2]),
         *(("/edited.m4a", asked) for asked in ranges[2:]),
     ]
-    assert raw.requests == 4
-    assert raw.transferred == sum(request.sent for request in media.requests) == sum(b - a + 1 for a, b in ranges)
-    assert raw.size < raw.transferred
+    assert sent(media) == sum(b - a + 1 for a, b in ranges)
+    assert raw.size < sent(media)
 
 
 def test_bytes_of_the_head_are_not_asked_for_twice(media: MediaServer, served: Served, tmp_path: Path) -> None:
@@ -186,8 +225,8 @@ def test_file_that_the_head_holds_costs_one_request(
     path = rendered(Spec("tiny.mp4", seconds=2, width=64, height=48, audio_seconds=0.5))
     assert path.stat().st_size <= HEAD
     media.files["/tiny.mp4"] = ServedFile(path.read_bytes())
-    raw = take(media, tmp_path, "tiny.mp4", None, 0, seconds=2)
-    assert (raw.requests, raw.transferred) == (1, path.stat().st_size)
+    take(media, tmp_path, "tiny.mp4", None, 0, seconds=2)
+    assert (len(media.requests), sent(media)) == (1, path.stat().st_size)
 
 
 def test_index_behind_the_head(media: MediaServer, served: Served, tmp_path: Path) -> None:
@@ -197,7 +236,7 @@ def test_index_behind_the_head(media: MediaServer, served: Served, tmp_path: Pat
     media.files["/v"] = ServedFile(content[:start] + large + content[start:])
     raw = take(media, tmp_path, "v", "edited.m4a", 12.34, seconds=3)
     assert np.abs(video_errors(decoded(raw, 12.34, seconds=3), 30, 12.34)).max() <= 0.5 / 30 + 0.001
-    assert raw.transferred < 1_000_000
+    assert sent(media) < 1_000_000
     asked = [request.range for request in media.requests if request.path == "/v"]
     assert asked[0] == (0, HEAD - 1)
     assert all(b[0] >= a[1] + 1 for a, b in pairwise(asked) if a and b)
@@ -219,7 +258,7 @@ def test_files_without_an_index_are_fetched_whole(
     assert np.abs(video_errors(clip, 30, start_s)).max() <= 0.5 / 30 + 0.001
     assert abs(sound_error(clip, start_s)) <= 0.025
     if video != "edited30.mp4":
-        assert raw.transferred == sum(len(served.content(name)) for name in (video, audio) if name)
+        assert sent(media) == sum(len(served.content(name)) for name in (video, audio) if name)
     assert raw.size < 1_300_000
 
 
@@ -249,7 +288,7 @@ def webm(served: Served) -> None:
 def test_file_without_an_index_that_is_too_large(media: MediaServer, tmp_path: Path) -> None:
     with pytest.raises(TransferError, match=r"bytes\.large"):
         take(media, tmp_path, "plain30.mp4", "plain.m4a", 12, max_whole=1_000_000)
-    assert sum(request.sent for request in media.requests) == HEAD
+    assert sent(media) == HEAD
     assert not list(tmp_path.iterdir())
 
 
@@ -269,11 +308,12 @@ def test_clip_over_the_end_is_shorter(media: MediaServer, tmp_path: Path) -> Non
 @pytest.mark.parametrize("faults", [[Reset(2000)], [None, Short(90_000), Status(503)], [Status(500), Short(0)]])
 def test_transient_faults_change_nothing(media: MediaServer, tmp_path: Path, faults: list[Fault | None]) -> None:
     whole = take(media, tmp_path / "whole", "late30.mp4", "edited.m4a", 12.34)
+    requests = len(media.requests)
     media.files["/late30.mp4"].faults = list(faults)
     mended = take(media, tmp_path / "mended", "late30.mp4", "edited.m4a", 12.34)
     assert mended.path.read_bytes() == whole.path.read_bytes()
     assert mended.offset_ms == whole.offset_ms
-    assert mended.requests == whole.requests + sum(fault is not None for fault in faults)
+    assert len(media.requests) == 2 * requests + sum(fault is not None for fault in faults)
 
 
 def test_address_that_expires_leaves_what_was_there(media: MediaServer, tmp_path: Path) -> None:
@@ -301,7 +341,7 @@ def test_known_size_is_checked(media: MediaServer, tmp_path: Path) -> None:
 def test_server_without_ranges(media: MediaServer, tmp_path: Path) -> None:
     media.files["/both30.mp4"].always = Whole()
     raw = take(media, tmp_path, "both30.mp4", None, 12.34, seconds=3)
-    assert raw.requests == 1
+    assert len(media.requests) == 1
     assert np.abs(video_errors(decoded(raw, 12.34, seconds=3), 30, 12.34)).max() <= 0.5 / 30 + 0.001
 
 

@@ -3,13 +3,11 @@
 import dataclasses
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yt_dlp
 
 from manifests.clips import Clip
 from manifests.errors import InputError, StorageError
@@ -18,8 +16,9 @@ from prep.local import LocalFolder
 from prep.slice import RawClip
 from prep.taxonomy import Action, Verdict
 from prep.ytdlp import YtDlp
-from tests.conftest import Door, LoopbackServer
+from tests.conftest import Door, LoopbackServer, serving
 from tests.media import Spec
+from tests.site import Clock, Site
 
 
 def clip(video_id: str, start_ms: int, key: str | None = None) -> Clip:
@@ -89,24 +88,6 @@ def test_media_count_only_with_their_recorded_size(tmp_path: Path) -> None:
         assert (lost.checked(tmp_path).path, lost.checked(tmp_path).code) == (None, "fetch.lost")
 
 
-def serving(files: dict[str, bytes], codes: dict[str, int] | None = None) -> Callable[[BaseHTTPRequestHandler], None]:
-    """An answer that serves these paths, and these status codes for others."""
-
-    def answer(request: BaseHTTPRequestHandler) -> None:
-        if request.path not in files:
-            request.send_error((codes or {}).get(request.path, 404))
-            return
-        body = files[request.path]
-        request.send_response(200)
-        request.send_header("Content-Type", "video/mp4")
-        request.send_header("Content-Length", str(len(body)))
-        request.end_headers()
-        if request.command == "GET":
-            request.wfile.write(body)
-
-    return answer
-
-
 ROWS = ("-two_clips_,0,1,train,a", "-two_clips_,1.5,2.5,train,b", "gone,0,1,train,a", "busy,0,1,train,a", "_one,0,1,eval,a")
 
 
@@ -164,30 +145,17 @@ def test_one_download_serves_all_clips_of_a_video(
     body = rendered(Spec("25.mp4")).read_bytes()
     server.answer = serving({"/v.mp4": body})
     clips = [clip("v", 0), clip("v", 1000)]
-    found, same = YtDlp(tmp_path, server.url + "/{video_id}.mp4", 0).fetch("v", clips)
+    found, same = YtDlp(tmp_path, server.url + "/{video_id}.mp4").fetch("v", clips)
     assert found == same
+    found = found.result
     assert isinstance(found, RawClip)
     assert found.path == tmp_path / "raw" / "v" / "v.mp4"
     assert found.path.read_bytes() == body
     assert (found.size, found.offset_ms) == (len(body), 0)
     first = len(server.requests)
-    assert YtDlp(tmp_path, server.url + "/{video_id}.mp4", 0).fetch("v", clips) == [found, found]
+    again = YtDlp(tmp_path, server.url + "/{video_id}.mp4").fetch("v", clips)
+    assert [answer.result for answer in again] == [found, found]
     assert len(server.requests) < 2 * first
-
-
-def test_rate_limit_stops_the_run_and_keeps_what_is_there(
-    server: LoopbackServer, tmp_path: Path, lists: list[object], mbt: Door, rendered: Callable[[Spec], Path]
-) -> None:
-    server.answer = serving({"/-two_clips_.mp4": rendered(Spec("25.mp4")).read_bytes()}, {"/_one.mp4": 429})
-    run = [*lists, "--source", server.url + "/{video_id}.mp4", "--out", tmp_path / "out", "--sleep", 0]
-    outcome = mbt("prep", "custom", *run)
-    assert outcome.code == 2
-    assert "error: 127.0.0.1 serves nothing more (rate.429)" in outcome.err.splitlines()[-1]
-    assert {key for key, attempt in read_ledger(tmp_path / "out").items() if attempt.code == "ok"} == {
-        "-two_clips__0",
-        "-two_clips__1500",
-    }
-    assert not (tmp_path / "out/dataset.json").exists()
 
 
 def test_page_without_a_video_is_a_refusal(server: LoopbackServer, tmp_path: Path) -> None:
@@ -198,7 +166,8 @@ def test_page_without_a_video_is_a_refusal(server: LoopbackServer, tmp_path: Pat
         request.wfile.write(b"<html><title>t</title><body>nothing here</body></html>")
 
     server.answer = page
-    (result,) = YtDlp(tmp_path, server.url + "/{video_id}", 0).fetch("v", [clip("v", 0)])
+    (answer,) = YtDlp(tmp_path, server.url + "/{video_id}").fetch("v", [clip("v", 0)])
+    result = answer.result
     assert isinstance(result, Verdict)
     assert (result.code, result.action) == ("input.bad_url", Action.INPUT)
 
@@ -218,17 +187,17 @@ def test_page_with_several_videos_is_a_refusal(
         )
 
     server.answer = page
-    (result,) = YtDlp(tmp_path, server.url + "/{video_id}", 0).fetch("v", [clip("v", 0)])
+    (answer,) = YtDlp(tmp_path, server.url + "/{video_id}").fetch("v", [clip("v", 0)])
+    result = answer.result
     assert isinstance(result, Verdict)
     assert (result.code, result.action) == ("input.playlist", Action.INPUT)
 
 
 def test_template_without_a_place_for_the_id_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"lacks \{video_id\}"):
-        YtDlp(tmp_path, "https://example.org/video.mp4", 0)
+        YtDlp(tmp_path, "https://example.org/video.mp4")
 
 
-YOUTUBE = "ERROR: [youtube] dQw4w9WgXcQ: "
 HOUR = 3600.0
 Listing = Callable[..., list[object]]
 
@@ -247,56 +216,15 @@ def listing(tmp_path: Path) -> Listing:
     return arguments
 
 
-class Site:
-    """In the place of yt-dlp: `says` holds the error for each video, with a warning before it; the others are served."""
-
-    def __init__(self) -> None:
-        self.says: dict[str, tuple[str, str]] = {}
-        self.asked: list[str] = []
-
-    def __call__(self, options: dict[str, Any]) -> "Site":
-        self.options = options
-        return self
-
-    def __enter__(self) -> "Site":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def extract_info(self, url: str, download: bool) -> dict[str, Any]:
-        assert not download
-        video = url.rpartition("=")[2]
-        self.asked.append(video)
-        if video in self.says:
-            text, warning = self.says[video]
-            if warning:
-                self.options["logger"].warning(warning)
-            raise yt_dlp.utils.DownloadError(YOUTUBE + text)
-        return {}
-
-    def process_ie_result(self, info: dict[str, Any], download: bool) -> dict[str, Any]:
-        assert download
-        path = Path(self.options["outtmpl"]["default"].replace("%(ext)s", "mp4"))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"media")
-        return {"requested_downloads": [{"filepath": str(path)}]}
-
-
-@dataclass
-class Clock:
-    """The time of fetching."""
-
-    now: float = 1_800_000_000.0
-
-    def time(self) -> float:
-        return self.now
+def asked_in_order(videos: int) -> list[str]:
+    """Ids of `listing` in the pseudo-random order of the seed 0."""
+    return sorted((f"video{number:02}" for number in range(videos)), key=lambda video: sha256(f"0:{video}".encode()).digest())
 
 
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Site:
     site = Site()
-    monkeypatch.setattr(yt_dlp, "YoutubeDL", site)
+    monkeypatch.setattr("yt_dlp.YoutubeDL", site)
     return site
 
 
@@ -366,14 +294,6 @@ def test_waits_for_a_video_grow_up_to_six_attempts_and_a_network_failure_does_no
 @pytest.mark.parametrize(
     ("code", "text", "warning", "remedy"),
     [
-        (
-            "rate.session",
-            "Video unavailable. This content isn’t available, try again later. The current session has been rate-limited by "
-            "YouTube for up to an hour.",
-            "",
-            "Wait an hour",
-        ),
-        ("rate.429", "Unable to download API page: HTTP Error 429: Too Many Requests", "", "Wait an hour"),
         ("block.bot", "Sign in to confirm you’re not a bot.", "", "from another network"),
         (
             "env.js",
@@ -392,36 +312,38 @@ def test_waits_for_a_video_grow_up_to_six_attempts_and_a_network_failure_does_no
 def test_source_that_serves_nobody_stops_the_run_and_costs_no_attempt(
     mbt: Door, listing: Listing, tmp_path: Path, site: Site, code: str, text: str, warning: str, remedy: str
 ) -> None:
-    site.says = {"video01": (text, warning)}
+    first, second, _ = asked_in_order(3)
+    site.says = {second: (text, warning)}
     mbt(*listing(3), "--stage", "plan")
     outcome = mbt(*listing(3), "--stage", "fetch")
     last = outcome.err.splitlines()[-1]
     assert outcome.code == 2
     assert f"error: www.youtube.com serves nothing more ({code}): " in last
     assert remedy in last
-    assert site.asked == ["video00", "video01"]
-    assert set(read_ledger(tmp_path / "out")) == {"video00_0"}
+    assert site.asked == [first, second]
+    assert set(read_ledger(tmp_path / "out")) == {f"{first}_0"}
 
 
 def test_failures_in_a_row_stop_the_run(mbt: Door, listing: Listing, tmp_path: Path, site: Site) -> None:
-    site.says = {f"video{number:02}": ("The read operation timed out", "") for number in range(20) if number != 5}
+    videos = asked_in_order(20)
+    site.says = {video: ("The read operation timed out", "") for video in videos if video != videos[5]}
     mbt(*listing(20), "--stage", "plan")
     outcome = mbt(*listing(20), "--stage", "fetch")
     assert outcome.code == 2
     assert "error: www.youtube.com failed for 10 videos in a row; the last: The read operation timed out. Check" in outcome.err
-    assert site.asked == [f"video{number:02}" for number in range(16)]
+    assert site.asked == videos[:16]
     assert len(read_ledger(tmp_path / "out")) == 16
 
 
 def test_leftovers_that_fail_as_before_do_not_stop_a_later_run(mbt: Door, listing: Listing, site: Site, clock: Clock) -> None:
-    site.says = {f"video{number:02}": ("Something new", "") for number in range(0, 60, 3)}
+    site.says = dict.fromkeys(asked_in_order(60)[::3], ("Something new", ""))
     mbt(*listing(60), "--stage", "plan")
     assert fetches(mbt, listing(60), site, clock, [0, 1.1]) == [60, 20]
 
 
 def test_text_that_is_not_known_is_printed_once(mbt: Door, listing: Listing, site: Site) -> None:
-    texts = {0: "Something new", 1: "Something new", 2: "Private video", 3: "Something newer"}
-    site.says = {f"video{number:02}": (text, "") for number, text in texts.items()}
+    texts = ["Something new", "Something new", "Private video", "Something newer"]
+    site.says = {video: (text, "") for video, text in zip(asked_in_order(5), texts, strict=False)}
     mbt(*listing(5), "--stage", "plan")
     outcome = mbt(*listing(5), "--stage", "fetch")
     told = [line.rpartition(": ")[2] for line in outcome.err.splitlines() if "does not know" in line]
@@ -431,7 +353,7 @@ def test_text_that_is_not_known_is_printed_once(mbt: Door, listing: Listing, sit
 def test_full_disk_is_no_failure_of_a_video(site: Site, tmp_path: Path) -> None:
     site.says = {"v": ("unable to write data: [Errno 28] No space left on device", "")}
     with pytest.raises(StorageError, match="no space left"):
-        YtDlp(tmp_path, "https://www.youtube.com/watch?v={video_id}", 0).fetch("v", [clip("v", 0)])
+        YtDlp(tmp_path, "https://www.youtube.com/watch?v={video_id}").fetch("v", [clip("v", 0)])
 
 
 def failed(hours: float, code: str = "unknown", action: str = "later", source: str = "s") -> Attempt:

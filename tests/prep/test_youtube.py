@@ -16,14 +16,14 @@ from manifests.reader import ShardReader
 from tests.conftest import Door
 from tests.media import counter_of
 from tests.mediaserver import MediaServer, ServedFile, Status, media_server
-from tests.prep.test_slice import Served, served  # noqa: F401
+from tests.prep.conftest import Served
 
 FPS = 30
 GONE = "This video has been removed by the uploader"
 
 
 @pytest.fixture
-def media(served: Served) -> Iterator[MediaServer]:  # noqa: F811
+def media(served: Served) -> Iterator[MediaServer]:
     with media_server() as server:
         server.files["/v"] = ServedFile(served.content(f"late{FPS}.mp4"))
         server.files["/a"] = ServedFile(served.content("primed.m4a"))
@@ -49,6 +49,7 @@ def youtube(media: MediaServer, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             return {
                 "id": video_id,
                 "title": "A title",
+                "live_status": video_id.removeprefix("live_") if video_id.startswith("live_") else "not_live",
                 "formats": [
                     {"format_id": "140", "url": f"{media.url}/a", **sound},
                     {"format_id": "134", "url": f"{media.url}/v", **pictures},
@@ -137,13 +138,55 @@ def test_refused_bytes_are_asked_for_again_later(
     assert set(kept.values()) == {(code, "bytes", False)}
 
 
-def test_a_rate_limit_of_the_media_stops_the_run(
-    arguments: list[object], youtube: list[str], media: MediaServer, mbt: Door
+def test_a_rate_limit_of_the_media_makes_the_lane_rest_and_costs_no_attempt(
+    arguments: list[object],
+    youtube: list[str],
+    media: MediaServer,
+    tmp_path: Path,
+    mbt: Door,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    media.files["/a"] = ServedFile(b"", faults=[Status(429)] * 50)
-    done = mbt(*arguments)
-    assert done.code == 2
-    assert "rate.429" in done.err.splitlines()[-1]
+    monkeypatch.setattr("prep.lanes.REST_S", {"cool": (0.3, 0.6)})
+    media.files["/a"].faults = [Status(429), Status(429)]
+    done = mbt(*arguments, "--stage", "plan")
+    done = mbt(*arguments, "--stage", "fetch")
+    assert (done.code, done.out) == (0, "fetch: 3 clips there, 1 not\n"), done.err
+    assert done.err.count("fetch: direct rests until") == 2
+    lines = (tmp_path / "set" / "work" / "ledger" / "fetch-0.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    limited = [row for row in rows if row["code"] == "rate.429"]
+    assert {(row["action"], row["http_status"], row["lane"]) for row in limited} == {("cool", 429, "direct")}
+    first, second = sorted({row["not_before"] - row["time"] for row in limited})
+    assert (first, second) == (pytest.approx(0.3, abs=0.1), pytest.approx(0.6, abs=0.1))
+
+
+def test_ledger_says_what_each_clip_took(
+    arguments: list[object], youtube: list[str], media: MediaServer, tmp_path: Path, mbt: Door
+) -> None:
+    assert mbt(*arguments, "--stage", "plan").code == 0
+    assert mbt(*arguments, "--stage", "fetch").code == 0
+    lines = (tmp_path / "set" / "work" / "ledger" / "fetch-0.jsonl").read_text().splitlines()
+    rows = {row["key"]: row for row in map(json.loads, lines)}
+    stored = [row for row in rows.values() if row["code"] == "ok"]
+    assert sum(row["requests"] for row in stored) == len(media.requests)
+    assert sum(row["transferred"] for row in stored) == sum(request.sent for request in media.requests)
+    assert {row["formats"] for row in stored} == {"134+140"}
+    assert all(row["transfer_s"] > 0 and row["versions"].startswith("yt-dlp 20") for row in stored)
+    assert sum(row["extract_s"] > 0 for row in stored if row["key"].startswith("video000001")) == 1
+    assert (rows["gone0000003_0"]["requests"], rows["gone0000003_0"]["extract_s"] > 0) == (0, True)
+
+
+@pytest.mark.parametrize("status", ["is_live", "post_live"])
+def test_live_streams_are_left_for_later(
+    status: str, arguments: list[object], youtube: list[str], media: MediaServer, tmp_path: Path, mbt: Door
+) -> None:
+    text = (tmp_path / "clips.csv").read_text().replace("video000002", f"live_{status}")
+    (tmp_path / "clips.csv").write_text(text)
+    assert mbt(*arguments, "--stage", "plan").code == 0
+    assert mbt(*arguments, "--stage", "fetch").out == "fetch: 2 clips there, 2 not\n"
+    lines = (tmp_path / "set" / "work" / "ledger" / "fetch-0.jsonl").read_text().splitlines()
+    row = next(row for row in map(json.loads, lines) if row["key"].startswith("live"))
+    assert (row["code"], row["action"], row["final"]) == ("later.live", "later", False)
 
 
 def test_raw_clips_need_not_be_kept(
