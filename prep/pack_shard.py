@@ -93,19 +93,26 @@ def pack_shard(
         raise StorageError(f"{socket.gethostname()} does not have {folder}", "Give a folder that all nodes share")
     clips = table_clips(task.clips)
     with locked(folder / LOCKS_FOLDER / f"{task.name}.lock"):
-        if _up_to_date(finished_shard(packing.store, task.name), clips, packing.removed):
+        record = finished_shard(packing.store, task.name)
+        if record is not None and _is_without(record, clips, packing.removed):
             count(len(clips))
         else:
-            _make(packing, task, clips, count, go_on)
+            record = _make(packing, task, clips, count, go_on)
+        for name in _file_names(record):
+            packing.store.release(name)
     _delete_raw(packing, clips, task.attempts)
     return len(clips)
 
 
-def _up_to_date(record: ShardRecord | None, clips: Iterable[Clip], removed: frozenset[str]) -> bool:
-    if record is None:
-        return False
+def _is_without(record: ShardRecord, clips: Iterable[Clip], removed: frozenset[str]) -> bool:
+    """Whether the shard has no clip that is on the removal list."""
     unwanted = {clip.key for clip in clips if is_removed(clip, removed)}
     return not any(row["key"] in unwanted for row in record.rows)
+
+
+def _file_names(record: ShardRecord) -> list[str]:
+    """The shard's files: each tar behind its index."""
+    return [name for file in record.files for name in (idx_file(file.name), file.name)]
 
 
 def _make(
@@ -114,26 +121,23 @@ def _make(
     clips: list[Clip],
     count: Callable[[int], object],
     go_on: Callable[[], bool],
-) -> None:
-    """Write the shard, unless that is all that was done of it, and put it where it belongs."""
+) -> ShardRecord:
+    """Write the shard, unless only bringing it to its place is left of an earlier call, and put it there."""
     folder, settings, store = packing.folder, packing.settings, packing.store
     earlier = read_record(folder, task.name)
     record = finished_shard(Store(folder), task.name)
-    if not _up_to_date(record, clips, packing.removed):
-        record = None
-    if record is None:
+    if record is not None and _is_without(record, clips, packing.removed):
+        count(len(clips))
+    else:
         outcomes = _counted(_outcomes(packing, clips, task.attempts, go_on), count)
         keys = [clip.key for clip in clips]
         record = write_shard(folder, task.name, keys, settings.media, settings.shard_bytes, outcomes)
-    else:
-        count(len(clips))
-    names = {file.name for file in record.files}
-    for gone in {file.name for file in earlier.files} - names if earlier else ():
+    names = _file_names(record)
+    for gone in set(_file_names(earlier)) - set(names) if earlier else ():
         store.remove(gone)
-        store.remove(idx_file(gone))
     for name in names:
-        store.put(idx_file(name))
         store.put(name)
+    return record
 
 
 def _delete_raw(packing: Packing, clips: Iterable[Clip], attempts: Mapping[str, Attempt]) -> None:

@@ -104,7 +104,7 @@ def publish(
     write_text(folder / README_FILE, card(info))
     info.write(folder)
     for name in (*map(index_file, found), LABELS_FILE, FAILURES_FILE, README_FILE, DATASET_FILE):
-        store.put(name, keep=True)
+        store.put(name)
     return info
 
 

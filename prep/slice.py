@@ -23,6 +23,8 @@ KEPT_BEHIND_S = 5.0
 """Kept behind the clip: at low frame rates, pictures come seconds out of order."""
 PACKET = re.compile(r"^0, *-?\d+, *(-?\d+), *(\d+),", re.MULTILINE)
 """Time stamp and length of a packet, milliseconds in Matroska, as ffmpeg's format framecrc has them."""
+MAX_LIST = 10 << 20
+"""Bytes of a list of packets."""
 INDEXED = re.compile(r"^\[info\] Input #0, (mov,mp4|matroska,webm)", re.MULTILINE)
 TIMES = re.compile(r"^\[info\]   Duration: (?:(\d+):(\d+):(\d+\.\d+)|N/A), start: (-?\d+\.\d+)", re.MULTILINE)
 
@@ -211,7 +213,7 @@ def _shown_s(merged: Path, limits: Limits) -> float:
     """Up to when pictures are known to be on the screen, seconds: a decoder takes the last one's length from the rate."""
     command = ["-copyts", *_input(merged), "-map", "0:V:0", "-c", "copy", "-f", "framecrc", "pipe:{video}"]
     packets = PACKET.findall(_ffmpeg(command, limits)["video"].decode())
-    return max(int(time) + int(length) for time, length in packets) / 1000
+    return sum(max((int(time), int(length)) for time, length in packets)) / 1000
 
 
 def _input(path: Path) -> list[str]:
@@ -226,7 +228,7 @@ def _run(arguments: list[str], limits: Limits) -> str:
 def _ffmpeg(arguments: list[str], limits: Limits) -> dict[str, bytes]:
     try:
         command = [ffmpeg(), "-nostdin", "-nostats", "-hide_banner", "-loglevel", "level+info", *arguments]
-        return run_ffmpeg(command, limits)
+        return run_ffmpeg(command, limits, MAX_LIST)
     except ClipError as error:
         if "No space left on device" in error.message:
             raise OSError(errno.ENOSPC, error.message) from error

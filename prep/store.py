@@ -19,7 +19,7 @@ class Store:
 
     Args:
         folder: the dataset folder, where every file is made.
-        url: such as `s3://bucket/set`; what is put there leaves nothing but small files in `folder`. None: files stay.
+        url: such as `s3://bucket/set`; there they go when they are whole. None: files stay.
 
     Raises:
         InputError: fsspec knows no such kind of URL, or what it needs for it is not installed.
@@ -68,12 +68,8 @@ class Store:
         except OSError:
             return None
 
-    def put(self, name: str, keep: bool = False) -> None:
+    def put(self, name: str) -> None:
         """Bring a file of the folder to its place, whole or not at all.
-
-        Args:
-            name: of the file.
-            keep: leave it in the folder too.
 
         Raises:
             StorageError: it cannot be written.
@@ -91,8 +87,11 @@ class Store:
         if arrived != size:
             raise StorageError(f"{self.url}/{name} has {arrived} bytes, not {size}", "Run the same command again")
         self._sizes[name] = size
-        if not keep:
-            path.unlink()
+
+    def release(self, name: str) -> None:
+        """Delete the folder's copy of a file that was put behind the URL."""
+        if self.url is not None:
+            (self.folder / name).unlink(missing_ok=True)
 
     def remove(self, name: str) -> None:
         """Remove a finished file, if it is there.

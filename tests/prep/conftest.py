@@ -9,6 +9,7 @@ import pytest
 
 from prep.decode import ffmpeg
 from tests.media import Spec
+from tests.site import Site
 
 SECONDS = 42
 GOP_S = 5
@@ -59,3 +60,11 @@ def served(tmp_path_factory: pytest.TempPathFactory, rendered: Callable[[Spec], 
         ffmpeg_run("-i", folder / "plain.m4a", *options, folder / f"{name}.m4a")
     ffmpeg_run("-i", folder / "plain30.mp4", "-i", folder / "plain.m4a", "-c", "copy", folder / "both30.mp4")
     return Served(folder)
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Site:
+    """A site in the place of yt-dlp."""
+    site = Site()
+    monkeypatch.setattr("yt_dlp.YoutubeDL", site)
+    return site

@@ -31,13 +31,6 @@ BOT = "Sign in to confirm you’re not a bot."
 
 
 @pytest.fixture
-def site(monkeypatch: pytest.MonkeyPatch) -> Site:
-    site = Site()
-    monkeypatch.setattr("yt_dlp.YoutubeDL", site)
-    return site
-
-
-@pytest.fixture
 def arguments(tmp_path: Path) -> Callable[..., list[object]]:
     """Arguments of `mbt` that fetch so many videos, after planning them; lanes by their TOML."""
 

@@ -222,13 +222,6 @@ def asked_in_order(videos: int) -> list[str]:
 
 
 @pytest.fixture
-def site(monkeypatch: pytest.MonkeyPatch) -> Site:
-    site = Site()
-    monkeypatch.setattr("yt_dlp.YoutubeDL", site)
-    return site
-
-
-@pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr("prep.fetch.time", clock)

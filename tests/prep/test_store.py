@@ -101,12 +101,12 @@ def test_what_is_packed_but_not_brought_is_brought_without_decoding(
     arguments = [*collection.arguments(tmp_path / "out"), "--to", f"s3://{BUCKET}/set"]
     put = Store.put
 
-    def breaks_off(self: Store, name: str, keep: bool = False) -> None:
+    def breaks_off(self: Store, name: str) -> None:
         if name == "train-000001.tar":
             monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
             self._files.clear_instance_cache()
             self = Store(self.folder, self.url)
-        put(self, name, keep)
+        put(self, name)
 
     with monkeypatch.context() as patch:
         patch.setattr("s3fs.S3FileSystem.retries", 1)
@@ -142,9 +142,9 @@ def test_any_file_system(protocol: str, tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "here/a.tar").write_bytes(b"12345")
     assert store.size("a.tar") is None
-    store.put("a.tar", keep=True)
-    assert (store.size("a.tar"), (tmp_path / "here/a.tar").exists()) == (5, True)
     store.put("a.tar")
+    assert (store.size("a.tar"), (tmp_path / "here/a.tar").exists()) == (5, True)
+    store.release("a.tar")
     assert (Store(tmp_path / "here", url).size("a.tar"), (tmp_path / "here/a.tar").exists()) == (5, False)
     store.remove("a.tar")
     store.remove("a.tar")
