@@ -130,7 +130,7 @@ def _videos(books: Books, seed: int, share: Share) -> "Iterator[_Video]":
             yield _Video(video_id, list(group), own)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Video:
     """Clips of one video.
 
@@ -164,6 +164,7 @@ class _Run:
     def __post_init__(self) -> None:
         self._breaker = Breaker(len(self.pool.lanes))
         self._unknown: set[str] = set()
+        self._waited_for: set[int] = set()
         self._stop: Stop | None = None
         self._ahead: deque[_Video] = deque()
         self._to_ask: deque[_Video] = deque()
@@ -185,12 +186,21 @@ class _Run:
                 self._hand_out()
             if not self.pool.busy and (ending or not (more or self._to_ask)):
                 break
+            if not (self.pool.busy or self._to_ask):
+                self._tell_whom_it_waits_for(self._ahead[0])
             for lane, video, answers in self.pool.answers(PATIENCE_S, bool(self._to_ask) and not ending):
                 self._take_in(lane, video, answers)
             self._settle()
         if self._stop:
             raise SourceError(f"{self.pool.lanes[0].source.name} {self._stop.reason}", self._stop.remedy)
         self._settle_all()
+
+    def _tell_whom_it_waits_for(self, video: _Video) -> None:
+        """Print it once for each worker."""
+        owner = self.share.owner(video.video_id)
+        if owner not in self._waited_for:
+            self._waited_for.add(owner)
+            tqdm.write(f"fetch: waits for what worker {owner} fetches, such as {video.video_id}", file=sys.stderr)
 
     def _hand_out(self) -> None:
         """Give each lane that may ask a video; no two of them the same."""

@@ -23,6 +23,8 @@ REST_S = {
 }
 """How long a lane rests after what it was told, the first time in a row, the second, and so on."""
 
+TICK_S = 0.01
+
 T = TypeVar("T")
 
 
@@ -175,7 +177,7 @@ class LanePool(Generic[T]):
         """
         if more:
             taken = {lane for lane, _ in self.busy.values()}
-            patience_s = min([patience_s, *(lane.wait_s() for i, lane in enumerate(self.lanes) if i not in taken)])
+            patience_s = min([patience_s, *(max(lane.wait_s(), TICK_S) for i, lane in enumerate(self.lanes) if i not in taken)])
         if not self.busy:
             time.sleep(patience_s)
         done, _ = wait(self.busy, patience_s, FIRST_COMPLETED)

@@ -19,11 +19,13 @@ class Share:
         if not 0 <= self.rank < self.world:
             raise InputError(f"there is no worker {self.rank} of {self.world}", "Ranks go from 0 to --world less one")
 
+    def owner(self, video_id: str) -> int:
+        """Rank of the worker whose the video is."""
+        return int.from_bytes(hashlib.sha256(video_id.encode()).digest()[:8], "big") % self.world
+
     def has(self, video_id: str) -> bool:
         """Whether the video is this worker's."""
-        return (
-            self.world == 1 or int.from_bytes(hashlib.sha256(video_id.encode()).digest()[:8], "big") % self.world == self.rank
-        )
+        return self.world == 1 or self.owner(video_id) == self.rank
 
 
 def find_share(rank: int | None, world: int | None, environment: Mapping[str, str] = os.environ) -> Share:

@@ -196,7 +196,7 @@ def _merge(streams: list[_Stream], end_s: float, merged: Path, limits: Limits) -
         *("-to", f"{end_s + KEPT_BEHIND_S:.3f}", "-avoid_negative_ts", "disabled"),
         *("-fflags", "+bitexact", "-f", "matroska", f"file:{merged}"),
     ]
-    _run(["-copyts", *inputs, *output], limits)
+    _run(["-y", "-copyts", *inputs, *output], limits)
 
 
 def _probe(path: Path, limits: Limits) -> _Probe:

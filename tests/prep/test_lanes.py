@@ -209,8 +209,27 @@ def test_a_cap_over_survivors_is_exact_with_several_workers(capped: tuple[Path, 
         worker.join(60)
     assert set(found) == {0, 1, 2}
     assert packed(folder) == kept
-    assert len(site.asked) == len(set(site.asked))
+    assert len(site.asked) == len(set(site.asked)) < 250
     assert {path.name for path in (folder / "work/ledger").iterdir()} == {f"fetch-{rank}.jsonl" for rank in range(3)}
+
+
+def test_a_worker_waits_for_another_that_falls_behind(
+    capped: tuple[Path, set[str]], site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, kept = capped
+    monkeypatch.setattr("prep.fetch.AHEAD_OF_OTHERS", 20)
+    first = threading.Thread(
+        target=fetch, args=(folder, [Lane("0.direct", YtDlp(folder, URL), 0)]), kwargs={"share": Share(0, 2)}
+    )
+    first.start()
+    time.sleep(1)
+    assert first.is_alive()
+    assert len(site.asked) <= 20
+    assert "fetch: waits for what worker 1 fetches, such as v" in capsys.readouterr().err
+    fetch(folder, [Lane("1.direct", YtDlp(folder, URL), 0)], share=Share(1, 2))
+    first.join(60)
+    assert not first.is_alive()
+    assert packed(folder) == kept
 
 
 def test_workers_fetch_each_video_once(mbt: Door, arguments: Callable[..., list[object]], site: Site) -> None:
