@@ -31,6 +31,8 @@ MIN_SHARE = 0.5
 """A clip with less than this share of the wanted length is refused."""
 SEEK_FROM_S = 10.0
 """A clip that begins earlier is decoded from the file's start: no seek goes before the first key frame, where sound may be."""
+PRIMING_S = 0.2
+"""Sound is decoded from this much before the clip's start: its coders need what comes before."""
 UNSEEKABLE = frozenset({".m2ts", ".mpeg", ".mpg", ".mts", ".ts", ".vob"})
 """MPEG streams have no index of key frames: a seek loses the pictures up to the next one."""
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
@@ -184,11 +186,11 @@ def decode_command(path: Path, start_s: float, wanted: int, video: VideoFormat, 
     # The filters see the frames since a key frame before the start: fps= then knows which picture is on the screen there,
     # and aresample= cuts the sound to the sample. Seeking without accuracy makes the start time 0.
     seek = start_s >= SEEK_FROM_S and path.suffix.lower() not in UNSEEKABLE
-    begin = 0.0 if seek else start_s
+    begin = PRIMING_S if seek else start_s
     command = [
         *(ffmpeg(), "-nostdin", "-nostats", "-hide_banner", "-loglevel", "level+info", "-max_error_rate", "0"),
         *("-threads", "1", "-filter_threads", "1", "-protocol_whitelist", "file,pipe"),
-        *(("-noaccurate_seek", "-ss", f"{start_s:.3f}") if seek else ()),
+        *(("-noaccurate_seek", "-ss", f"{start_s - PRIMING_S:.3f}") if seek else ()),
         *("-i", f"file:{path}"),
     ]
     if "video" in streams:

@@ -19,6 +19,7 @@ CODEC_OPTIONS = {
     "libx264": ("-preset", "veryfast", "-sc_threshold", "0"),
     "libvpx": ("-deadline", "realtime", "-cpu-used", "8", "-b:v", "1M"),
     "mpeg2video": ("-b:v", "2M", "-bf", "2"),
+    "mpeg4": ("-b:v", "1M", "-bf", "0"),
 }
 COLUMNS, ROWS = 4, 6
 MARKER = (1, 0, 0, 0)

@@ -96,6 +96,17 @@ def test_clip_out_of_the_middle_of_a_long_group_of_pictures(rendered: Rendered, 
     assert (clip.num_frames, clip.padded_frames) == (25, 0)
 
 
+@pytest.mark.parametrize("start", [11.0, 12.0, 12.02])
+def test_sound_is_whole_from_its_first_sample_where_a_clip_begins_at_a_key_frame(rendered: Rendered, start: float) -> None:
+    """Without B-frames the seek ends at that very frame, and AAC needs what comes before it."""
+    path = rendered(Spec("keys.mp4", seconds=16, gop=25, width=64, height=48, video_codec="mpeg4"))
+    whole = decode_clip(path, 0, 16, VideoFormat(short_side=48)).audio
+    begin = round(start * 16_000)
+    first = decode_clip(path, start, 2, VideoFormat(short_side=48)).audio[:640]
+    near = [whole[begin + late : begin + late + 640] for late in (-1, 0, 1)]
+    assert max(np.corrcoef(first, part)[0, 1] for part in near) > 0.95
+
+
 def test_mpegts_begins_at_a_time_that_is_not_zero(rendered: Rendered) -> None:
     with av.open(str(rendered(Spec("30.ts", fps="30")))) as container:
         assert container.start_time / av.time_base > 1
