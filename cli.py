@@ -327,13 +327,14 @@ def import_scenic(file: Path, out: Path, settings: tuple[str, ...], data: Path |
 @cli.command()
 @click.option("--out", type=FOLDER, default=Path("audioset"), help="Folder whose disk a dataset will be written to.")
 @click.option("--canary", metavar="URL|ID", help="Ask for this video over the network, without downloading it.")
+@click.option("--lanes", type=FILE, help="Ask for it over each network address of this TOML file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def doctor(out: Path, canary: str | None, as_json: bool) -> None:
+def doctor(out: Path, canary: str | None, lanes: Path | None, as_json: bool) -> None:
     """Check what the other commands need; exit with 1 if something fails."""
     from prep.doctor import media_checks, report
     from train.doctor import TRAINING_CHECKS
 
-    sys.exit(not report([*media_checks(out, canary), *TRAINING_CHECKS], as_json))
+    sys.exit(not report([*media_checks(out, canary, lanes), *TRAINING_CHECKS], as_json))
 
 
 @cli.command()

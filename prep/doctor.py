@@ -15,7 +15,7 @@ from datetime import UTC, date, datetime
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -24,6 +24,9 @@ from manifests.datasets import AUDIOSET, cache_folder
 from manifests.errors import InputError, MbtError, SourceError, StorageError
 from manifests.shards import FPS, MEL_RATE, SAMPLE_RATE, LogMelFormat, VideoFormat
 from prep.taxonomy import UPGRADE, Verdict
+
+if TYPE_CHECKING:
+    from prep.ytdlp import YtDlp
 
 OLDEST_PYTHON = (3, 11)
 AGE_TO_WARN, AGE_TO_FAIL = 30, 180
@@ -103,12 +106,16 @@ def examine(checks: Iterable[Check]) -> Iterator[Finding]:
             yield Finding(name, "fail", text[:300].rstrip("."), remedy)
 
 
-def media_checks(out: Path, canary: str | None = None) -> list[Check]:
+def media_checks(out: Path, canary: str | None = None, lanes: Path | None = None) -> list[Check]:
     """The checks of what fetching and packing need.
 
     Args:
         out: the folder that a dataset will be written to.
         canary: URL, or id at YouTube, of a video to ask for over the network; None: no network is used.
+        lanes: file of the network addresses that are to ask for it, each in a check of its own.
+
+    Raises:
+        InputError: the lanes cannot be read, or are given and no video.
     """
     checks: list[Check] = [
         ("python", python, "Install Python 3.11 or newer"),
@@ -122,7 +129,21 @@ def media_checks(out: Path, canary: str | None = None) -> list[Check]:
         ("yt-dlp-ejs", yt_dlp_ejs, UPGRADE),
         ("deno", deno, UPGRADE),
     ]
-    return [*checks, ("canary", partial(ask_for, canary), UPGRADE)] if canary else checks
+    return [*checks, *canary_checks(canary, lanes)]
+
+
+def canary_checks(canary: str | None, lanes: Path | None) -> list[Check]:
+    """The checks that ask for a video, as `media_checks` has them."""
+    if canary is None:
+        if lanes:
+            raise InputError(f"no video is named to ask for over the lanes of {lanes}", "Add --canary VIDEO_ID")
+        return []
+    if lanes is None:
+        return [("canary", partial(ask_for, canary), UPGRADE)]
+    from prep.lanes import make_lanes
+
+    made = make_lanes(Path(os.devnull), _template(canary), 0.0, {}, lanes)
+    return [(f"canary {lane.name}", partial(ask_for, canary, lane.source), UPGRADE) for lane in made]
 
 
 def python() -> str:
@@ -254,14 +275,20 @@ def deno() -> str:
     return f"{program.version}, {program.path}"
 
 
-def ask_for(canary: str) -> str | Doubt:
-    """What the site offers of a video, which is not downloaded."""
-    from prep.ytdlp import PLACEHOLDER, YtDlp
+def _template(canary: str) -> str:
+    from prep.ytdlp import PLACEHOLDER
 
-    template = PLACEHOLDER if "://" in canary else AUDIOSET.url_template
-    offer = YtDlp(Path(os.devnull), template).ask(canary)
+    return PLACEHOLDER if "://" in canary else AUDIOSET.url_template
+
+
+def ask_for(canary: str, source: "YtDlp | None" = None) -> str | Doubt:
+    """What the site offers of a video, which is not downloaded, to a lane's source or to this machine as it is."""
+    from prep.ytdlp import YtDlp
+
+    offer = (source or YtDlp(Path(os.devnull), _template(canary))).ask(canary)
     if isinstance(offer, Verdict):
-        remedy = offer.remedy or ("Ask for another video" if offer.answered else "Check the network, then run again")
+        look = "Check the network and the lane's options, then run again" if source else "Check the network, then run again"
+        remedy = offer.remedy or ("Ask for another video" if offer.answered else look)
         raise SourceError(f"{canary}: {offer.code}: {offer.message}".rstrip("."), remedy)
     part = "the clips' bytes of" if offer.sliced else "the whole of"
     found = f"{canary}: formats: {offer.num_formats}; mbt prep would fetch {part} {offer.chosen}"

@@ -119,13 +119,18 @@ def make_lanes(
         own = check_options(table.model_extra or {}, f"{file}: lane {table.name}")
         sleep = sleep_s if table.sleep is None else table.sleep
         lanes.append(Lane(f"{prefix}{table.name}", YtDlp(folder, template, {**common, **own}), sleep))
+        cookies = own.get("cookiefile")
+        if cookies is not None and not Path(cookies).is_file():
+            raise InputError(
+                f"{file}: lane {table.name}: there is no file {cookies}", "Give the path of its cookies, or leave them out"
+            )
     if len({lane.name for lane in lanes}) < len(lanes):
         raise InputError(f"{file} names a lane twice", "Give each lane its own name")
     return lanes
 
 
 def _read_file(path: Path) -> LanesFile:
-    fix = 'Write it as docs/datasets.md shows: [[lane]], name = "a", proxy = "http://host:port"'
+    fix = 'Write it as docs/scale.md shows: [[lane]], name = "a", proxy = "http://host:port"'
     try:
         return LanesFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 from manifests.atomic import storage_errors
 from prep.taxonomy import HOUR_S, Action
@@ -139,30 +139,44 @@ class LedgerReader:
 
     def new(self) -> Iterator[Attempt]:
         """The attempts of all workers that have come since, those of a worker in order of time."""
+        return (attempt for attempt, _ in self._rows())
+
+    def new_with_effort(self) -> Iterator[tuple[Attempt, Effort]]:
+        """The same, each with what it took."""
+        return ((attempt, _effort(row)) for attempt, row in self._rows())
+
+    def _rows(self) -> Iterator[tuple[Attempt, dict[str, Any]]]:
         for path in sorted(self._folder.glob("*.jsonl")):
             yield from self._of(path)
 
-    def _of(self, path: Path) -> Iterator[Attempt]:
+    def _of(self, path: Path) -> Iterator[tuple[Attempt, dict[str, Any]]]:
         with path.open("rb") as file:
             file.seek(self._read.get(path, 0))
             for line in file:
-                attempt = _parsed(line)
-                if attempt is None and not line.endswith(b"\n"):
+                parsed = _parsed(line)
+                if parsed is None and not line.endswith(b"\n"):
                     break
                 self._read[path] = self._read.get(path, 0) + len(line)
-                if attempt is not None:
-                    yield attempt
+                if parsed is not None:
+                    yield parsed
 
 
 COLUMNS = frozenset(field.name for field in fields(Attempt))
+EFFORT_COLUMNS = frozenset(field.name for field in fields(Effort))
 
 
-def _parsed(line: bytes) -> Attempt | None:
+def _parsed(line: bytes) -> tuple[Attempt, dict[str, Any]] | None:
+    """The attempt of a line, and the whole row."""
     try:
         row = json.loads(line)
-        return Attempt(**{name: value for name, value in row.items() if name in COLUMNS})
+        return Attempt(**{name: value for name, value in row.items() if name in COLUMNS}), row
     except (ValueError, TypeError, AttributeError):
         return None
+
+
+def _effort(row: dict[str, Any]) -> Effort:
+    known = {name: value for name, value in row.items() if name in EFFORT_COLUMNS}
+    return Effort(**{**known, "warnings": tuple(known.get("warnings", ()))})
 
 
 def read_ledger(folder: Path) -> dict[str, Attempt]:

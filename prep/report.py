@@ -1,12 +1,13 @@
 """`mbt prep report`: report.html and report.json of a dataset folder, also while a run goes on."""
 
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from manifests.atomic import write_text
 from prep.report_counts import make_report
 from prep.report_model import Report
-from prep.report_page import SPLIT_HEAD, clips_by_code, pace_line, page, split_row
+from prep.report_page import LANE_HEAD, SPLIT_HEAD, clips_by_code, lane_row, pace_line, page, split_row
 from prep.stats import in_bytes
 
 PAGE_FILE = "report.html"
@@ -30,21 +31,26 @@ def write_report(folder: Path, out: Path) -> Report:
 
 def table(report: Report) -> str:
     """The main counts for people."""
-    rows = [SPLIT_HEAD, *(split_row(name, split) for name, split in report.splits.items())]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(SPLIT_HEAD))]
-    lines = []
-    for row in rows:
-        first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        lines.append("  ".join([first.strip().ljust(widths[0]), *others]))
     counts = clips_by_code(report)
     reasons = [f"{count:,} {code}" for code, count in counts.most_common(LISTED)]
     more = [f"and {len(counts) - LISTED} reasons more"] if len(counts) > LISTED else []
     return "\n".join(
         [
             f"{report.dataset}, {report.time:%Y-%m-%d %H:%M:%S} UTC",
-            *lines,
+            *_aligned(SPLIT_HEAD, (split_row(name, split) for name, split in report.splits.items())),
             *([f"why not: {', '.join([*reasons, *more])}"] if reasons else []),
             pace_line(report),
+            *(_aligned(LANE_HEAD, map(lane_row, report.lanes)) if report.lanes else []),
             f"media files {in_bytes(report.raw_bytes)}, finished shards {in_bytes(report.packed_bytes)}",
         ]
     )
+
+
+def _aligned(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a table whose first column begins at the left and whose others end at the right."""
+    cells = [head, *rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
+        for row in cells
+    ]

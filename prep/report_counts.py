@@ -12,9 +12,10 @@ from manifests.clips import Clip, table_clips
 from manifests.labels import LabelSet
 from prep.choose import ALIVE
 from prep.growing import Failure
-from prep.ledger import LOST, NOT_THE_CLIPS, Attempt, LedgerReader, states
+from prep.ledger import LOST, NOT_THE_CLIPS, Attempt, states
 from prep.pack_settings import store_of
 from prep.plan import Plan, read_plan
+from prep.report_lanes import lane_reports, read_rows
 from prep.report_model import ClassReport, Pace, Reason, Report, Share, Span, SplitReport
 from prep.select import Selection, frozen_clips, read_assignment
 from prep.shard import ShardRecord, finished_shard
@@ -37,8 +38,8 @@ def make_report(folder: Path, now: float) -> Report:
     """
     plan, labels, table = read_plan(folder)
     clips = table_clips(table)
-    asked = (attempt for attempt in LedgerReader(folder).new() if attempt.action not in NOT_THE_CLIPS)
-    attempts = sorted(asked, key=lambda attempt: attempt.time)
+    rows, media = read_rows(folder)
+    attempts = [row for row in rows if row.action not in NOT_THE_CLIPS]
     records = _read_records(folder)
     sampled = {row["key"] for record in records for row in record.rows}
     unpackable = {failed.key: failed for record in records for failed in record.failures if failed.stage == "pack"}
@@ -58,6 +59,7 @@ def make_report(folder: Path, now: float) -> Report:
         splits=splits,
         classes=_classes(clips, labels, ledger, there),
         pace=_pace(attempts, sum(to_ask.values()), now),
+        lanes=lane_reports(rows, media, Counter(ledger[key].lane for key in there & ledger.keys()), now),
         raw_bytes=sum(sizes.values()),
         packed_bytes=sum(file.size for record in records for file in record.files),
     )

@@ -121,6 +121,42 @@ class Pace(Frozen):
     spans: tuple[Span, ...]
 
 
+class Rest(Frozen):
+    """Why a lane asks for nothing until a time: code and message of the refusal that it was told last."""
+
+    until: AwareDatetime
+    code: str
+    message: str
+
+
+class LaneReport(Frozen):
+    """One lane, the network address that asked: what came of it, how fast it is, and its rests.
+
+    Attributes:
+        name: in the ledger: of several workers RANK.NAME.
+        attempts: clips asked for, each as often as it was, without what the lane itself was refused.
+        there: clips that are there and came over it.
+        share: `there` / `attempts`.
+        transferred: bytes of media.
+        requests: for media.
+        last_hour: attempts in the hour before the report.
+        hourly: attempts an hour over the time in which it was at work: without rests, and without pauses of over ten minutes.
+        rests: how often it had to rest because its rate was limited or it was blocked.
+        resting: the rest that it takes now.
+    """
+
+    name: str
+    attempts: int
+    there: int
+    share: float | None
+    transferred: int
+    requests: int
+    last_hour: int
+    hourly: float | None
+    rests: int
+    resting: Rest | None
+
+
 class Report(Frozen):
     """The content of report.json.
 
@@ -130,6 +166,7 @@ class Report(Frozen):
         splits: by name.
         classes: all of them, in index order.
         pace: of fetching.
+        lanes: those that the ledger knows, by name; none where all media lay in a folder.
         raw_bytes: of the distinct media files of the clips that are there, by the ledger.
         packed_bytes: of the finished tars.
     """
@@ -139,5 +176,6 @@ class Report(Frozen):
     splits: dict[str, SplitReport]
     classes: tuple[ClassReport, ...]
     pace: Pace
+    lanes: tuple[LaneReport, ...]
     raw_bytes: int
     packed_bytes: int

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from prep.report_model import ClassReport, Report, Share, SplitReport
+from prep.report_model import ClassReport, LaneReport, Report, Share, SplitReport
 from prep.stats import in_bytes
 
 DPI = 110
@@ -19,6 +19,8 @@ GOOD, BAD = "tab:blue", "tab:orange"
 SHOWN = 15
 """Classes at each end that are shown at once."""
 BARS = 20
+TEXTS = {"example", "rests until", "why"}
+"""Columns of the tables that hold no numbers."""
 CODE_WIDTH = 40
 """Characters of a code beside its bar."""
 
@@ -50,6 +52,7 @@ def page(report: Report) -> str:
         _image(_over_time(report), "clips asked for over time")
         if report.pace.attempts
         else "<p>Nothing was asked for yet.</p>",
+        *_lanes_part(report.lanes),
         "<h2>Classes</h2>",
         *_classes_part(classes, report.classes),
     ]
@@ -70,6 +73,25 @@ def split_row(name: str, split: SplitReport) -> list[str]:
     before = (split.planned, split.asked, split.there)
     after = (split.not_there, split.to_ask, split.due_later, split.packed, failed)
     return [name, *(f"{count:,}" for count in before), alive(split.alive), *(f"{count:,}" for count in after)]
+
+
+LANE_HEAD = ("lane", "attempts", "there", "share", "media", "requests", "last hour", "an hour", "rests", "rests until")
+
+
+def lane_row(lane: LaneReport) -> list[str]:
+    """A lane in the columns of LANE_HEAD."""
+    return [
+        visible(lane.name),
+        f"{lane.attempts:,}",
+        f"{lane.there:,}",
+        "-" if lane.share is None else f"{lane.share:.1%}",
+        in_bytes(lane.transferred),
+        f"{lane.requests:,}",
+        f"{lane.last_hour:,}",
+        "-" if lane.hourly is None else f"{lane.hourly:,.0f}",
+        f"{lane.rests:,}",
+        f"{lane.resting.until:%Y-%m-%d %H:%M}, {visible(lane.resting.code)}" if lane.resting else "-",
+    ]
 
 
 def alive(share: Share | None) -> str:
@@ -93,8 +115,8 @@ def pace_line(report: Report) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -> str:
-    """An HTML table; the first `texts` columns and the one called "example" hold texts, the others numbers."""
-    kinds = ["" if i < texts or name == "example" else ' class="n"' for i, name in enumerate(head)]
+    """An HTML table; the first `texts` columns and those of TEXTS hold texts, the others numbers."""
+    kinds = ["" if i < texts or name in TEXTS else ' class="n"' for i, name in enumerate(head)]
 
     def line(tag: str, cells: Sequence[str]) -> str:
         filled = zip(kinds, cells, strict=True)
@@ -117,6 +139,18 @@ def _reasons_part(report: Report) -> list[str]:
         short = [(name, r.code, f"{r.clips:,}", r.example) for name, r in packing]
         parts += ["<h3>Packing</h3>", _table(("split", "code", "clips", "example"), short, texts=2)]
     return parts or ["<p>No clip that was asked for is missing.</p>"]
+
+
+def _lanes_part(lanes: Sequence[LaneReport]) -> list[str]:
+    if not lanes:
+        return []
+    rows = [[*lane_row(lane), lane.resting.message if lane.resting else ""] for lane in lanes]
+    return [
+        "<h2>Lanes</h2>",
+        _table((*LANE_HEAD, "why"), rows, texts=1),
+        "<p>Share: clips that are there of the attempts. Media: bytes that came. An hour: attempts, over the time in which "
+        "the lane was at work. Rests: its rate was limited, or it was blocked; until when, in UTC.</p>",
+    ]
 
 
 def _classes_part(known: Sequence[ClassReport], classes: Sequence[ClassReport]) -> list[str]:

@@ -127,14 +127,14 @@ class YtDlp:
                 info = self._extract(downloader, video_id)
                 effort = replace(effort, extract_s=time.monotonic() - began, warnings=self._warnings.plain())
                 if isinstance(info, Problem):
-                    return [Answer(classify(info), effort)] * len(clips)
+                    return _for_all(Answer(classify(info), effort), clips)
                 effort = replace(effort, formats=str(info.get("format_id", "")))
                 sources = _sources(info)
                 if sources is not None:
                     _wait_until_available(info)
                     later = replace(effort, extract_s=0.0)
                     return [self._slice(clip, *sources, later if i else effort) for i, clip in enumerate(clips)]
-                return [self._whole(downloader, info, effort)] * len(clips)
+                return _for_all(self._whole(downloader, info, effort), clips)
         except MbtError:
             raise
         except Exception as error:
@@ -145,7 +145,7 @@ class YtDlp:
             problem = problem_of(error, self._warnings.texts)
             extract_s = effort.extract_s or time.monotonic() - began
             effort = replace(effort, extract_s=extract_s, warnings=self._warnings.plain(), http_status=problem.status)
-            return [Answer(classify(problem), effort)] * len(clips)
+            return _for_all(Answer(classify(problem), effort), clips)
 
     def ask(self, video_id: str) -> Offer | Verdict:
         """What the site has of a video, or why it does not say; nothing is downloaded."""
@@ -194,6 +194,12 @@ class YtDlp:
         size = path.stat().st_size
         effort = replace(effort, requests=1, transferred=size, transfer_s=time.monotonic() - began)
         return Answer(RawClip(path, size, 0), effort)
+
+
+def _for_all(answer: Answer, clips: Sequence[Clip]) -> list[Answer]:
+    """The one answer to all clips of a video; what it took is the first one's."""
+    nothing = replace(answer.effort, requests=0, transferred=0, extract_s=0.0, transfer_s=0.0)
+    return [answer, *[replace(answer, effort=nothing)] * (len(clips) - 1)]
 
 
 @cache

@@ -5,6 +5,7 @@ import shutil
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from datetime import date, timedelta
+from http.server import BaseHTTPRequestHandler
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -239,6 +240,86 @@ def test_canary_whose_clips_can_be_sliced(tmp_path: Path, monkeypatch: pytest.Mo
     found = "abcdefghijk: formats: 3; mbt prep would fetch the clips' bytes of 134+140"
     assert finding.found == found + ("; yt-dlp warns: forcing SABR streaming" if warning else "")
     assert (finding.state, "--upgrade" in finding.remedy) == (("warn", True) if warning else ("ok", False))
+
+
+LANES = """
+[ytdlp]
+http_headers = {"X-Of" = "all"}
+[[lane]]
+name = "office"
+source_address = "127.0.0.2"
+[[lane]]
+name = "lab"
+proxy = "http://127.0.0.1:9"
+[[lane]]
+name = "limited"
+http_headers = {"X-Of" = "limited"}
+[[lane]]
+name = "wrong"
+source_address = "203.0.113.1"
+"""
+
+
+def test_canary_over_each_lane(
+    server: LoopbackServer, tmp_path: Path, mbt: Door, rendered: Callable[[Spec], Path], on_day: Callable[[int], None]
+) -> None:
+    """One lane is served, with its own options; each of the others fails for its own reason, with its own remedy."""
+    on_day(0)
+    serve = serving({"/v.mp4": rendered(Spec("25.mp4")).read_bytes()})
+    asked = []
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        asked.append((request.client_address[0], request.headers["X-Of"]))
+        request.send_error(429) if request.headers["X-Of"] == "limited" else serve(request)
+
+    server.answer = answer
+    (tmp_path / "lanes.toml").write_text(LANES)
+    url = f"{server.url}/v.mp4"
+    command = ("doctor", "--out", tmp_path, "--canary", url, "--lanes", tmp_path / "lanes.toml")
+    outcome = mbt(*command, "--json")
+    assert outcome.code == 1
+    office, lab, limited, wrong = (each for each in json.loads(outcome.out)["checks"] if each["check"].startswith("canary"))
+    assert set(asked) == {("127.0.0.2", "all"), ("127.0.0.1", "limited")}
+    assert (office["check"], office["state"], office["remedy"]) == ("canary office", "ok", "")
+    assert office["found"].startswith(f"{url}: formats: 1; mbt prep would fetch the whole of mp4")
+    for lane, name, code, remedy in (
+        (lab, "lab", "net.proxy", "Check the proxy"),
+        (limited, "limited", "rate.429", "Wait an hour"),
+        (wrong, "wrong", "net.other", "Check the network and the lane's options"),
+    ):
+        assert (lane["check"], lane["state"]) == (f"canary {name}", "fail")
+        assert lane["found"].startswith(f"{url}: {code}: ")
+        assert lane["remedy"].startswith(remedy)
+    assert [path.name for path in tmp_path.iterdir()] == ["lanes.toml"]
+
+    lines = [line for line in mbt(*command).out.splitlines() if line[6:].startswith("canary")]
+    assert [line.split()[:3] for line in lines] == [
+        [state, "canary", name] for state, name in (("ok", "office"), ("fail", "lab"), ("fail", "limited"), ("fail", "wrong"))
+    ]
+
+    (tmp_path / "lanes.toml").write_text('[[lane]]\nname = "a"\n[[lane]]\nname = "b"\n')
+    outcome = mbt(*command)
+    assert outcome.code == 0, outcome.out
+    assert outcome.out.count("\nok    canary ") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--lanes", "lanes.toml"), "no video is named to ask for over the lanes of lanes.toml. Add --canary VIDEO_ID."),
+        (("--canary", "x", "--lanes", "nothing.toml"), "cannot read the lanes of nothing.toml"),
+        (("--canary", "x", "--lanes", "lanes.toml"), "lanes.toml: lane a: yt-dlp has no option prox. Did you mean proxy."),
+    ],
+)
+def test_lanes_that_cannot_be_asked(
+    tmp_path: Path, mbt: Door, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("lanes.toml").write_text('[[lane]]\nname = "a"\nprox = "http://a:1"\n')
+    outcome = mbt("doctor", *arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith(f"error: {told}")
+    assert len(outcome.err.splitlines()) == 1
 
 
 def raising(error: Exception) -> Callable[[], str]:

@@ -141,6 +141,7 @@ def test_run_stops_when_half_of_the_lanes_are_blocked(mbt: Door, arguments: Call
         ("[ytdlp]\nproxi = 'x'\n[[lane]]\nname = 'a'\n", "Did you mean proxy"),
         ("[[lane]]\nname = 'a'\nproxy = 'ftp://a:1'\n", "http://HOST:PORT"),
         ("[[lane", "cannot read the lanes"),
+        ("[[lane]]\nname = 'a'\ncookiefile = 'nowhere.txt'\n", "there is no file nowhere.txt"),
     ],
 )
 def test_lanes_that_cannot_be_are_refused(mbt: Door, arguments: Callable[..., list[object]], text: str, told: str) -> None:

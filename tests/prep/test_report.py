@@ -15,13 +15,14 @@ import pytest
 from manifests.clips import Clip, clip_table
 from manifests.errors import InputError
 from manifests.labels import Label, LabelSet
-from prep.ledger import Attempt, LedgerWriter
+from prep.ledger import Attempt, Effort, LedgerReader, LedgerWriter
 from prep.plan import Plan, write_plan
 from prep.report import write_report
 from prep.report_counts import make_report, wilson
 from prep.report_model import Report
 from prep.report_page import page
 from tests.conftest import Collection, Door
+from tests.site import Site
 
 NOW = 1_700_000_000.0
 HOUR = 3600.0
@@ -199,6 +200,129 @@ def test_a_torn_line_and_an_empty_ledger(tmp_path: Path) -> None:
     ledger.write_bytes(whole[:-30] + b"\xff")
     report = make_report(tmp_path, NOW)
     assert (report.splits["train"].asked, report.splits["train"].to_ask, report.pace.attempts) == (1, 1, 1)
+
+
+def over(lane: str, *rows: Attempt | tuple[Attempt, Effort]) -> list[Attempt | tuple[Attempt, Effort]]:
+    """The rows, of this lane."""
+    return [replace(row, lane=lane) if isinstance(row, Attempt) else (replace(row[0], lane=lane), row[1]) for row in rows]
+
+
+def limited(key: str, ago: float, until: float) -> Attempt:
+    """A rate limit at NOW - `ago`, and a rest until NOW + `until`."""
+    return replace(bad(key, "cool.rate", "cool", ago=ago), not_before=NOW + until)
+
+
+def test_lanes(tmp_path: Path) -> None:
+    """Of two workers: one lane that rested and rests again, one at work, and one that was blocked and asks anew."""
+    keys = planned(tmp_path, [()] * 12)
+    one = Effort(requests=4, transferred=1_500_000)
+    with LedgerWriter(tmp_path, "fetch-2") as writer:
+        first = over(
+            "2.a",
+            (good(tmp_path, keys[0], ago=4 * HOUR), one),
+            (bad(keys[1], "perm.private", "permanent", final=True, ago=4 * HOUR - 20), Effort()),
+            (good(tmp_path, keys[2], ago=4 * HOUR - 60), one),
+            (limited(keys[3], 4 * HOUR - 80, -2 * HOUR), Effort(requests=1, transferred=7)),
+            (limited(keys[4], 4 * HOUR - 80, -2 * HOUR), Effort()),
+            (good(tmp_path, keys[3], ago=HOUR - 10), one),
+            (bad(keys[4], "net.timeout", "network", ago=HOUR - 40), Effort()),
+            (limited(keys[5], 900.0, 6300.0), Effort(requests=2)),
+            good(tmp_path, keys[6], ago=900.0 - 0.01),
+        )
+        writer.append(first)
+        writer.append(over("10.a", replace(bad(keys[7], "block.bot", "block", ago=HOUR), not_before=NOW + 5 * HOUR)))
+        writer.append(over("10.a", good(tmp_path, keys[8], ago=60.0)))
+    with LedgerWriter(tmp_path, "fetch-10") as writer:
+        writer.append(over("10.b", replace(bad(keys[9], "block.bot", "block", ago=9.0), not_before=NOW - 9 + 6 * HOUR)))
+        writer.append(over("10.c", replace(bad(keys[9], "block.bot", "block", ago=8.0), not_before=0.0)))
+        writer.append(over("1.a", (good(tmp_path, keys[10]), Effort(requests=1, transferred=9))))
+    (tmp_path / "raw" / f"{keys[10]}.mp4").unlink()
+    report = make_report(tmp_path, NOW)
+    assert [lane.name for lane in report.lanes] == ["1.a", "2.a", "10.a", "10.b", "10.c"]
+    lost, rested, anew, blocked, ended = report.lanes
+    assert (lost.attempts, lost.there, lost.share, lost.requests, lost.transferred) == (1, 0, 0.0, 1, 9)
+    assert (lost.last_hour, lost.hourly, lost.rests, lost.resting) == (0, None, 0, None)
+
+    assert (rested.attempts, rested.there, rested.share) == (6, 4, pytest.approx(4 / 6))
+    assert (rested.requests, rested.transferred) == (3 * 4 + 1 + 2, 3 * 1_500_000 + 7)
+    assert rested.last_hour == 3
+    assert rested.hourly == pytest.approx(3 / (20 + 40 + 30) * HOUR), "both rests and the pause are left out"
+    assert rested.rests == 2, "the rest of two clips is one"
+    assert rested.resting is not None
+    assert (rested.resting.until.timestamp(), rested.resting.code) == (NOW + 6300, "cool.rate")
+    assert rested.resting.message == f"why {keys[5]}"
+
+    assert (anew.attempts, anew.there, anew.rests, anew.resting) == (1, 1, 1, None)
+    assert (blocked.attempts, blocked.share, blocked.rests) == (0, None, 1)
+    assert blocked.resting is not None
+    assert blocked.resting.code == "block.bot"
+    assert (ended.rests, ended.resting) == (0, None), "the run stopped, and it was told no rest"
+    assert make_report(tmp_path, NOW + 6300).lanes[1].resting is None, "it is over"
+
+
+def test_lanes_in_words(tmp_path: Path, mbt: Door) -> None:
+    """Lines of the table, rows of the page, records of the file; nothing of the kind where no lane is known."""
+    keys = planned(tmp_path, [()] * 3)
+    noted(tmp_path, good(tmp_path, keys[0]))
+    assert "\nlane" not in mbt("prep", "report", tmp_path).out
+    assert "Lanes" not in (tmp_path / "report.html").read_text()
+    assert json.loads((tmp_path / "report.json").read_text())["lanes"] == []
+
+    until, why = time.time() + HOUR, "<b>429</b>"
+    refused = replace(limited(keys[2], 0.0, 0.0), lane="x\x1b[31m", not_before=until, message=why)
+    with LedgerWriter(tmp_path, "fetch-0") as writer:
+        writer.append([(replace(good(tmp_path, keys[1]), lane="far"), Effort(requests=4, transferred=1_234_567)), refused])
+    far = ["far", "1", "1", "100.0%", "1.23 MB", "4", "0", "-", "0", "-"]
+    told = time.strftime("%Y-%m-%d %H:%M, cool.rate", time.gmtime(until))
+    near = ["x?[31m", "0", "0", "-", "0 B", "0", "0", "-", "1", told]
+    lines = mbt("prep", "report", tmp_path).out.splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("lane"))
+    assert [re.split("  +", line) for line in lines[head + 1 : head + 3]] == [far, near]
+    assert len({len(line) for line in lines[head : head + 3]}) == 1
+    text = (tmp_path / "report.html").read_text()
+    rows = [re.findall("<td[^>]*>([^<]*)</td>", line) for line in text.partition("<h2>Lanes</h2>")[2].splitlines()]
+    assert rows[3:5] == [[*far, ""], [*near, "&lt;b&gt;429&lt;/b&gt;"]]
+    assert why not in text
+    assert json.loads((tmp_path / "report.json").read_text())["lanes"][1]["resting"]["message"] == why
+
+
+def test_lanes_of_a_real_run(tmp_path: Path, mbt: Door, site: Site) -> None:
+    """Twelve videos over two lanes: three are private, and one lane is limited after its second."""
+    rows = [f"video{number:02},0,1,train,a" for number in range(12)]
+    (tmp_path / "clips.csv").write_text("\n".join(["video_id,start,end,split,labels", *rows]) + "\n")
+    (tmp_path / "labels.csv").write_text("id\na\n")
+    (tmp_path / "lanes.toml").write_text("".join(f'[[lane]]\nname = "{n}"\nproxy = "http://{n}:1"\n' for n in "ab"))
+    site.takes_s = 0.05
+    site.says = {f"video{number:02}": ("Private video", "") for number in (2, 5, 7)}
+
+    def refuses(options: dict[str, object]) -> str | None:
+        mine = [one for one in site.options if one["proxy"] == "http://a:1"]
+        return "HTTP Error 429: Too Many Requests" if options["proxy"] == "http://a:1" and len(mine) > 2 else None
+
+    site.refuses = refuses
+    lists = ["--list", tmp_path / "clips.csv", "--labels", tmp_path / "labels.csv", "--out", tmp_path / "out"]
+    url = "https://www.youtube.com/watch?v={video_id}"
+    run = ["prep", "custom", *lists, "--source", url, "--sleep", 0, "--lanes", tmp_path / "lanes.toml"]
+    assert mbt(*run, "--stage", "plan").code == 0
+    assert mbt(*run, "--stage", "fetch").out == "fetch: 9 clips there, 3 not\n"
+    now = time.time()
+    a, b = make_report(tmp_path / "out", now).lanes
+    assert (a.name, a.attempts, a.rests, b.name, b.attempts, b.rests) == ("a", 2, 1, "b", 10, 0)
+    assert a.there + b.there == 9
+    assert (a.requests, b.requests, a.transferred + b.transferred) == (a.there, b.there, 9 * len(b"media"))
+    assert a.resting is not None
+    assert a.resting.until.timestamp() == pytest.approx(now + HOUR, abs=5)
+    assert "429" in a.resting.message
+    assert b.resting is None
+
+
+def test_what_an_attempt_took_is_read_as_it_was_written(tmp_path: Path) -> None:
+    took = Effort(http_status=429, warnings=("one", "two"), requests=4, transferred=1_500_000, transfer_s=2.5)
+    with LedgerWriter(tmp_path, "fetch-0") as writer:
+        writer.append([(limited("k", 0.0, 1.0), took), good(tmp_path, "l")])
+    read = list(LedgerReader(tmp_path).new_with_effort())
+    assert read == [(limited("k", 0.0, 1.0), took), (good(tmp_path, "l"), Effort())]
+    assert list(LedgerReader(tmp_path).new()) == [attempt for attempt, _ in read]
 
 
 def test_a_packed_folder(packed: Path, collection: Collection, tmp_path: Path, mbt: Door) -> None:

@@ -146,7 +146,9 @@ def test_one_download_serves_all_clips_of_a_video(
     server.answer = serving({"/v.mp4": body})
     clips = [clip("v", 0), clip("v", 1000)]
     found, same = YtDlp(tmp_path, server.url + "/{video_id}.mp4").fetch("v", clips)
-    assert found == same
+    assert found.result == same.result
+    assert (found.effort.requests, found.effort.transferred) == (1, len(body))
+    assert (same.effort.requests, same.effort.transferred, same.effort.extract_s) == (0, 0, 0.0)
     found = found.result
     assert isinstance(found, RawClip)
     assert found.path == tmp_path / "raw" / "v" / "v.mp4"
