@@ -53,7 +53,7 @@ def prep_options(command: Any) -> Any:
     options = (
         click.option("--limit", type=COUNT, help="Take the first N clips of each split."),
         click.option(
-            "--keys", type=FILE, help="Take the clips of this Parquet file's column key, such as another's clips.parquet."
+            "--keys", type=FILE, help="Take the clips of this Parquet file's column key, such as another's train.parquet."
         ),
         click.option("--cap", type=COUNT, help="Balance greedily: so many clips of a class at the most; as500k: 200,000."),
         click.option(
@@ -218,15 +218,46 @@ checkpoint_option = click.option(
 @click.option("--recipe", default="mbt_paper", help="Name of a recipe, or a TOML file.")
 @click.option("--set", "settings", multiple=True, metavar="SECTION.FIELD=VALUE", help="Set a field of the recipe.")
 @click.option("--out", type=FOLDER, help="Run directory; runs/RECIPE by default.")
-@click.option("--resume", is_flag=True, help="Go on after the newest checkpoint of the run directory.")
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="always",
+    type=click.Choice(["always", "auto"]),
+    help="Go on after the newest checkpoint of the run directory; auto: or begin, where there is none.",
+)
+@click.option("--gpus", type=COUNT, help="Train with so many processes on this machine, one a GPU; on CPUs where it has none.")
 @click.option("--deepspeed", is_flag=True, help="Train through DeepSpeed (ZeRO).")
-def train(data: Path, recipe: str, settings: tuple[str, ...], out: Path | None, resume: bool, deepspeed: bool) -> None:
-    """Train a model on shards."""
+@click.option("--zero-stage", type=click.IntRange(0, 3), help="With --deepspeed: stage of ZeRO; 1 by default.")
+@click.option("--deepspeed-config", type=FILE, help="With --deepspeed: JSON to merge over its configuration.")
+def train(
+    data: Path,
+    recipe: str,
+    settings: tuple[str, ...],
+    out: Path | None,
+    resume: str | None,
+    gpus: int | None,
+    deepspeed: bool,
+    zero_stage: int | None,
+    deepspeed_config: Path | None,
+) -> None:
+    """Train a model on shards; also as one rank of many, under torchrun, srun or the DeepSpeed launcher."""
+    if not deepspeed and (zero_stage is not None or deepspeed_config is not None):
+        raise click.UsageError("--zero-stage and --deepspeed-config need --deepspeed")
+    from train.launch import is_started_here, start_ranks
+
+    if gpus is not None and not is_started_here():
+        sys.exit(start_ranks(gpus, sys.argv[1:]))
+    from manifests.errors import ConfigError
     from train.loop import train as run_training
     from train.recipe import load_recipe
+    from train.run import RECIPE
+    from train.zero_config import Zero
 
     folder = out or RUNS / Path(recipe).stem
-    run_training(data, folder, load_recipe(recipe, settings), deepspeed=deepspeed, resume=resume)
+    if resume == "always" and not (folder / RECIPE).exists():
+        raise ConfigError(f"{folder} holds no run to go on with", "Name one by --out, or begin: --resume auto does either")
+    zero = Zero(zero_stage, deepspeed_config) if deepspeed else None
+    run_training(data, folder, load_recipe(recipe, settings), zero=zero, resume=resume is not None)
 
 
 @cli.command("eval")

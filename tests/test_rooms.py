@@ -20,7 +20,7 @@ ALLOWED = {
 DOORS = {
     "flax": {"benchmarks/flax_peer.py"},
     "jax": {"benchmarks/flax_peer.py"},
-    "nvidia": {"train/dali.py"},
+    "nvidia": {"train/dali.py", "benchmarks/loader.py"},
     "deepspeed": {"train/deepspeed_engine.py"},
     "yt_dlp": {"prep/ytdlp.py"},
     "prep": {"train/predict.py"},

@@ -1,4 +1,4 @@
-"""Augmentation of batches on their device: SpecAugment and mixup, by the draws of the plan."""
+"""Augmentation of batches on their device: colours, SpecAugment and mixup, by the draws of the plan."""
 
 from dataclasses import replace
 
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from train.batch import Batch
+from train.colour import colour_jitter
 from train.recipe import TrainRecipe
 
 PAIR = 2
@@ -15,6 +16,8 @@ PAIR = 2
 def augment(batch: Batch, recipe: TrainRecipe) -> Batch:
     """The batch as training sees it."""
     plan = batch.plan
+    if batch.rgb is not None:
+        batch = replace(batch, rgb=colour_jitter(batch.rgb, plan))
     if batch.spec is not None:
         batch = replace(batch, spec=spec_augment(batch.spec, plan.mask, recipe.time_mask, recipe.frequency_mask))
     if recipe.mixup_alpha is None:

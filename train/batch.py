@@ -1,8 +1,10 @@
 """Batches: compressed as they are read, and decoded as the model takes them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from train.plan import StepPlan
@@ -50,3 +52,10 @@ class Batch:
             None if self.spec is None else self.spec[span],
             None if self.targets is None else {name: each[span] for name, each in self.targets.items()},
         )
+
+
+def uninitialised(shape: Sequence[int], device: torch.device) -> Tensor:
+    """A new float32 tensor; on the CPU of NumPy's memory: huge pages, whose first touch costs a quarter of torch's."""
+    if device.type == "cpu":
+        return torch.from_numpy(np.empty(shape, np.float32))
+    return torch.empty(shape, device=device)

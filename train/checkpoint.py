@@ -7,12 +7,13 @@ from pathlib import Path
 
 import safetensors
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from manifests.atomic import storage_errors, sync_folder, write_bytes, write_text
 from manifests.errors import ConfigError
 from train.engine import TrainState
 
-WEIGHTS, MOMENTUM, PROGRESS = "model.safetensors", "momentum.safetensors", "progress.json"
+WEIGHTS, OPTIMIZER, AVERAGES, PROGRESS = "model.safetensors", "optimizer.safetensors", "ema.safetensors", "progress.json"
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Checkpoint:
     Attributes:
         step: updates made.
         best: the best evaluation metric so far, or None.
-        state: weights and optimiser state.
+        state: weights, optimiser state, and what else the engine goes on with.
     """
 
     step: int
@@ -41,9 +42,14 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
     with storage_errors(target):
         for unfinished in folder.glob(".step-*.partial"):
             shutil.rmtree(unfinished)
-        write_bytes(partial / WEIGHTS, save(checkpoint.state.weights))
-        write_bytes(partial / MOMENTUM, save(checkpoint.state.momentum))
-        write_text(partial / PROGRESS, json.dumps({"step": checkpoint.step, "best": checkpoint.best}) + "\n")
+        state = checkpoint.state
+        optimizer = {f"{kind}/{name}": tensor for kind, tensors in state.optimizer.items() for name, tensor in tensors.items()}
+        write_bytes(partial / WEIGHTS, save(state.weights))
+        write_bytes(partial / OPTIMIZER, save(optimizer))
+        if state.averages:
+            write_bytes(partial / AVERAGES, save(state.averages))
+        progress = {"step": checkpoint.step, "best": checkpoint.best, **state.scalars}
+        write_text(partial / PROGRESS, json.dumps(progress) + "\n")
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
         sync_folder(folder)
@@ -62,11 +68,22 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
         return None
     path = _path(folder, steps[-1])
     try:
-        progress = json.loads((path / PROGRESS).read_bytes())
-        state = TrainState(load_file(path / WEIGHTS), load_file(path / MOMENTUM))
-        return Checkpoint(progress["step"], progress["best"], state)
+        scalars = json.loads((path / PROGRESS).read_bytes())
+        step, best = scalars.pop("step"), scalars.pop("best")
+        averages = load_file(path / AVERAGES) if (path / AVERAGES).exists() else {}
+        state = TrainState(load_file(path / WEIGHTS), _by_kind(load_file(path / OPTIMIZER)), averages, scalars)
+        return Checkpoint(step, best, state)
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise ConfigError(f"the checkpoint {path} is damaged: {error}", "Delete it: the one before it is taken then") from None
+
+
+def _by_kind(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Tensors named KIND/PARAMETER, by kind and parameter."""
+    kinds: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        kind, _, parameter = name.partition("/")
+        kinds.setdefault(kind, {})[parameter] = tensor
+    return kinds
 
 
 def _steps(folder: Path) -> list[int]:

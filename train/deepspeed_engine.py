@@ -1,6 +1,9 @@
 """The DeepSpeed engine: the same step through ZeRO. The only file that imports deepspeed."""
 
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,122 +12,290 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import deepspeed
+from deepspeed.runtime.config import DeepSpeedConfigError
 from deepspeed.utils import (
-    safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
+    safe_get_local_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
 )
-from torch import Tensor
-from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch import Tensor, nn
 
 from manifests.datasets import Task
 from manifests.errors import ConfigError
 from mbt.model import MBT
 from train.batch import Batch
-from train.engine import StepResult, TrainingModel, TrainState, autocasts, pick_device
+from train.engine import StepResult, TrainingModel, TrainState, micro_batches, pick_device, rank_and_world_size
+from train.optimizer import STATES, begin_state, follow, make_optimizer, set_rates, set_updates
+from train.precision import LossScale, unscale_and_clip
+from train.processes import join_alone
 from train.recipe import TrainRecipe
+from train.zero_config import Zero
 
 # An op that only makes all-reduce between processes on CPUs faster, and that asks for a C++ compiler at run time.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+# It warns of optimisers that it has not tested; that they do here what they do without it is tested.
+logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 
-ZERO_STAGE = 1
-MOMENTUM = "momentum_buffer"
+SPLIT_STAGE = 3
 
 
 class DeepSpeedEngine:
-    """SGD with momentum through DeepSpeed's ZeRO; float32 weights, bfloat16 by autocast.
+    """ZeRO's stages: 0 keeps everything whole, 1 shares the optimiser state over the ranks, 2 the gradients, 3 the weights.
 
-    Started alone or by a launcher that sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+    Weights, gradients and optimiser state are float32; precision is autocast inside the model, and the scale of the loss is
+    ours, so that every stage does what the plain engine does.
+
+    Raises:
+        ConfigError: the ranks cannot share the batch, or a contradiction in DeepSpeed's configuration.
     """
 
-    def __init__(self, model: MBT, task: Task, recipe: TrainRecipe) -> None:
+    def __init__(self, model: MBT, task: Task, recipe: TrainRecipe, zero: Zero) -> None:
         if recipe.group_size is not None:
             raise ConfigError(
                 "group_size: DeepSpeed clips the gradient of the whole batch",
                 "Set train.group_size=none, or train without --deepspeed",
             )
-        _initialise_distributed()
-        self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        if recipe.batch_size % self.world_size:
-            fix = "Set train.batch_size to a multiple of the ranks"
-            raise ConfigError(f"batch_size {recipe.batch_size} cannot be shared by {self.world_size} ranks", fix)
-        if recipe.mixup_alpha is not None and recipe.batch_size // self.world_size % 2:
-            fix = "Set train.batch_size to an even multiple of the ranks"
-            raise ConfigError(f"mixup takes pairs, and {recipe.batch_size // self.world_size} clips a rank are odd", fix)
+        join_alone()
+        os.environ.setdefault("LOCAL_RANK", "0")
+        deepspeed.init_distributed(auto_mpi_discovery=False)
+        self.rank, self.world_size = rank_and_world_size()
         self.device = pick_device()
-        model.encoder.activation_checkpointing = recipe.activation_checkpointing
-        module = TrainingModel(model, task, recipe.label_smoothing)
-        optimizer = torch.optim.SGD(module.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum)
-        self._engine, *_ = deepspeed.initialize(
-            model=module,
-            optimizer=optimizer,
-            config=_config(recipe, self.world_size, autocasts(recipe.precision, self.device)),
-        )
+        self._recipe, self._kinds = recipe, STATES[recipe.optimizer]
+        module = TrainingModel(model, task, recipe, self.world_size)
+        config = zero.config(recipe, self.world_size)
+        self._stage: int = config["zero_optimization"]["stage"]
+        if recipe.compile and self._stage == SPLIT_STAGE:
+            fix = "Set train.compile=false, or choose another stage"
+            raise ConfigError("compile: at stage 3 weights are gathered where compiled layers cannot see it", fix)
+        try:
+            self._engine, *_ = deepspeed.initialize(model=module, optimizer=make_optimizer(model, recipe), config=config)
+        except (ValueError, TypeError, KeyError, AssertionError, DeepSpeedConfigError) as error:
+            if zero.file is None:
+                raise
+            raise ConfigError(f"DeepSpeed refuses {zero.file}: {error}", "Mend the file") from None
+        self._layout = (_Whole, _Shared, _Shared, _Split)[self._stage](self._engine, self._kinds)
+        self._parameters: dict[str, nn.Parameter] = dict(self._engine.module.model.named_parameters())
+        self._updates, self._scale = 0, LossScale.of(recipe.precision)
+        self._averages = [held.detach().clone() for held in self._held] if recipe.ema_decay is not None else []
 
     def step(self, batch: Batch, learning_rate: float) -> StepResult:
         """One update from this rank's part of the global batch."""
         self._engine.train()
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
-        loss = self._engine(batch.rgb, batch.spec, batch.targets)
-        self._engine.backward(loss)
-        self._engine.step()
-        loss = loss.detach().float()
+        set_rates(self._layout.optimizer, learning_rate)
+        loss, norm = torch.zeros((), device=self.device), None
+        for part, share in micro_batches(batch, self._recipe):
+            part_loss = self._engine(part.rgb, part.spec, part.targets) * share
+            norm = self._backward(part_loss)
+            self._engine.step()
+            loss += part_loss.detach()
+        if norm is None:
+            norm = torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32, device=self.device)
+        self._count(norm)
         torch.distributed.all_reduce(loss)
-        return StepResult(loss / self.world_size, self._engine.get_global_grad_norm())
+        if self._recipe.ema_decay is not None:
+            follow(self._averages, [held.data for held in self._held], self._recipe.ema_decay)
+        return StepResult(loss / self.world_size, norm)
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
-        """Logits (B, C), float32."""
+        """Logits (B, C), float32; at stage 3 all ranks must ask for as many batches."""
         self._engine.eval()
         return self._engine(batch.rgb, batch.spec, None).float()
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, logits are those of the averaged weights, where the recipe has such."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
     def state(self) -> TrainState:
-        """Full copy of weights and momentum on the host of every rank."""
-        weights, momentum = {}, {}
-        for name, parameter in self._engine.module.model.named_parameters():
-            weights[name] = safe_get_full_fp32_param(parameter).cpu().clone()
-            buffer = safe_get_full_optimizer_state(parameter, MOMENTUM) if self._has_momentum() else None
-            momentum[name] = torch.zeros_like(weights[name]) if buffer is None else buffer.cpu().clone()
-        return TrainState(weights, momentum)
+        """Copy on the host of rank 0, gathered parameter by parameter; nothing on the others."""
+        layout = self._layout
+        weights: dict[str, Tensor] = {}
+        averages: dict[str, Tensor] = {}
+        optimizer: dict[str, dict[str, Tensor]] = {kind: {} for kind in self._kinds}
+        for number, (name, parameter) in enumerate(self._parameters.items()):
+            self._keep(weights, name, layout.whole(parameter, layout.held(parameter).data))
+            for kind in self._kinds:
+                self._keep(optimizer[kind], name, layout.state(parameter, kind))
+            if self._averages:
+                self._keep(averages, name, layout.whole(parameter, self._averages[number]))
+        return TrainState.at(self._updates, self._scale, weights, optimizer, averages)
 
     def load(self, state: TrainState) -> None:
-        """Take over weights and momentum.
+        """Take over a state."""
+        with self._layout.changing():
+            for number, (name, parameter) in enumerate(self._parameters.items()):
+                self._layout.set_weight(parameter, state.weights[name].to(self.device))
+                for kind in self._kinds:
+                    self._layout.set_state(parameter, kind, state.optimizer[kind][name].to(self.device))
+                if self._averages:
+                    self._averages[number].copy_(self._layout.part(parameter, state.averages[name]))
+        self._updates, self._scale = state.updates, state.scale
+        set_updates(self._layout.optimizer, self._updates)
 
-        ZeRO makes the momentum at the first update; to set it earlier it is made here and linked to the parameters anew.
-        """
-        zero = self._engine.optimizer
-        for partition in zero.single_partition_of_fp32_groups:
-            zero.optimizer.state[partition][MOMENTUM] = torch.zeros_like(partition)
-        zero._hp_optimizer_states_linked = False
-        zero._lazy_init_hp_params_optimizer_state()
-        for name, parameter in self._engine.module.model.named_parameters():
-            parameter.data.copy_(state.weights[name])
-            safe_set_full_fp32_param(parameter, state.weights[name].to(self.device))
-            safe_set_full_optimizer_state(parameter, state.momentum[name].to(self.device), MOMENTUM)
+    @property
+    def _checked(self) -> bool:
+        """Whether a step is left out where its gradient is not finite."""
+        return self._scale is not None or self._recipe.non_finite == "skip"
 
-    def _has_momentum(self) -> bool:
-        return any(MOMENTUM in state for state in self._engine.optimizer.optimizer.state.values())
+    @property
+    def _held(self) -> list[Tensor]:
+        return [self._layout.held(parameter) for parameter in self._parameters.values()]
+
+    def _backward(self, loss: Tensor) -> Tensor | None:
+        """Gradients of a micro-batch; at stage 0, where ZeRO does not, unscales and clips the whole and returns its norm."""
+        scale = 1.0 if self._scale is None else self._scale.value
+        if self._stage:
+            self._engine.optimizer.override_loss_scale(scale)
+            self._engine.backward(loss, scale_wrt_gas=False)
+            return None
+        self._engine.backward(loss * scale, scale_wrt_gas=False)
+        if not self._engine.is_gradient_accumulation_boundary():
+            return None
+        norm = unscale_and_clip(self._parameters.values(), self._scale, self._recipe.max_grad_norm)
+        if self._checked and not norm.isfinite():
+            self._layout.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _count(self, norm: Tensor) -> None:
+        finite = not self._checked or bool(norm.isfinite())
+        self._updates += finite
+        if self._scale is not None:
+            self._scale.update(finite)
+
+    def _keep(self, tensors: dict[str, Tensor], name: str, tensor: Tensor) -> None:
+        if self.rank == 0:
+            tensors[name] = tensor.detach().to("cpu", copy=True)
+
+    def _swap(self) -> None:
+        if self._averages:
+            with self._layout.changing():
+                for held, average in zip(self._held, self._averages, strict=True):
+                    held.data, average.data = average.data, held.data
 
 
-def _initialise_distributed() -> None:
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    if "RANK" not in os.environ and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-    os.environ.setdefault("LOCAL_RANK", "0")
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    deepspeed.init_distributed(backend, auto_mpi_discovery=False)
+class _Whole:
+    """Stage 0: weights and optimiser state are whole on every rank. Also what the stages above have in common."""
+
+    def __init__(self, engine: Any, kinds: tuple[str, ...]) -> None:
+        self.zero = engine.optimizer
+        begin_state(self.optimizer, self.tensors(), kinds)
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """torch's optimiser."""
+        return self.zero
+
+    def tensors(self) -> list[Tensor]:
+        """What torch's optimiser updates."""
+        return [parameter for group in self.zero.param_groups for parameter in group["params"]]
+
+    def held(self, parameter: Any) -> Tensor:
+        """What this rank holds of a weight."""
+        return parameter
+
+    def whole(self, parameter: Any, held: Tensor) -> Tensor:
+        """The whole of what the ranks hold."""
+        return held
+
+    def part(self, parameter: Any, whole: Tensor) -> Tensor:
+        """What this rank holds of the whole."""
+        return whole
+
+    def state(self, parameter: Any, kind: str) -> Tensor:
+        """The whole state of a parameter."""
+        return self.zero.state[parameter][kind]
+
+    def set_weight(self, parameter: Any, whole: Tensor) -> None:
+        """Set a weight."""
+        parameter.data.copy_(whole)
+
+    def set_state(self, parameter: Any, kind: str, whole: Tensor) -> None:
+        """Set the state of a parameter."""
+        self.zero.state[parameter][kind].copy_(whole)
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Inside, what ranks hold of the weights may be changed."""
+        yield
 
 
-def _config(recipe: TrainRecipe, world_size: int, bfloat16: bool) -> dict[str, Any]:
-    return {
-        "train_batch_size": recipe.batch_size,
-        "train_micro_batch_size_per_gpu": recipe.batch_size // world_size,
-        "gradient_clipping": recipe.max_grad_norm or 0.0,
-        "zero_allow_untested_optimizer": True,
-        "zero_optimization": {"stage": ZERO_STAGE},
-        "torch_autocast": {"enabled": bfloat16, "dtype": "bfloat16"},
-        "steps_per_print": 1 << 30,
-    }
+class _Shared(_Whole):
+    """Stages 1 and 2: weights are whole; flat tensors of each group of parameters are divided among the ranks.
+
+    ZeRO learns of the optimiser's state after the first update of the first group, and misses that of the others; here the
+    state is made, and shown to it, at once.
+    """
+
+    def __init__(self, engine: Any, kinds: tuple[str, ...]) -> None:
+        super().__init__(engine, kinds)
+        self.zero._hp_optimizer_states_linked = False
+        self.zero._lazy_init_hp_params_optimizer_state()
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return self.zero.optimizer
+
+    def tensors(self) -> list[Tensor]:
+        return self.zero.single_partition_of_fp32_groups
+
+    def state(self, parameter: Any, kind: str) -> Tensor:
+        return safe_get_full_optimizer_state(parameter, kind)
+
+    def set_weight(self, parameter: Any, whole: Tensor) -> None:
+        parameter.data.copy_(whole)
+        safe_set_full_fp32_param(parameter, whole)
+
+    def set_state(self, parameter: Any, kind: str, whole: Tensor) -> None:
+        safe_set_full_optimizer_state(parameter, whole, kind)
+
+
+class _Split(_Whole):
+    """Stage 3: each weight is divided among the ranks, and gathered where it is used."""
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return self.zero.optimizer
+
+    def tensors(self) -> list[Tensor]:
+        return self.zero.fp32_partitioned_groups_flat
+
+    def held(self, parameter: Any) -> Tensor:
+        return parameter.ds_tensor
+
+    def whole(self, parameter: Any, held: Tensor) -> Tensor:
+        device = pick_device()
+        gathered = torch.empty(held.numel() * torch.distributed.get_world_size(), device=device)
+        torch.distributed.all_gather_into_tensor(gathered, held.detach().to(device))
+        return gathered[: parameter.ds_numel].view(parameter.ds_shape)
+
+    def part(self, parameter: Any, whole: Tensor) -> Tensor:
+        size = parameter.ds_tensor.numel()
+        padded = nn.functional.pad(whole.flatten(), (0, size * torch.distributed.get_world_size() - whole.numel()))
+        return padded[torch.distributed.get_rank() * size :][:size]
+
+    def state(self, parameter: Any, kind: str) -> Tensor:
+        return self.whole(parameter, safe_get_local_optimizer_state(parameter, kind))
+
+    def set_weight(self, parameter: Any, whole: Tensor) -> None:
+        part = self.part(parameter, whole)
+        parameter.ds_tensor.data.copy_(part)
+        safe_set_local_fp32_param(parameter, part)
+
+    def set_state(self, parameter: Any, kind: str, whole: Tensor) -> None:
+        safe_set_local_optimizer_state(parameter, self.part(parameter, whole), kind)
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Small weights are kept gathered; they are gathered anew afterwards."""
+        self.zero._partition_all_parameters()
+        yield
+        if self.zero.persistent_parameters:
+            self.zero.persistent_parameters[0].all_gather(self.zero.persistent_parameters)

@@ -1,4 +1,4 @@
-"""Engines: one training step on a device. The loop knows only this interface; this file holds the plain torch one."""
+"""Engines: one training step on a device. The loop knows only this interface, whatever stands behind it."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from manifests.datasets import Task
+from manifests.errors import ConfigError
+from mbt.encoder import Block
 from mbt.model import MBT
 from train.batch import Batch
 from train.losses import training_loss
+from train.precision import LossScale, autocast
 from train.recipe import TrainRecipe
 
 
@@ -22,23 +25,64 @@ class StepResult:
     Attributes:
         loss: mean over the global batch, scalar on the device.
         grad_norm: global L2 norm of the gradients before clipping (mean over the groups that are clipped apart), scalar on
-            the device; None where it is not known.
+            the device; not finite where float16 overflowed and nothing was updated.
     """
 
     loss: Tensor
-    grad_norm: Tensor | None
+    grad_norm: Tensor
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """Weights and optimiser state by parameter name, float32 on the host: readable and resumable by every engine."""
+    """A training by parameter name, float32 on the host: readable and resumable by every engine.
+
+    Attributes:
+        weights: each parameter.
+        optimizer: what the optimiser keeps of each parameter, by the optimiser's name for it.
+        averages: moving average of each parameter; empty where the recipe has none.
+        scalars: `updates` made, and with float16 `loss_scale` and `finite_steps`.
+    """
 
     weights: dict[str, Tensor]
-    momentum: dict[str, Tensor]
+    optimizer: dict[str, dict[str, Tensor]]
+    averages: dict[str, Tensor]
+    scalars: dict[str, float]
+
+    @classmethod
+    def at(
+        cls,
+        updates: int,
+        scale: LossScale | None,
+        weights: dict[str, Tensor],
+        optimizer: dict[str, dict[str, Tensor]],
+        averages: dict[str, Tensor],
+    ) -> "TrainState":
+        """The state after so many updates."""
+        scalars: dict[str, float] = {"updates": updates}
+        if scale is not None:
+            scalars |= {"loss_scale": scale.value, "finite_steps": scale.finite_steps}
+        return cls(weights, optimizer, averages, scalars)
+
+    @property
+    def updates(self) -> int:
+        """Updates made."""
+        return int(self.scalars["updates"])
+
+    @property
+    def scale(self) -> LossScale | None:
+        """The scale of the loss."""
+        if "loss_scale" not in self.scalars:
+            return None
+        return LossScale(self.scalars["loss_scale"], int(self.scalars["finite_steps"]))
+
+    @property
+    def model(self) -> dict[str, Tensor]:
+        """What is evaluated and kept as best and last: the averages where there are such, else the weights."""
+        return self.averages or self.weights
 
 
 class Engine(Protocol):
-    """Runs the model; owns weights, optimiser and device."""
+    """Runs the model; owns weights, optimiser and device. All ranks call each method together."""
 
     device: torch.device
     rank: int
@@ -50,27 +94,48 @@ class Engine(Protocol):
     def logits(self, batch: Batch) -> Tensor:
         """Logits (B, C), float32, in evaluation mode."""
 
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, logits are those of the averaged weights, where the recipe has such."""
+
     def state(self) -> TrainState:
-        """Copy of weights and optimiser state; called on all ranks."""
+        """Copy of everything on rank 0; nothing on the others."""
 
     def load(self, state: TrainState) -> None:
-        """Take over weights and optimiser state; called on all ranks."""
+        """Take over a state, which every rank has whole."""
 
 
 class TrainingModel(nn.Module):
-    """The model with its loss, so that wrappers see a forward pass that ends in a scalar."""
+    """The model with its loss and its precision, so that wrappers see a forward pass that ends in a scalar.
 
-    def __init__(self, model: MBT, task: Task, label_smoothing: float) -> None:
+    Args:
+        model: the model.
+        task: what its labels are.
+        recipe: how it is trained.
+        world_size: ranks that share the batch.
+
+    Raises:
+        ConfigError: they cannot share it.
+    """
+
+    def __init__(self, model: MBT, task: Task, recipe: TrainRecipe, world_size: int) -> None:
         super().__init__()
+        _check_shares(recipe, world_size)
+        model.encoder.activation_checkpointing = recipe.activation_checkpointing
+        if recipe.compile:
+            for module in model.encoder.modules():
+                if isinstance(module, Block):
+                    module.compile()
         self.model = model
         self.task = task
-        self.label_smoothing = label_smoothing
+        self.recipe = recipe
 
     def forward(self, rgb: Tensor | None, spec: Tensor | None, targets: dict[str, Tensor] | None) -> Tensor:
         """Loss where targets are given, else logits (B, C)."""
-        if targets is None:
-            return self.model(rgb=rgb, spec=spec)
-        return training_loss(self.model.logits_by_modality(rgb, spec), targets, self.task, self.label_smoothing)
+        with autocast(self.recipe.precision, self.model.head.weight.device):
+            if targets is None:
+                return self.model(rgb=rgb, spec=spec)
+            logits = self.model.logits_by_modality(rgb, spec)
+            return training_loss(logits, targets, self.task, self.recipe.label_smoothing)
 
 
 def pick_device() -> torch.device:
@@ -78,16 +143,23 @@ def pick_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def autocasts(precision: str, device: torch.device) -> bool:
-    """Whether to run in bfloat16 autocast; `auto` is yes on a GPU that has it."""
-    if precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return precision == "bfloat16"
+def rank_and_world_size() -> tuple[int, int]:
+    """This process's place among those that train together."""
+    if not torch.distributed.is_initialized():
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
-    """The autocast context of this precision."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=autocasts(precision, device))
+def micro_batches(batch: Batch, recipe: TrainRecipe) -> list[tuple[Batch, float]]:
+    """A rank's batch in parts of at most `train.micro_batch` examples, each with its share of the whole."""
+    total = len(batch.plan.rows)
+    return [(part, len(part.plan.rows) / total) for part in batch.split(micro_batch_size(total, recipe))]
+
+
+def micro_batch_size(total: int, recipe: TrainRecipe) -> int:
+    """Examples that are taken at a time of `total`: as few parts as go, all of this size but for the last."""
+    parts = -(-total // (recipe.micro_batch or total))
+    return -(-total // parts)
 
 
 def inference(model: MBT, device: torch.device) -> Callable[[Batch], Tensor]:
@@ -102,72 +174,14 @@ def inference(model: MBT, device: torch.device) -> Callable[[Batch], Tensor]:
     return logits
 
 
-class TorchEngine:
-    """Plain torch on one device: SGD with momentum, autocast, global gradient clipping."""
-
-    rank = 0
-    world_size = 1
-
-    def __init__(self, model: MBT, task: Task, recipe: TrainRecipe) -> None:
-        self.device = pick_device()
-        self._recipe = recipe
-        self._module = TrainingModel(model.to(self.device), task, recipe.label_smoothing)
-        model.encoder.activation_checkpointing = recipe.activation_checkpointing
-        self._parameters = list(self._module.parameters())
-        self._optimizer = torch.optim.SGD(self._parameters, lr=recipe.learning_rate, momentum=recipe.momentum)
-
-    def step(self, batch: Batch, learning_rate: float) -> StepResult:
-        """One update, from the mean of the clipped gradients of the batch's groups."""
-        self._module.train()
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
-        parts = batch.split(self._recipe.group_size or len(batch.plan.rows))
-        results = []
-        totals: list[Tensor] = []
-        for part in parts:
-            result, gradients = self._clipped_gradients(part)
-            results.append(result)
-            if totals:
-                torch._foreach_add_(totals, gradients)
-            else:
-                totals = gradients
-        if len(parts) > 1:
-            torch._foreach_div_(totals, len(parts))
-        for parameter, total in zip(self._parameters, totals, strict=True):
-            parameter.grad = total
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        return StepResult(*torch.stack(results).mean(0))
-
-    def _clipped_gradients(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """(loss, norm before clipping), and the gradient of every parameter."""
-        with autocast(self._recipe.precision, self.device):
-            loss = self._module(batch.rgb, batch.spec, batch.targets)
-        loss.backward()
-        limit = self._recipe.max_grad_norm
-        norm = nn.utils.clip_grad_norm_(self._parameters, float("inf") if limit is None else limit)
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
-        self._optimizer.zero_grad(set_to_none=True)
-        return torch.stack([loss.detach(), norm]), gradients
-
-    @torch.inference_mode()
-    def logits(self, batch: Batch) -> Tensor:
-        """Logits (B, C), float32."""
-        self._module.eval()
-        with autocast(self._recipe.precision, self.device):
-            return self._module(batch.rgb, batch.spec, None).float()
-
-    def state(self) -> TrainState:
-        """Copy of weights and momentum on the host."""
-        weights, momentum = {}, {}
-        for name, parameter in self._module.model.named_parameters():
-            weights[name] = parameter.detach().cpu().clone()
-            buffer = self._optimizer.state.get(parameter, {}).get("momentum_buffer")
-            momentum[name] = torch.zeros_like(weights[name]) if buffer is None else buffer.cpu().clone()
-        return TrainState(weights, momentum)
-
-    def load(self, state: TrainState) -> None:
-        """Take over weights and momentum."""
-        self._module.model.load_state_dict(state.weights)
-        for name, parameter in self._module.model.named_parameters():
-            self._optimizer.state[parameter]["momentum_buffer"] = state.momentum[name].to(self.device)
+def _check_shares(recipe: TrainRecipe, world_size: int) -> None:
+    share, left = divmod(recipe.batch_size, world_size)
+    if left:
+        fix = "Set train.batch_size to a multiple of the ranks"
+        raise ConfigError(f"batch_size {recipe.batch_size} cannot be shared by {world_size} ranks", fix)
+    if recipe.group_size is not None and share % recipe.group_size:
+        fix = f"Set train.batch_size to a multiple of {recipe.group_size} x {world_size}"
+        raise ConfigError(f"groups of {recipe.group_size} examples do not fill the {share} of a rank", fix)
+    if recipe.mixup_alpha is not None and share % 2:
+        fix = "Set train.batch_size to an even multiple of the ranks"
+        raise ConfigError(f"mixup takes pairs, and {share} clips a rank are odd", fix)

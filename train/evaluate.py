@@ -68,8 +68,10 @@ def evaluate_split(
     batch_size: int,
     device: torch.device,
     logits: Callable[[Batch], Tensor],
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Evaluation:
-    """Evaluate a split.
+    """Evaluate a split, together with the other ranks: each view is seen once, whatever their number.
 
     Args:
         reader: the split.
@@ -77,7 +79,9 @@ def evaluate_split(
         crops: views of each sample.
         batch_size: views at a time.
         device: where `logits` runs.
-        logits: logits (B, C) float32 of a batch.
+        logits: logits (B, C) float32 of a batch; the ranks call it equally often.
+        rank: this process.
+        world_size: processes that call this with the same split.
 
     Raises:
         ConfigError: the split's clips are packed in another way than the model's.
@@ -86,18 +90,30 @@ def evaluate_split(
     inputs.check_dataset(reader.info)
     sums = np.zeros((len(reader), len(reader.labels)), np.float64)
     views = np.zeros(len(reader), np.int64)
-    raw = eval_views(reader, inputs, crops, batch_size)
-    with progress(len(reader) * crops, "eval", "view") as bar:
-        for batch in batches(raw, inputs, batch_size, device, None, THREADS):
-            np.add.at(sums, batch.plan.rows, logits(batch).cpu().numpy())
-            np.add.at(views, batch.plan.rows, 1)
-            bar.update(len(batch.plan.rows))
+    raw = eval_views(reader, inputs, crops, batch_size, rank, world_size)
+    own = range(rank, -(-len(reader) * crops // batch_size), world_size)
+    with progress(len(own) * batch_size, "eval", "view", shown=rank == 0) as bar:
+        for turn, batch in enumerate(batches(raw, inputs, batch_size, device, None, THREADS)):
+            values = logits(batch)
+            if turn < len(own):
+                np.add.at(sums, batch.plan.rows, values.cpu().numpy())
+                np.add.at(views, batch.plan.rows, 1)
+                bar.update(len(batch.plan.rows))
+    if world_size > 1:
+        sums, views = (_summed(array, device) for array in (sums, views))
     if not (views == crops).all():
         raise RuntimeError(f"a sample of {reader.folder} was not seen {crops} times")
     mean = (sums / crops).astype(np.float32)
     targets = reader.targets()
     metrics = evaluate_logits(mean, targets, reader.info.task)
     return Evaluation(reader.index["key"].to_pylist(), mean, targets, metrics, crops)
+
+
+def _summed(array: np.ndarray, device: torch.device) -> np.ndarray:
+    """The sum over all ranks."""
+    tensor = torch.from_numpy(array).to(device)
+    torch.distributed.all_reduce(tensor)
+    return tensor.cpu().numpy()
 
 
 def evaluate(checkpoint: Path, data: Path, split: str, crops: int, batch_size: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """`mbt train`: from a dataset folder to a run directory."""
 
 import math
-import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +10,7 @@ import click
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from manifests.errors import ConfigError, as_config_error
 from manifests.progress import progress
@@ -19,36 +20,43 @@ from mbt.state import check_state
 from train.augment import augment
 from train.batch import Batch
 from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from train.engine import Engine, TorchEngine, TrainState
+from train.damage import Damage
+from train.engine import Engine, TrainState
 from train.evaluate import evaluate_split
 from train.initial import initial_model
 from train.inputs import Inputs
 from train.loader import batches, train_views
 from train.plan import TrainPlan
+from train.processes import joined
 from train.recipe import InitRecipe, Recipe
 from train.run import CHECKPOINTS, Run
+from train.sampling import balanced_shares
 from train.schedule import learning_rate
+from train.stopping import RESUME_ME, asked_to_stop
+from train.torch_engine import TorchEngine
 from train.trained import Preprocessor, save_trained
+from train.zero_config import Zero
 
 TRAIN_SPLIT = "train"
+SHOWN_KEYS = 8
 
 
-def train(data: Path, folder: Path, recipe: Recipe, *, deepspeed: bool = False, resume: bool = False) -> None:
-    """Train a model on `data` and leave a run directory.
+def train(data: Path, folder: Path, recipe: Recipe, *, zero: Zero | None = None, resume: bool = False) -> None:
+    """Train a model on `data` and leave a run directory; with the other ranks, where a launcher started several.
 
     Args:
         data: dataset folder with a split `train`.
         folder: run directory.
         recipe: what to train and how.
-        deepspeed: train through DeepSpeed.
+        zero: train through DeepSpeed.
         resume: go on after the newest checkpoint of `folder`; what follows is the same as without the interruption.
 
     Raises:
         MbtError: anything that the user can mend.
     """
-    with ShardReader(data, TRAIN_SPLIT) as reader:
+    with joined(), ShardReader(data, TRAIN_SPLIT) as reader:
         config = recipe.mbt_config(reader.info)
-        Training(reader, _eval_reader(data, reader, recipe), folder, recipe, config, deepspeed, resume).run()
+        Training(reader, _eval_reader(data, reader, recipe), folder, recipe, config, zero, resume).run()
 
 
 def _eval_reader(data: Path, reader: ShardReader, recipe: Recipe) -> ShardReader | None:
@@ -67,21 +75,26 @@ class Training:
         folder: Path,
         recipe: Recipe,
         config: MBTConfig,
-        deepspeed: bool,
+        zero: Zero | None,
         resume: bool,
     ) -> None:
         self.reader, self.eval_reader, self.recipe, self.config = reader, eval_reader, recipe, config
         self.inputs: Inputs = recipe.inputs(reader.info)
-        self.plan = TrainPlan(recipe.train.seed, len(reader), recipe.train.batch_size, recipe.train.mixing)
+        shares = balanced_shares(reader.index["labels"]) if recipe.train.balanced_sampling else None
+        seed, batch_size, mixing = recipe.train.seed, recipe.train.batch_size, recipe.train.mixing
+        self.plan = TrainPlan(seed, len(reader), batch_size, mixing, recipe.input.jitter, shares)
         self.total_steps = math.ceil(recipe.train.epochs * self.plan.steps_per_epoch)
         if recipe.train.max_steps is not None:
             self.total_steps = min(self.total_steps, recipe.train.max_steps)
         self.folder = folder
         checkpoint = load_checkpoint(self.checkpoints) if resume else None
-        self.engine = _engine(config, recipe if checkpoint is None else _from_scratch(recipe), reader, deepspeed)
+        self.engine = _engine(config, recipe if checkpoint is None else _from_scratch(recipe), reader, zero)
         self.main = self.engine.rank == 0
         self.log = Run(folder, recipe, reader.folder, resume) if self.main else None
         self.step = 0
+        self._losses: list[Tensor] = []
+        self._skipped = 0
+        self._damage = Damage(reader, recipe.input.max_corrupt)
         self.best: float | None = None
         if checkpoint is not None:
             self._continue(checkpoint)
@@ -93,26 +106,34 @@ class Training:
         if self.log is not None:
             self.log.start(self.step)
         meter = _Meter(recipe.batch_size)
-        with progress(self.total_steps, "train", "step", self.step, shown=self.main) as bar:
+        with (
+            asked_to_stop(self.engine.device) as stopping,
+            progress(self.total_steps, "train", "step", self.step, shown=self.main) as bar,
+        ):
             for batch in meter.waiting(self._batches()):
                 rate = learning_rate(self.step, recipe.learning_rate, self._warmup_steps, self.total_steps)
                 torch.manual_seed(_step_seed(recipe.seed, self.step, self.engine.rank))
                 result = self.engine.step(batch, rate)
+                self._losses.append(result.loss)
                 self.step += 1
                 last = self.step == self.total_steps
+                stops = stopping() and not last
                 if self.step % recipe.log_every == 0 or last:
                     loss = self._log(result.loss, result.grad_norm, rate, meter)
-                    bar.set_postfix({"loss": f"{loss:.4g}"}, refresh=False)
+                    bar.set_postfix({"loss": "-" if loss is None else f"{loss:.4g}"}, refresh=False)
                 bar.update()
                 evaluates = self.eval_reader is not None and (self.step % eval_every == 0 or last)
-                saves = self.step % recipe.checkpoint_every == 0 or last
+                saves = self.step % recipe.checkpoint_every == 0 or last or stops
                 if evaluates or saves:
+                    self._check_losses()
                     state = self.engine.state()
                     if evaluates:
-                        self._evaluate(state.weights)
+                        self._evaluate(state.model)
                     if saves:
                         self._checkpoint(state)
-        self._save("last", self.engine.state().weights)
+                if stops:
+                    self._leave()
+        self._save("last", self.engine.state().model)
         if self.log is not None:
             self.log.close()
             click.echo(
@@ -134,33 +155,74 @@ class Training:
     def _batches(self) -> Iterator[Batch]:
         engine = self.engine
         plans = (self.plan.step(step).for_rank(engine.rank, engine.world_size) for step in range(self.step, self.total_steps))
-        if not self.recipe.input.flip:
-            plans = (plan.unflipped() for plan in plans)
-        raw = train_views(self.reader, self.inputs, plans)
+        sampling = self.recipe.input
+        raw = train_views(self.reader, self.inputs, plans, sampling.synchronised, self._damage)
         size = self.recipe.train.batch_size // engine.world_size
-        decoded = batches(raw, self.inputs, size, engine.device, self.reader.targets(), self.recipe.train.threads)
+        scaled, threads = sampling.scale_jitter is not None, self.recipe.train.threads
+        decoded = batches(raw, self.inputs, size, engine.device, self.reader.targets, threads, scaled)
         return (augment(batch, self.recipe.train) for batch in decoded)
 
-    def _log(self, loss: Tensor, grad_norm: Tensor | None, rate: float, meter: "_Meter") -> float:
-        value = float(loss)
-        if not math.isfinite(value):
-            fix = "Lower train.learning_rate, or resume from the last checkpoint with another recipe"
-            raise ConfigError(f"the loss is {value} at step {self.step}", fix)
+    def _check_losses(self) -> None:
+        """Look for losses since the last time that are not finite; no checkpoint has been written since.
+
+        Raises:
+            ConfigError: one is, and the recipe says stop; or all of several are.
+        """
+        finite = torch.stack(self._losses).isfinite().tolist() if self._losses else []
+        first = self.step - len(finite)
+        self._losses.clear()
+        bad = [first + number for number, is_finite in enumerate(finite) if not is_finite]
+        skips = self.recipe.train.non_finite == "skip"
+        if bad and (not skips or len(bad) == len(finite) > 1):
+            fix = "Look at these clips, lower train.learning_rate, or resume from the last checkpoint with another recipe"
+            raise ConfigError(f"the loss is not finite at {self._clips(bad[0])}", fix)
+        for step in bad:
+            if self.main:
+                tqdm.write(f"train: left out, as the loss is not finite: {self._clips(step)}", file=sys.stderr)
+        self._skipped += len(bad)
+
+    def _clips(self, step: int) -> str:
+        """A step and its clips, for people."""
+        keys = [self.reader.key(row) for row in self.plan.step(step).rows.tolist()]
+        return f"step {step + 1}, of the clips {', '.join(keys[:SHOWN_KEYS])}{', ...' if len(keys) > SHOWN_KEYS else ''}"
+
+    def _leave(self) -> None:
+        """End after a checkpoint, as a signal has asked for."""
+        if self.log is not None:
+            self.log.close()
+            click.echo(f"train: stopped by a signal after step {self.step}, with a checkpoint; go on by --resume", err=True)
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        sys.exit(RESUME_ME)
+
+    def _log(self, loss: Tensor, grad_norm: Tensor, rate: float, meter: "_Meter") -> float | None:
+        self._check_losses()
+        value = float(loss) if loss.isfinite() else None
         if self.log is not None:
             epoch = self.step / self.plan.steps_per_epoch
-            norm = None if grad_norm is None else float(grad_norm)
-            self.log.write(self.step, {"epoch": round(epoch, 4), "loss": value, "lr": rate, "grad_norm": norm, **meter.read()})
+            norm = float(grad_norm) if grad_norm.isfinite() else None
+            read = {**meter.read(), **_gpu_memory(self.engine.device), "skipped": self._skipped, "corrupt": len(self._damage)}
+            self.log.write(self.step, {"epoch": round(epoch, 4), "loss": value, "lr": rate, "grad_norm": norm, **read})
         return value
 
     def _evaluate(self, weights: dict[str, Tensor]) -> None:
-        if self.eval_reader is None or self.log is None:
+        if self.eval_reader is None:
             return
-        options = self.recipe.eval
-        result = evaluate_split(
-            self.eval_reader, self.inputs, options.crops, options.batch_size, self.engine.device, self.engine.logits
-        )
+        options, engine = self.recipe.eval, self.engine
+        with engine.averaged():
+            result = evaluate_split(
+                self.eval_reader,
+                self.inputs,
+                options.crops,
+                options.batch_size,
+                engine.device,
+                engine.logits,
+                engine.rank,
+                engine.world_size,
+            )
         scores = result.metrics.scores
-        self.log.write(self.step, {"eval": scores})
+        if self.log is not None:
+            self.log.write(self.step, {"eval": scores})
         main = scores[result.metrics.main]
         if self.best is None or main > self.best:
             self.best = main
@@ -188,20 +250,23 @@ def _from_scratch(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"init": InitRecipe()})
 
 
-def _engine(config: MBTConfig, recipe: Recipe, reader: ShardReader, deepspeed: bool) -> Engine:
+def _engine(config: MBTConfig, recipe: Recipe, reader: ShardReader, zero: Zero | None) -> Engine:
     model = initial_model(config, recipe.init, recipe.train.seed)
-    if not deepspeed:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ConfigError("several processes were started, and plain torch trains in one", "Add --deepspeed")
+    if zero is None:
         return TorchEngine(model, reader.info.task, recipe.train)
     from train.deepspeed_engine import DeepSpeedEngine
 
-    return DeepSpeedEngine(model, reader.info.task, recipe.train)
+    return DeepSpeedEngine(model, reader.info.task, recipe.train, zero)
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
     """Seed of the model's own draws (dropout, stochastic depth) in one step, so that a resumed run needs no RNG state."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _gpu_memory(device: torch.device) -> dict[str, float]:
+    """Most memory that tensors have taken on the GPU so far."""
+    return {"gpu_gb": round(torch.cuda.max_memory_allocated(device) / 1e9, 3)} if device.type == "cuda" else {}
 
 
 class _Meter:

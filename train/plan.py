@@ -1,9 +1,14 @@
 """The plan of training: what each step sees, as a pure function of (seed, step); ranks take slices of the global batch."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+
+UNSCALED = (1.0, 1.0)
+UNCOLOURED = (0.0, 1.0, 1.0, 0.0)
+COLOUR_RANGES = ((-32 / 255, 32 / 255), (0.6, 1.4), (0.6, 1.4), (-0.2, 0.2))
+"""Brightness of [0, 1], saturation, contrast, and hue in turns: DMVR's `color_default_augm`, as in the official code."""
 
 
 @dataclass(frozen=True)
@@ -12,10 +17,14 @@ class StepPlan:
 
     Attributes:
         rows: int64, rows of the index.
-        start: float64 in [0, 1), where the view begins.
+        start: float64 (B, 2) in [0, 1), where the view begins in rgb and, where that is drawn apart, in spec.
         crop_x: float64 in [0, 1), where the crop box stands between left (0) and right.
         crop_y: the same, between top (0) and bottom.
         flip: bool, mirror left and right.
+        scale: float64 (B, 2), by what height and width grow before the crop.
+        colour: float64 (B, 4), what is added to brightness, what saturation and contrast are multiplied by, and the turn of
+            the hue: see `train.colour`.
+        grey: bool, without colour.
         mask: float64 (B, 4) in [0, 1), SpecAugment: length and place of the mask over time, and of that over mel bands.
         mix: float64 (B, 2) in [0, 1], mixup: a sample's own share in its rgb and in its spec.
     """
@@ -25,6 +34,9 @@ class StepPlan:
     crop_x: np.ndarray
     crop_y: np.ndarray
     flip: np.ndarray
+    scale: np.ndarray
+    colour: np.ndarray
+    grey: np.ndarray
     mask: np.ndarray
     mix: np.ndarray
 
@@ -37,9 +49,22 @@ class StepPlan:
         """A part of the batch."""
         return StepPlan(*(array[span] for array in vars(self).values()))
 
-    def unflipped(self) -> "StepPlan":
-        """The same without mirroring."""
-        return replace(self, flip=np.zeros_like(self.flip))
+
+@dataclass(frozen=True)
+class Jitter:
+    """How the frames of training views vary, one draw a view.
+
+    Attributes:
+        flip: half of the views are mirrored.
+        scale: bounds of the factors by which height and width grow, each by itself; None: they do not.
+        colour: share of the views whose colours are changed.
+        grey: share of the views without colour.
+    """
+
+    flip: bool = True
+    scale: tuple[float, float] | None = None
+    colour: float = 0.0
+    grey: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -62,13 +87,23 @@ class TrainPlan:
     """Order and draws of a whole training.
 
     Every epoch is a permutation of the samples; what does not fill a batch is left out of that epoch (another part in each).
-    Fewer samples than a batch are repeated to fill it.
+    Fewer samples than a batch are repeated to fill it. With `shares`, an epoch is as many draws with replacement.
+
+    Attributes:
+        seed: of everything.
+        num_samples: of the split.
+        batch_size: global.
+        mixing: how mixup draws, or None.
+        jitter: how the frames of training views vary.
+        shares: float64 (num_samples,), chance of each sample at each draw, or None.
     """
 
     seed: int
     num_samples: int
     batch_size: int
     mixing: Mixing | None = None
+    jitter: Jitter = Jitter()
+    shares: np.ndarray | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -79,10 +114,26 @@ class TrainPlan:
         """The global batch of this step, counted from 0 over all epochs."""
         epoch, number = divmod(step, self.steps_per_epoch)
         order = self._orders(epoch)[number * self.batch_size : (number + 1) * self.batch_size]
-        draws = np.random.default_rng([self.seed, epoch, number, 1]).random((4, self.batch_size))
-        mask = np.random.default_rng([self.seed, epoch, number, 2]).random((self.batch_size, 4))
-        mix = self._mix(np.random.default_rng([self.seed, epoch, number, 3]))
-        return StepPlan(order, draws[0], draws[1], draws[2], draws[3] < 0.5, mask, mix)
+        rgb_start, crop_x, crop_y, flip = self._rng(epoch, number, 1).random((4, self.batch_size))
+        spec_start, coloured, grey = self._rng(epoch, number, 4).random((3, self.batch_size))
+        return StepPlan(
+            rows=order,
+            start=np.stack([rgb_start, spec_start], axis=1),
+            crop_x=crop_x,
+            crop_y=crop_y,
+            flip=(flip < 0.5) & self.jitter.flip,
+            scale=self._rng(epoch, number, 5).uniform(*(self.jitter.scale or UNSCALED), (self.batch_size, 2)),
+            colour=np.where(coloured[:, None] < self.jitter.colour, self._colour(self._rng(epoch, number, 6)), UNCOLOURED),
+            grey=grey < self.jitter.grey,
+            mask=self._rng(epoch, number, 2).random((self.batch_size, 4)),
+            mix=self._mix(self._rng(epoch, number, 3)),
+        )
+
+    def _rng(self, epoch: int, number: int, purpose: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, epoch, number, purpose])
+
+    def _colour(self, rng: np.random.Generator) -> np.ndarray:
+        return np.stack([rng.uniform(low, high, self.batch_size) for low, high in COLOUR_RANGES], axis=1)
 
     def _mix(self, rng: np.random.Generator) -> np.ndarray:
         if self.mixing is None:
@@ -96,7 +147,11 @@ class TrainPlan:
     def _orders(self, epoch: int) -> np.ndarray:
         if epoch not in self._cache:
             self._cache.clear()
-            order = np.random.default_rng([self.seed, epoch, 0]).permutation(self.num_samples)
+            rng = np.random.default_rng([self.seed, epoch, 0])
+            if self.shares is None:
+                order = rng.permutation(self.num_samples)
+            else:
+                order = rng.choice(self.num_samples, self.num_samples, p=self.shares)
             self._cache[epoch] = np.resize(order, max(self.num_samples, self.batch_size))
         return self._cache[epoch]
 

@@ -5,17 +5,17 @@ import tomllib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
 from manifests.errors import ConfigError
 from manifests.settings import toml_value
-from manifests.shards import DatasetInfo, Frozen
+from manifests.shards import FPS, DatasetInfo, Frozen
 from mbt.config import VIT_SIZES, MBTConfig, Modality
 from train.inputs import Inputs
-from train.plan import Mixing
+from train.plan import Jitter, Mixing
 from train.views import Window
 
 NONE = "none"
@@ -77,19 +77,43 @@ class InputRecipe(Frozen):
     """t."""
     frames: int = Field(8, ge=1)
     """F."""
-    rgb_seconds: float | None = Field(None, gt=0)
-    """t of the frames, where it is not that of the sound."""
+    stride: int | None = Field(None, ge=1)
+    """Frames of 1/25 s from one to the next. None: the F frames are spread over t."""
+    synchronised: bool = True
+    """Training views of picture and sound begin together; false: each is drawn by itself."""
     resize: int = Field(256, ge=1)
     """Short side of the frames before the crop."""
     image_size: int = Field(224, ge=1)
     flip: bool = True
     """Mirror half of the training views left to right."""
+    scale_jitter: tuple[float, float] | None = None
+    """Bounds of the factors by which height and width of training views grow before the crop, each by itself."""
+    colour_jitter: float = Field(0.0, ge=0, le=1)
+    """Share of the training views whose brightness, saturation, contrast and hue are changed."""
+    grey: float = Field(0.0, ge=0, le=1)
+    """Share of the training views without colour."""
+    max_corrupt: float = Field(0.01, ge=0, le=1)
+    """Damaged training samples are replaced by others; a larger share of the split stops the run."""
+
+    @property
+    def rgb_seconds(self) -> float | None:
+        """t of the frames, where it is not that of the sound."""
+        return None if self.stride is None else self.frames * self.stride / FPS
+
+    @property
+    def jitter(self) -> Jitter:
+        """How the frames of training views vary."""
+        return Jitter(self.flip, self.scale_jitter, self.colour_jitter, self.grey)
 
     @model_validator(mode="after")
     def _window(self) -> "InputRecipe":
         Window(self.seconds, self.frames, self.rgb_seconds)
         if self.image_size > self.resize:
             raise ValueError(f"image_size {self.image_size} is above resize {self.resize}")
+        if self.scale_jitter is not None:
+            low, high = self.scale_jitter
+            if not 0 < low <= high or int(low * self.resize) < self.image_size:
+                raise ValueError(f"scale_jitter [{low}, {high}] leaves no crop of {self.image_size} of resize {self.resize}")
         return self
 
 
@@ -99,17 +123,31 @@ class TrainRecipe(Frozen):
     batch_size: int = Field(64, ge=1)
     """Global batch."""
     epochs: float = Field(50.0, gt=0)
+    balanced_sampling: bool = False
+    """Draw clips with replacement so that rare classes come as often as common ones."""
     max_steps: int | None = Field(None, ge=1)
     """Stop after so many steps, whatever the epochs; the schedule ends there too."""
     learning_rate: float = Field(0.5, gt=0)
     warmup_epochs: float = Field(2.5, ge=0)
     """Half of the training at most."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = Field(0.9, ge=0, lt=1)
+    """Of sgd."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Of adamw: decay of the means of the gradient and of its square."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Of adamw, on the kernels of layers and patch embeddings alone: not on biases, norms, positions and tokens."""
+    layer_decay: float | None = Field(None, gt=0, le=1)
+    """Each layer's rate is so much of the rate of the layer above it. None: all learn at the same rate."""
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    """Keep a moving average of the weights with this decay a step; evaluate it, and keep it as best and last."""
     max_grad_norm: float | None = Field(1.0, gt=0)
     """Global L2 norm to which gradients are clipped."""
     group_size: int | None = Field(None, ge=2)
     """So many examples share their mixup weights, and their gradient is clipped apart, before the mean is taken: one device
     of the official training has two. None: the whole batch."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """What becomes of a step whose loss or gradient is not finite: it ends the training, or nothing is updated by it."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     mixup_alpha: float | None = Field(None, gt=0)
     """Mixup with weights from Beta(alpha, alpha)."""
@@ -119,15 +157,23 @@ class TrainRecipe(Frozen):
     """Longest SpecAugment mask over log-mel rows."""
     frequency_mask: int = Field(0, ge=0)
     """Widest SpecAugment mask over mel bands."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Examples that a device takes at a time at the most; gradients add up to those of the whole batch: less memory. None:
+    its whole share of the batch."""
     activation_checkpointing: bool = False
     """Keep less of the forward pass and compute it again in the backward pass: less memory, a third more work."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """`auto`: bfloat16 autocast where the device has fast bfloat16 (CUDA), else float32."""
+    compile: bool = False
+    """Compile the layers by torch.compile: faster steps on a GPU, a slower start."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto`: bfloat16 autocast where the device has fast bfloat16 (CUDA), else float32. float16: autocast with a dynamic scale
+    of the loss."""
     seed: int = 0
     log_every: int = Field(10, ge=1)
     """Steps between log lines."""
     checkpoint_every: int = Field(500, ge=1)
     """Steps between checkpoints."""
+    wandb: str | None = None
+    """Project of Weights & Biases to which the log goes too; its package must be installed (`pip install 'mbt[wandb]'`)."""
     keep_checkpoints: int = Field(2, ge=1)
     eval_every_epochs: float | None = Field(5.0, gt=0)
     """Epochs between evaluations on `eval_split`; none: only at the end."""
@@ -141,6 +187,8 @@ class TrainRecipe(Frozen):
             raise ValueError(f"batch_size {self.batch_size} is no multiple of {group}, the examples that go together")
         if self.modality_mixup and self.mixup_alpha is None:
             raise ValueError("modality_mixup is set, and mixup_alpha is not")
+        if self.weight_decay and self.optimizer != "adamw":
+            raise ValueError(f"weight_decay is set, and the optimizer {self.optimizer} has none")
         return self
 
     @property
@@ -239,6 +287,16 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
 
 
 def _read(name: str) -> dict[str, Any]:
+    """Sections of a recipe, over those of the one that it names as its `base`."""
+    fields = _read_file(name)
+    base = fields.pop("base", None)
+    sections = {} if base is None else _read_file(str(base))
+    for section, values in fields.items():
+        sections[section] = {**sections.get(section, {}), **values} if isinstance(values, dict) else values
+    return sections
+
+
+def _read_file(name: str) -> dict[str, Any]:
     path = Path(name)
     if name in recipe_names():
         text = (resources.files("train") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")

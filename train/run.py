@@ -1,5 +1,6 @@
 """A run directory: recipe, metrics, TensorBoard events, checkpoints, and the best and the last model."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class Run:
             write_text(path, f"# mbt train --data {data}\n\n{recipe.to_toml()}")
         self._metrics = folder / METRICS
         self._board: SummaryWriter | None = None
+        self._wandb = None if recipe.train.wandb is None else _wandb_run(folder, recipe, recipe.train.wandb)
 
     def start(self, step: int) -> None:
         """Open the logs to go on after `step` updates; what was logged beyond is dropped."""
@@ -50,11 +52,42 @@ class Run:
         if self._board is not None:
             for tag, value in _flat(values):
                 self._board.add_scalar(tag, value, step)
+        if self._wandb is not None:
+            self._wandb.log(dict(_flat(values)), step=step)
 
     def close(self) -> None:
         """Close the logs."""
         if self._board is not None:
             self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _wandb_run(folder: Path, recipe: Recipe, project: str) -> Any:
+    """A run of Weights & Biases that is gone on with where this run directory is."""
+    try:
+        import wandb
+    except ImportError:
+        raise ConfigError("train.wandb is set, and wandb is not installed", "Run pip install 'mbt[wandb]'") from None
+    name = folder.resolve().name
+    run_id = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    return wandb.init(project=project, name=name, id=run_id, resume="allow", dir=folder, config=recipe.model_dump(mode="json"))
+
+
+FREE = frozenset(
+    {
+        *("train.micro_batch", "train.compile", "train.activation_checkpointing", "train.threads"),
+        *(
+            "train.log_every",
+            "train.checkpoint_every",
+            "train.keep_checkpoints",
+            "train.non_finite",
+            "train.wandb",
+            "input.max_corrupt",
+        ),
+    }
+)
+"""Fields that may differ when a run goes on: they change what it costs and what is kept, not what is trained."""
 
 
 def _check(path: Path, recipe: Recipe, resume: bool) -> None:
@@ -64,7 +97,7 @@ def _check(path: Path, recipe: Recipe, resume: bool) -> None:
     for name, section in recipe:
         for field in type(section).model_fields:
             before, now = getattr(getattr(earlier, name), field), getattr(section, field)
-            if before != now:
+            if before != now and f"{name}.{field}" not in FREE:
                 raise ConfigError(
                     f"{path.parent} is a run of another recipe: {name}.{field} was {before} and is now {now}",
                     "Resume with the same --recipe and --set, or choose another --out",

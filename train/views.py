@@ -4,6 +4,7 @@ Inside, time is counted in frames of 1/25 s; a frame is four log-mel rows. A cli
 from its start, as in the official code.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -76,13 +77,20 @@ class Window:
             row = 0
         return spans
 
-    def random_start(self, draw: float, clip_frames: int) -> Start:
-        """Start of a training view, for `draw` uniform in [0, 1): uniform over all at which the frames fit in the clip.
+    def random_start(self, draws: Sequence[float] | np.ndarray, clip_frames: int, synchronised: bool = True) -> Start:
+        """Start of a training view: uniform over all at which its window fits in the clip.
 
-        Picture and sound begin together; sound that is longer goes on at the clip's start, as in the official code.
+        Args:
+            draws: two uniform in [0, 1), for rgb and spec.
+            clip_frames: frames of the clip.
+            synchronised: picture and sound begin together, by the first draw, and sound that is longer goes on at the clip's
+                start, as in the official code. Otherwise each modality's window is drawn by itself (paper, Sec. 4.3.2).
         """
-        start = int(draw * (max(clip_frames - self.rgb_length, 0) + 1))
-        return Start(start, start)
+        rgb, spec = (
+            int(draw * (max(clip_frames - length, 0) + 1))
+            for draw, length in zip(draws, (self.rgb_length, self.length), strict=True)
+        )
+        return Start(rgb, rgb if synchronised else spec)
 
     def crop_starts(self, crops: int, clip_frames: int) -> list[Start]:
         """Starts of `crops` evaluation views: in each modality evenly spaced from 0 to D - t; one view is the middle one."""

@@ -102,6 +102,9 @@ def test_only_the_needed_bytes_are_read(packed: Path, monkeypatch: pytest.Monkey
         reader.frames(0, [3, 20])
         assert asked == [json_size, sizes[3], sizes[20]]
         asked.clear()
+        reader.frames(0, [5, 6, 7, 2])
+        assert asked == [json_size, sum(sizes[5:8]), sizes[2]], "neighbours by one read"
+        asked.clear()
         reader.log_mel(0, 40, 65)
         assert asked == [25 * 128 * 2]
 

@@ -18,6 +18,7 @@ from train.initial import initial_model
 from train.loop import train
 from train.recipe import InitRecipe
 from train.trained import load_trained
+from train.zero_config import Zero
 
 SMALL = replace(CONFIG, hidden_size=8, mlp_dim=16)
 
@@ -105,12 +106,12 @@ def test_the_recipes_ways_of_training_resume_bit_for_bit(settings: tuple[str, ..
 
 def test_deepspeed_refuses_groups(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="group_size: DeepSpeed clips"):
-        train(shards, tmp_path / "run", tiny("train.group_size=2"), deepspeed=True)
+        train(shards, tmp_path / "run", tiny("train.group_size=2"), zero=Zero())
 
 
 def test_the_official_window_trains(shards: Path, tmp_path: Path) -> None:
     """Frames of 0.8 s and sound of 1.6 s."""
-    train(shards, tmp_path / "run", tiny("input.rgb_seconds=0.8", "train.max_steps=2"))
+    train(shards, tmp_path / "run", tiny("input.stride=5", "train.max_steps=2"))
     model, preprocessor = load_trained(tmp_path / "run")
     assert preprocessor.inputs.window.rgb_length == 20
     assert model.config.spec_shape[0] == 160

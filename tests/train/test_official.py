@@ -7,11 +7,11 @@ import torch
 from tests.goldens import Golden, close
 from train.augment import mixup
 from train.batch import Batch
-from train.engine import TorchEngine
 from train.loader import centred
 from train.metrics import evaluate_logits
 from train.recipe import TrainRecipe
 from train.schedule import learning_rate
+from train.torch_engine import TorchEngine
 
 
 def batch_of(golden: Golden, inputs: str, label: str) -> Batch:

@@ -64,7 +64,7 @@ def test_wrong_settings_are_named(setting: str, message: str) -> None:
 
 
 def test_an_unknown_recipe_lists_the_known() -> None:
-    with pytest.raises(ConfigError, match="demo, mbt_official, mbt_paper"):
+    with pytest.raises(ConfigError, match="audio_paper, demo, mbt_as500k, mbt_official"):
         load_recipe("as_giga")
 
 
@@ -83,7 +83,11 @@ def test_a_file_that_is_no_toml(tmp_path: Path) -> None:
         ("train.mixup_alpha=none", "modality_mixup is set, and mixup_alpha is not"),
         ("model.classifier=gap", "the classifier 'gap' has one for all"),
         ("model.size=XL", "size 'XL' is none of Ti, S, B, L, H"),
-        ("input.rgb_seconds=0.2", "frames 8 is outside 1..5"),
+        ("input.frames=201", "frames 201 is outside 1..200"),
+        ("input.stride=0", "input.stride"),
+        ("input.scale_jitter=[0.8, 1.2]", "leaves no crop of 224"),
+        ("input.scale_jitter=[1.2, 0.9]", "leaves no crop of 224"),
+        ("input.colour_jitter=1.5", "input.colour_jitter"),
         ("init.surgery=none", "init.surgery"),
     ],
 )
@@ -112,3 +116,28 @@ def test_the_models_fields_and_defaults_are_those_of_its_configuration() -> None
     from_inputs = {"num_classes", "num_frames", "image_size", "spec_shape"}
     config = {f.name: f.default for f in dataclasses.fields(MBTConfig) if f.name not in from_inputs}
     assert {name: f.default for name, f in ModelRecipe.model_fields.items()} == config
+
+
+def test_a_recipe_stands_on_another(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('base = "mbt_official"\n[train]\nepochs = 3.0\n')
+    mine, official = load_recipe(str(path)), load_recipe("mbt_official")
+    assert mine.train.epochs == 3
+    assert mine == official.model_copy(update={"train": official.train.model_copy(update={"epochs": 3.0})})
+    path.write_text('base = "nothing"\n')
+    with pytest.raises(ConfigError, match="there is no recipe 'nothing'"):
+        load_recipe(str(path))
+
+
+def test_baselines_differ_from_the_paper_in_what_they_say() -> None:
+    paper, audio = load_recipe("mbt_paper"), load_recipe("audio_paper")
+    assert audio.model == paper.model.model_copy(update={"modalities": ("spec",)})
+    assert audio.train == paper.train.model_copy(update={"modality_mixup": False})
+    assert load_recipe("mbt_as500k").train == paper.train.model_copy(update={"checkpoint_every": 2000})
+    modern = load_recipe("mbt_one_gpu").train
+    assert (modern.optimizer, modern.balanced_sampling, paper.train.optimizer, paper.train.balanced_sampling) == (
+        "adamw",
+        True,
+        "sgd",
+        False,
+    )

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from manifests.errors import ConfigError, ShardError
 from tests.conftest import Door
 from tests.tiny import tiny
-from train.engine import StepResult, TorchEngine
+from train.engine import StepResult
 from train.loop import train
 from train.recipe import Recipe
+from train.torch_engine import TorchEngine
 
 STEPS = tiny("train.max_steps=6", "train.checkpoint_every=2", "model.drop_path=0.3", "train.eval_every_epochs=1.5")
 SPEED = ("clips_per_s", "data_wait")
@@ -124,14 +125,16 @@ from pathlib import Path
 from tests.conftest import Door
 from tests.tiny import tiny
 from train.loop import train
+from train.zero_config import Zero
 
+ENGINES = {"plain": None, "zero": Zero()}
 shards, runs = map(Path, sys.argv[1:])
 recipe = tiny("train.max_steps=6", "train.checkpoint_every=3", "eval.split=none")
-for run, deepspeed in (("plain", False), ("zero", True)):
-    train(shards, runs / run, recipe, deepspeed=deepspeed)
+for run, other in (("plain", "zero"), ("zero", "plain")):
+    train(shards, runs / run, recipe, zero=ENGINES[run])
     shutil.copytree(runs / run, runs / f"{run}-resumed")
     shutil.rmtree(runs / f"{run}-resumed/checkpoints/step-6")
-    train(shards, runs / f"{run}-resumed", recipe, deepspeed=not deepspeed, resume=True)
+    train(shards, runs / f"{run}-resumed", recipe, zero=ENGINES[other], resume=True)
 """
 
 

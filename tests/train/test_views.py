@@ -2,6 +2,7 @@
 
 import pytest
 
+from train.recipe import InputRecipe
 from train.views import Start, Window
 
 PAPER = Window(seconds=8.0, frames=8)
@@ -38,7 +39,7 @@ def test_a_short_clip_is_repeated() -> None:
 
 
 def test_training_starts_are_uniform_over_all_that_fit() -> None:
-    starts = [PAPER.random_start((i + 0.5) / 5100, 250) for i in range(5100)]
+    starts = [PAPER.random_start(((i + 0.5) / 5100, 0.0), 250) for i in range(5100)]
     assert [starts.count(Start(start, start)) for start in range(51)] == [100] * 51
 
 
@@ -59,9 +60,26 @@ def test_the_official_views_are_spaced_in_each_modality_by_itself() -> None:
 
 
 def test_picture_and_sound_begin_together_and_the_sound_goes_on_at_the_start() -> None:
-    starts = [OFFICIAL.random_start((i + 0.5) / 187, 250) for i in range(187)]
+    starts = [OFFICIAL.random_start(((i + 0.5) / 187, 0.0), 250) for i in range(187)]
     assert starts == [Start(i, i) for i in range(187)]
     assert OFFICIAL.mel_spans(150, 250) == [(600, 1000), (0, 400)]
+
+
+def test_a_stride_is_the_papers_for_epic_kitchens() -> None:
+    """32 frames at stride 1, and at stride 2 as in the official configuration of AudioSet."""
+    for stride in (1, 2):
+        recipe = InputRecipe(frames=32, stride=stride)
+        assert Window(recipe.seconds, recipe.frames, recipe.rgb_seconds).frame_numbers(5, 250) == list(
+            range(5, 5 + 32 * stride, stride)
+        )
+
+
+def test_asynchronous_windows_are_uniform_each_in_the_whole_clip() -> None:
+    places = [(i + 0.5) / 187 for i in range(187)]
+    others = [(i + 0.5) / 51 for i in range(51)]
+    starts = {OFFICIAL.random_start((a, b), 250, synchronised=False) for a in places for b in others}
+    assert starts == {Start(a, b) for a in range(187) for b in range(51)}
+    assert OFFICIAL.mel_spans(50, 250) == [(200, 1000)], "the last one ends with the clip"
 
 
 @pytest.mark.parametrize("rgb_seconds", [0.03, -1.0, 1.2])

@@ -1,0 +1,184 @@
+"""A whole training step of MBT-B, as `mbt train` makes it: `python -m benchmarks.train_step` prints one table.
+
+Each variant runs in a process of its own, which also times the machine's large matrix product between its steps, so that what
+else the machine does hits both alike. Data are random and lie on the device: reading and decoding are `benchmarks.loader`'s.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import torch
+
+from benchmarks.model import PEAK_TFLOPS
+from manifests.datasets import Task
+from mbt import MBT, MBTConfig
+from mbt.flops import clip_flops
+from train.augment import augment
+from train.batch import Batch
+from train.engine import Engine
+from train.plan import TrainPlan
+from train.precision import autocast_dtype
+from train.recipe import Recipe, load_recipe
+from train.torch_engine import TorchEngine
+from train.zero_config import STAGES, Zero
+
+ROOT = Path(__file__).parents[1]
+VARIANTS = {
+    "eager": ("train.compile=false",),
+    "compiled": ("train.compile=true",),
+    "checkpointed": ("train.compile=false", "train.activation_checkpointing=true"),
+    **{f"zero{stage}": ("train.compile=false",) for stage in STAGES},
+}
+"""Settings of a recipe for each variant; `zeroN` trains through DeepSpeed."""
+CLASSES = 527
+SPEC_SHAPE = (800, 128)
+WARM_UP = 2
+TASK: Task = "multilabel"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a variant's process measured.
+
+    Attributes:
+        step_s: of each step.
+        product_s: of each matrix product.
+        product_flop: of one product.
+        peak_bytes: of tensors on the GPU; 0 on a CPU.
+        device: its name.
+    """
+
+    step_s: list[float]
+    product_s: list[float]
+    product_flop: int
+    peak_bytes: int
+    device: str
+
+
+def time_steps(variant: str, recipe_name: str, settings: Sequence[str], steps: int, product_size: int) -> Timing:
+    """Train `steps` steps after two that are not timed."""
+    recipe = load_recipe(recipe_name, (*settings, "init.weights=none", *VARIANTS[variant]))
+    engine = _engine(variant, recipe)
+    batches = _batches(recipe, engine.device)
+    dtype = autocast_dtype(recipe.train.precision, engine.device) or torch.float32
+    a, b = torch.randn(2, product_size, product_size, device=engine.device).to(dtype)
+    step_s, product_s = [], []
+    for number in range(WARM_UP + steps):
+        took = _timed(lambda: engine.step(augment(batches(number), recipe.train), 1e-3), engine.device)  # noqa: B023
+        product = _timed(lambda: a @ b, engine.device)
+        if number >= WARM_UP:
+            step_s.append(took)
+            product_s.append(product)
+    on_gpu = engine.device.type == "cuda"
+    return Timing(
+        step_s,
+        product_s,
+        2 * product_size**3,
+        torch.cuda.max_memory_allocated() if on_gpu else 0,
+        torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads",
+    )
+
+
+def _engine(variant: str, recipe: Recipe) -> Engine:
+    torch.manual_seed(0)
+    model = MBT(config(recipe))
+    if not variant.startswith("zero"):
+        return TorchEngine(model, TASK, recipe.train)
+    from train.deepspeed_engine import DeepSpeedEngine
+
+    return DeepSpeedEngine(model, TASK, recipe.train, Zero(int(variant.removeprefix("zero"))))
+
+
+def config(recipe: Recipe) -> MBTConfig:
+    """The recipe's model for AudioSet's classes."""
+    fields = recipe.model.model_dump()
+    size = recipe.input.image_size
+    return MBTConfig(num_classes=CLASSES, num_frames=recipe.input.frames, image_size=size, spec_shape=SPEC_SHAPE, **fields)
+
+
+def _batches(recipe: Recipe, device: torch.device) -> Callable[[int], Batch]:
+    """The batch of a step: the same clips each time, in other draws."""
+    size, side = recipe.train.batch_size, recipe.input.image_size
+    plan = TrainPlan(0, size, size, recipe.train.mixing)
+    rgb = torch.rand(size, recipe.input.frames, 3, side, side, device=device) * 2 - 1
+    spec = torch.randn(size, *SPEC_SHAPE, device=device)
+    targets = {"all": (torch.rand(size, CLASSES, device=device) < 2 / CLASSES).float()}
+    return lambda step: Batch(plan.step(step), rgb, spec, targets)
+
+
+def _timed(call: Callable[[], object], device: torch.device) -> float:
+    begin = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def measure(variant: str, recipe: str, settings: Sequence[str], steps: int, product_size: int) -> Timing | str:
+    """`time_steps` in a process of its own, or the last line of what it said where it failed."""
+    arguments = json.dumps([variant, recipe, list(settings), steps, product_size])
+    command = [sys.executable, "-m", "benchmarks.train_step", "--child", arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"])[-1]
+    return Timing(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def table(recipe: Recipe, timings: dict[str, Timing | str]) -> str:
+    """All variants as text."""
+    batch = recipe.train.batch_size
+    flop = 3 * batch * clip_flops(config(recipe)).total
+    lines = [f"{'variant':<14}{'ms/step':>10}{'min':>10}{'clips/s':>10}{'TFLOP/s':>10}{'share':>9}{'MFU':>8}{'GB':>8}"]
+    for name, timing in timings.items():
+        if isinstance(timing, str):
+            lines.append(f"{name:<14}  {timing}")
+            continue
+        step_s, product_s = statistics.median(timing.step_s), statistics.median(timing.product_s)
+        rate, peak = flop / step_s / 1e12, PEAK_TFLOPS.get(timing.device)
+        cells = f"{1000 * step_s:10.1f}{1000 * min(timing.step_s):10.1f}{batch / step_s:10.2f}{rate:10.3g}"
+        cells += f"{rate / (timing.product_flop / product_s / 1e12):9.1%}"
+        cells += f"{rate / peak:8.1%}" if peak else f"{'-':>8}"
+        lines.append(f"{name:<14}{cells}{timing.peak_bytes / 1e9:8.1f}")
+    return "\n".join(lines)
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--recipe", default="mbt_paper", help="Recipe, whose input and optimiser are taken.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="SECTION.FIELD=VALUE", help="Set a field of it, such as train.batch_size=8."
+)
+@click.option("--steps", type=click.IntRange(min=1), default=10, help="Steps that are timed.")
+@click.option("--only", multiple=True, type=click.Choice(list(VARIANTS)), help="Variants; all by default.")
+@click.option(
+    "--product-size", type=click.IntRange(min=8), default=8192, help="Rows and columns of the matrices of the product."
+)
+@click.option("--child", hidden=True, help="Measure one variant here and print JSON.")
+def main(
+    recipe: str, settings: tuple[str, ...], steps: int, only: tuple[str, ...], product_size: int, child: str | None
+) -> None:
+    """Time whole training steps: augmentation on the device, forward, backward, clipping, update."""
+    if child is not None:
+        click.echo(json.dumps(asdict(time_steps(*json.loads(child)))))
+        return
+    names = only or tuple(VARIANTS)
+    loaded = load_recipe(recipe, (*settings, "init.weights=none"))
+    timings = {name: measure(name, recipe, settings, steps, product_size) for name in names}
+    device = next((timing.device for timing in timings.values() if isinstance(timing, Timing)), "no device")
+    click.echo(f"""\
+{device}, torch {torch.__version__}, {recipe}, batch {loaded.train.batch_size}, median of {steps} steps
+{clip_flops(config(loaded)).total / 1e9:.1f} GFLOP a clip forward, three times that for a step
+share: of the TFLOP/s of torch's product of two matrices of {product_size} x {product_size} in the same precision and process
+GB: most memory of tensors on the GPU
+
+{table(loaded, timings)}""")
+
+
+if __name__ == "__main__":
+    main()
