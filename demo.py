@@ -63,7 +63,7 @@ def run_demo(command: click.Command, out: Path, seed: int) -> None:
 def _train_and_evaluate(command: click.Command, variant: Variant, shards: Path, runs: Path, seed: int) -> dict[str, Any]:
     run = runs / variant.name.replace(" ", "-")
     settings = [part for setting in (*variant.settings, f"train.seed={seed}") for part in ("--set", setting)]
-    _run(command, "train", "--data", shards, "--recipe", "demo", *settings, "--out", run, "--resume")
+    _run(command, "train", "--data", shards, "--recipe", "demo", *settings, "--out", run, "--resume", "auto")
     report = run / "eval.json"
     _run(command, "eval", "--checkpoint", run, "--data", shards, "--crops", 4, "--out", report)
     return json.loads(report.read_bytes())

@@ -77,7 +77,8 @@ def test_a_disk_that_is_full_again_and_again(
         resize(size // PAGE * PAGE)
     check(folder / "set", final)
     assert digests(folder / "set") == final
-    assert {"labels.csv", "plan.json", "assignment.json", "train-000000.tar", "train-000001.tar"} <= where
+    assert {"labels.csv", "train-000000.tar", "train-000001.tar"} <= where, "others depend on how the sizes fall"
+    assert len(where) >= 6
     assert mbt("shards", "verify", folder / "set", "--workers", 1).code == 0
 
 

@@ -1,9 +1,6 @@
 """Training from shards to a run directory: logs, exact resume, engines, and errors."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -117,38 +114,6 @@ def test_a_checkpoint_is_never_seen_in_part(
     with pytest.raises(Exception, match="no space left"):
         train(shards, tmp_path / "run", STEPS)
     assert not list((tmp_path / "run/checkpoints").glob("step-*"))
-
-
-TAKE_TURNS = """
-import shutil, sys
-from pathlib import Path
-from tests.conftest import Door
-from tests.tiny import tiny
-from train.loop import train
-from train.zero_config import Zero
-
-ENGINES = {"plain": None, "zero": Zero()}
-shards, runs = map(Path, sys.argv[1:])
-recipe = tiny("train.max_steps=6", "train.checkpoint_every=3", "eval.split=none")
-for run, other in (("plain", "zero"), ("zero", "plain")):
-    train(shards, runs / run, recipe, zero=ENGINES[run])
-    shutil.copytree(runs / run, runs / f"{run}-resumed")
-    shutil.rmtree(runs / f"{run}-resumed/checkpoints/step-6")
-    train(shards, runs / f"{run}-resumed", recipe, zero=ENGINES[other], resume=True)
-"""
-
-
-def test_deepspeed_gives_the_same_losses_and_each_engine_goes_on_with_the_others_run(shards: Path, tmp_path: Path) -> None:
-    subprocess.run(
-        [sys.executable, "-c", TAKE_TURNS, shards, tmp_path],
-        check=True,
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "DS_ACCELERATOR": "cpu"},
-    )
-    expected = [line["loss"] for line in logged(tmp_path / "plain")]
-    assert len(expected) == 6
-    for run in ("zero", "plain-resumed", "zero-resumed"):
-        assert [line["loss"] for line in logged(tmp_path / run)] == pytest.approx(expected, rel=1e-5)
 
 
 def test_bfloat16_trains(shards: Path, tmp_path: Path) -> None:
