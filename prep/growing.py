@@ -1,6 +1,7 @@
 """The unfinished shard: a tar that grows, and a journal of what is whole in it, so that an interrupted shard goes on."""
 
 import os
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -14,8 +15,6 @@ from manifests.shards import Frozen, MediaFormat
 from prep.crc32 import crc32
 from prep.mel_sums import MelSums
 from prep.sample import Sample
-
-TAR_BLOCK = 512
 
 
 class Failure(Frozen):
@@ -131,7 +130,7 @@ class GrowingTar:
         spans = {}
         for member, column in self._members.items():
             size = len(sample.members[member])
-            spans[f"{column}_offset"] = offset + TAR_BLOCK
+            spans[f"{column}_offset"] = offset + tarfile.BLOCKSIZE
             spans[f"{column}_size"] = size
-            offset += TAR_BLOCK + -(-size // TAR_BLOCK) * TAR_BLOCK
+            offset += tarfile.BLOCKSIZE + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
         return spans

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from manifests.datasets import Task
 from manifests.errors import ConfigError
 from mbt.model import MBT
 from train.batch import Batch
-from train.engine import StepResult, TrainingModel, TrainState, micro_batches, pick_device, rank_and_world_size
+from train.engine import StepResult, TrainingModel, TrainState, micro_batches, pick_device, rank_and_world_size, swapped
 from train.optimizer import STATES, begin_state, follow, make_optimizer, set_rates, set_updates
 from train.precision import LossScale, unscale_and_clip
 from train.processes import join_alone
@@ -105,14 +105,9 @@ class DeepSpeedEngine:
         self._engine.eval()
         return self._engine(batch.rgb, batch.spec, None).float()
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def averaged(self) -> AbstractContextManager[None]:
         """Inside, logits are those of the averaged weights, where the recipe has such."""
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
+        return swapped(self._swap)
 
     def state(self) -> TrainState:
         """Copy on the host of rank 0, gathered parameter by parameter; nothing on the others."""

@@ -1,7 +1,7 @@
 """Engines: one training step on a device. The loop knows only this interface, whatever stands behind it."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -102,6 +102,16 @@ class Engine(Protocol):
 
     def load(self, state: TrainState) -> None:
         """Take over a state, which every rank has whole."""
+
+
+@contextmanager
+def swapped(swap: Callable[[], None]) -> Iterator[None]:
+    """Inside, what `swap` exchanges has changed places."""
+    swap()
+    try:
+        yield
+    finally:
+        swap()
 
 
 class TrainingModel(nn.Module):

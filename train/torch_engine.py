@@ -1,7 +1,6 @@
 """The plain torch engine: one device, or one in each of several processes (DDP)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -10,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 from manifests.datasets import Task
 from mbt.model import MBT
 from train.batch import Batch
-from train.engine import StepResult, TrainingModel, TrainState, micro_batches, pick_device, rank_and_world_size
+from train.engine import StepResult, TrainingModel, TrainState, micro_batches, pick_device, rank_and_world_size, swapped
 from train.optimizer import STATES, begin_state, follow, make_optimizer, set_rates, set_updates
 from train.precision import LossScale, unscale_and_clip
 from train.recipe import TrainRecipe
@@ -67,14 +66,9 @@ class TorchEngine:
         self._module.eval()
         return self._module(batch.rgb, batch.spec, None).float()
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def averaged(self) -> AbstractContextManager[None]:
         """Inside, logits are those of the averaged weights, where the recipe has such."""
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
+        return swapped(self._swap)
 
     def state(self) -> TrainState:
         """Copy on the host of rank 0; nothing on the others."""
