@@ -32,6 +32,18 @@ class Bytes(click.ParamType[int]):
         return count
 
 
+class Place(click.ParamType["Path | str"]):
+    """A folder of this machine, or the URL of one."""
+
+    name = "folder|url"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        """A path, or a URL as it is."""
+        from manifests.remote import is_url
+
+        return str(value) if is_url(str(value)) else FOLDER.convert(value, param, ctx)
+
+
 BYTES = Bytes()
 RUNS = Path("runs")
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
@@ -207,7 +219,9 @@ def report(folder: Path, out: Path | None) -> None:
     click.echo(f"{table(write_report(folder, target))}\n\nwritten to {target / 'report.html'} and {target / 'report.json'}")
 
 
-data_option = click.option("--data", type=FOLDER, default=Path("audioset"), help="Dataset folder that `mbt prep` wrote.")
+data_option = click.option(
+    "--data", type=Place(), default="audioset", help="Dataset folder that `mbt prep` wrote, or the URL of one, to be streamed."
+)
 checkpoint_option = click.option(
     "--checkpoint", type=FOLDER, help="Run directory (its best model) or model folder; the newest below runs/ by default."
 )
@@ -230,7 +244,7 @@ checkpoint_option = click.option(
 @click.option("--zero-stage", type=click.IntRange(0, 3), help="With --deepspeed: stage of ZeRO; 1 by default.")
 @click.option("--deepspeed-config", type=FILE, help="With --deepspeed: JSON to merge over its configuration.")
 def train(
-    data: Path,
+    data: Path | str,
     recipe: str,
     settings: tuple[str, ...],
     out: Path | None,
@@ -269,7 +283,7 @@ def train(
 @click.option("--out", type=FILE, help="Where to write the report; CHECKPOINT/eval-SPLIT.json by default.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table.")
 def evaluate(
-    checkpoint: Path | None, data: Path, split: str, crops: int, batch_size: int, out: Path | None, as_json: bool
+    checkpoint: Path | None, data: Path | str, split: str, crops: int, batch_size: int, out: Path | None, as_json: bool
 ) -> None:
     """Score a model: mean of the logits over the views, mAP overall and per class."""
     import json

@@ -83,7 +83,7 @@ class Views:
             for plan in self.plans():
                 for row, draws in zip(plan.rows.tolist(), plan.start, strict=True):
                     start = inputs.window.random_start(draws, reader.num_frames(row))
-                    _, jpegs, spec = read_view(reader, inputs, row, start)
+                    _, jpegs, spec = read_view(reader[row], inputs, start)
                     total += sum(map(len, jpegs)) + (0 if spec is None else spec.nbytes)
         return total / self.count
 
@@ -111,8 +111,8 @@ class Clip(torch.utils.data.Dataset[Tensors]):
         if self.reader is None:
             self.reader = ShardReader(self.folder, SPLIT)
         row, draws, x, y, flip = self.draws[place]
-        start = self.inputs.window.random_start(draws, self.reader.num_frames(int(row)))
-        _, jpegs, spec = read_view(self.reader, self.inputs, int(row), start)
+        sample = self.reader[int(row)]
+        _, jpegs, spec = read_view(sample, self.inputs, self.inputs.window.random_start(draws, sample.num_frames))
         assert spec is not None
         return transformed(jpegs, spec, (x, y), flip, self.inputs, self.decoded)
 

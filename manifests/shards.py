@@ -158,6 +158,10 @@ class DatasetInfo(Frozen):
     ffmpeg_version: str
     config_digest: str
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each tar, by name."""
+        return {shard.name: shard.size for split in self.splits.values() for shard in split.shards}
+
     def write(self, folder: Path) -> None:
         """Write dataset.json atomically."""
         write_text(folder / DATASET_FILE, self.model_dump_json(indent=2) + "\n")

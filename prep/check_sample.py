@@ -11,8 +11,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from manifests.datasets import Task
-from manifests.reader import NPY_MAGIC
 from manifests.shards import FPS, MEL_RATE, SAMPLE_RATE, MediaFormat
+from manifests.split import NPY_MAGIC
 from prep.decode import ClipError
 from prep.frames import count_decodable
 from prep.mel_sums import MelSums

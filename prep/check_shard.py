@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from manifests.clips import KEY_PATTERN
-from manifests.reader import MEL_ROW
 from manifests.shards import Frozen, ShardFile
+from manifests.split import MEL_ROW
 from prep.check_sample import (
     MEL_ROWS_PER_FRAME,
     Description,

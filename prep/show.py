@@ -17,8 +17,9 @@ from matplotlib.figure import Figure, SubFigure
 
 from manifests.atomic import write_bytes
 from manifests.errors import InputError, ShardError
-from manifests.reader import ShardReader, read_index
+from manifests.reader import ShardReader
 from manifests.shards import FAILURES_FILE, FPS, MEL_RATE, SAMPLE_RATE, DatasetInfo, index_file, read_dataset
+from manifests.split import read_index
 from prep.decode import ClipError
 from prep.frames import decode_frames
 
@@ -49,16 +50,17 @@ def show(folder: Path, key: str, out: Path | None = None) -> Path:
     """
     split, row = find(folder, read_dataset(folder), key)
     with ShardReader(folder, split) as reader:
-        described = reader.sample(row)
-        numbers = [round(number) for number in np.linspace(0, reader.num_frames(row) - 1, min(FRAMES, reader.num_frames(row)))]
-        jpegs = reader.frames(row, numbers)
+        sample = reader[row]
+        described = sample.description()
+        numbers = [round(number) for number in np.linspace(0, sample.num_frames - 1, min(FRAMES, sample.num_frames))]
+        jpegs = sample.frames(numbers)
         try:
             frames = decode_frames(b"".join(jpegs), described["width"], described["height"])
         except ClipError as error:
             raise ShardError(
-                f"{reader.key(row)}: {error.message}", f"Run `mbt shards verify --decode {folder}` to find all damage"
+                f"{sample.key}: {error.message}", f"Run `mbt shards verify --decode {folder}` to find all damage"
             ) from None
-        log_mel = reader.log_mel(row, 0, described["num_mel_rows"])
+        log_mel = sample.log_mel(0, described["num_mel_rows"])
         names = reader.labels.names()
         place = f"{reader.info.dataset}, {reader.index['shard'][row]}"
         title = _title(described, [names[label] for label in described["labels"]], place)

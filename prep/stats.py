@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from manifests.labels import LabelSet, read_labels
-from manifests.reader import read_index
 from manifests.shards import (
     FAILURES_FILE,
     FPS,
@@ -22,6 +21,7 @@ from manifests.shards import (
     index_file,
     read_dataset,
 )
+from manifests.split import read_index
 
 LISTED = 10
 """Classes or sizes that the table names; JSON has all."""

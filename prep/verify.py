@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 from manifests.errors import MbtError, ShardError
 from manifests.labels import COLUMNS, read_labels
 from manifests.progress import progress
-from manifests.reader import read_index
 from manifests.shards import (
     FAILURE_SCHEMA,
     FAILURES_FILE,
@@ -27,6 +26,7 @@ from manifests.shards import (
     index_file,
     read_dataset,
 )
+from manifests.split import read_index
 from prep.check_sample import Rules
 from prep.check_shard import Fault, ShardJob, check_shard
 from prep.mel_sums import MelSums

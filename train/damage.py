@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import click
 
 from manifests.errors import ShardError
-from manifests.reader import ShardReader
+from manifests.split import Split
 
 SHOWN_SHARDS = 5
 
@@ -16,12 +16,12 @@ class Damage:
     """The damaged samples that a training has met; safe to use from many threads.
 
     Args:
-        reader: the split.
+        split: of the dataset.
         max_share: share of its samples above which the run stops.
     """
 
-    def __init__(self, reader: ShardReader, max_share: float) -> None:
-        self.reader, self.max_share = reader, max_share
+    def __init__(self, split: Split, max_share: float) -> None:
+        self.split, self.max_share = split, max_share
         self._reasons: dict[int, str] = {}
         self._lock = threading.Lock()
 
@@ -33,7 +33,7 @@ class Damage:
 
         What a step sees depends on the step and the shards alone, so that ranks and resumed runs agree.
         """
-        return ((row + after) % len(self.reader) for after in range(1, len(self.reader)))
+        return ((row + after) % len(self.split) for after in range(1, len(self.split)))
 
     def note(self, row: int, reason: str) -> None:
         """Count and log a damaged sample.
@@ -45,17 +45,17 @@ class Damage:
             if row in self._reasons:
                 return
             self._reasons[row] = reason
-            click.echo(f"train: {self.reader.key(row)} is damaged, the next sample is taken instead: {reason}", err=True)
-            if len(self) > self.max_share * len(self.reader):
+            click.echo(f"train: {self.split.key(row)} is damaged, the next sample is taken instead: {reason}", err=True)
+            if len(self) > self.max_share * len(self.split):
                 raise self._too_many()
 
     def _too_many(self) -> ShardError:
-        shards = Counter(self.reader.shard(row) for row in self._reasons).most_common()
+        shards = Counter(self.split.shard(row) for row in self._reasons).most_common()
         names = [f"{name} ({count})" for name, count in shards[:SHOWN_SHARDS]]
         if len(shards) > SHOWN_SHARDS:
             names.append(f"{len(shards) - SHOWN_SHARDS} more")
         return ShardError(
-            f"{len(self)} of the {len(self.reader):,} samples in {self.reader.folder} are damaged, more than input.max_corrupt "
+            f"{len(self)} of the {len(self.split):,} samples in {self.split.place} are damaged, more than input.max_corrupt "
             f"{self.max_share:g} allows: {', '.join(names)}",
             "Find all with `mbt prep verify --decode`, delete these shards and pack them again, or raise input.max_corrupt",
         )

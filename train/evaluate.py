@@ -11,12 +11,12 @@ from torch import Tensor
 
 from manifests.errors import ConfigError
 from manifests.progress import progress
-from manifests.reader import ShardReader
 from train.batch import Batch
 from train.engine import inference, pick_device
 from train.inputs import Inputs
-from train.loader import batches, eval_views
+from train.loader import batches
 from train.metrics import Metrics, evaluate_logits
+from train.source import Source, eval_views, open_split
 from train.trained import load_trained
 
 THREADS = 4
@@ -62,7 +62,7 @@ class Evaluation:
 
 
 def evaluate_split(
-    reader: ShardReader,
+    source: Source,
     inputs: Inputs,
     crops: int,
     batch_size: int,
@@ -73,8 +73,10 @@ def evaluate_split(
 ) -> Evaluation:
     """Evaluate a split, together with the other ranks: each view is seen once, whatever their number.
 
+    The ranks take equal parts and work in step, as sharded models must: one that is done goes on with its first batch.
+
     Args:
-        reader: the split.
+        source: the split.
         inputs: how clips become inputs.
         crops: views of each sample.
         batch_size: views at a time.
@@ -87,26 +89,31 @@ def evaluate_split(
         ConfigError: the split's clips are packed in another way than the model's.
         ShardError: its bytes are damaged.
     """
-    inputs.check_dataset(reader.info)
-    sums = np.zeros((len(reader), len(reader.labels)), np.float64)
-    views = np.zeros(len(reader), np.int64)
-    raw = eval_views(reader, inputs, crops, batch_size, rank, world_size)
-    own = range(rank, -(-len(reader) * crops // batch_size), world_size)
-    with progress(len(own) * batch_size, "eval", "view", shown=rank == 0) as bar:
-        for turn, batch in enumerate(batches(raw, inputs, batch_size, device, None, THREADS)):
+    inputs.check_dataset(source.info)
+    sums = np.zeros((len(source), len(source.labels)), np.float64)
+    views = np.zeros(len(source), np.int64)
+    shares = np.array_split(np.arange(len(source)), world_size)
+    own, turns = shares[rank], -(-len(shares[0]) * crops // batch_size)
+    raw = eval_views(source, inputs, own if len(own) else shares[0][:1], crops, batch_size)
+    decoded, first = batches(raw, inputs, batch_size, device, None, THREADS), None
+    with progress(len(own) * crops, "eval", "view", shown=rank == 0) as bar:
+        for turn in range(turns):
+            batch = next(decoded, first)
+            assert batch is not None
+            first = first or batch
             values = logits(batch)
-            if turn < len(own):
+            if turn * batch_size < len(own) * crops:
                 np.add.at(sums, batch.plan.rows, values.cpu().numpy())
                 np.add.at(views, batch.plan.rows, 1)
                 bar.update(len(batch.plan.rows))
     if world_size > 1:
         sums, views = (_summed(array, device) for array in (sums, views))
     if not (views == crops).all():
-        raise RuntimeError(f"a sample of {reader.folder} was not seen {crops} times")
+        raise RuntimeError(f"a sample of {source.place} was not seen {crops} times")
     mean = (sums / crops).astype(np.float32)
-    targets = reader.targets()
-    metrics = evaluate_logits(mean, targets, reader.info.task)
-    return Evaluation(reader.index["key"].to_pylist(), mean, targets, metrics, crops)
+    targets = source.targets()
+    metrics = evaluate_logits(mean, targets, source.info.task)
+    return Evaluation(source.index["key"].to_pylist(), mean, targets, metrics, crops)
 
 
 def _summed(array: np.ndarray, device: torch.device) -> np.ndarray:
@@ -116,8 +123,8 @@ def _summed(array: np.ndarray, device: torch.device) -> np.ndarray:
     return tensor.cpu().numpy()
 
 
-def evaluate(checkpoint: Path, data: Path, split: str, crops: int, batch_size: int) -> dict[str, Any]:
-    """Report of a trained model on a split of a dataset folder.
+def evaluate(checkpoint: Path, data: Path | str, split: str, crops: int, batch_size: int) -> dict[str, Any]:
+    """Report of a trained model on a split of a dataset folder, or of one behind a URL.
 
     Raises:
         ConfigError: no model in `checkpoint`, or one of other labels or inputs.
@@ -126,15 +133,15 @@ def evaluate(checkpoint: Path, data: Path, split: str, crops: int, batch_size: i
     model, preprocessor = load_trained(checkpoint)
     device = pick_device()
     logits = inference(model, device)
-    with ShardReader(data, split) as reader:
-        if reader.labels.index != preprocessor.label_set.index:
+    with open_split(data, split) as source:
+        if source.labels.index != preprocessor.label_set.index:
             raise ConfigError(
                 f"{data} has other labels than the model in {checkpoint}", "Evaluate on shards of the same label set"
             )
-        result = evaluate_split(reader, preprocessor.inputs, crops, batch_size, device, logits)
-        ids = [label.id for label in reader.labels.labels]
+        result = evaluate_split(source, preprocessor.inputs, crops, batch_size, device, logits)
+        ids = [label.id for label in source.labels.labels]
         about = {"checkpoint": str(checkpoint), "data": str(data), "split": split}
-        return {**about, **result.report(ids, reader.labels.names())}
+        return {**about, **result.report(ids, source.labels.names())}
 
 
 def table(report: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ import torch
 
 from manifests.errors import ShardError
 from manifests.reader import ShardReader
+from manifests.split import Sample
 from train.batch import Batch, RawBatch, uninitialised
 from train.dali import decode
 from train.damage import Damage
@@ -27,20 +28,19 @@ View = tuple[int, list[bytes], np.ndarray | None]
 Read = Callable[[StepPlan, ThreadPoolExecutor], RawBatch]
 
 
-def read_view(reader: ShardReader, inputs: Inputs, row: int, start: Start) -> View:
+def read_view(sample: Sample, inputs: Inputs, start: Start) -> View:
     """Read the view of a sample that begins at `start`.
 
     Raises:
         ShardError: its bytes are damaged.
     """
-    clip_frames = reader.num_frames(row)
     jpegs: list[bytes] = []
     spec = None
     if "rgb" in inputs.modalities:
-        jpegs = reader.frames(row, inputs.window.frame_numbers(start.rgb, clip_frames))
+        jpegs = sample.frames(inputs.window.frame_numbers(start.rgb, sample.num_frames))
     if "spec" in inputs.modalities:
-        spec = np.concatenate([reader.log_mel(row, *span) for span in inputs.window.mel_spans(start.spec, clip_frames)])
-    return row, jpegs, spec
+        spec = np.concatenate([sample.log_mel(*span) for span in inputs.window.mel_spans(start.spec, sample.num_frames)])
+    return sample.row, jpegs, spec
 
 
 def read_ahead(work: Iterable[tuple[StepPlan, Read]]) -> Iterator[RawBatch]:
@@ -67,10 +67,11 @@ def train_views(
     def view(rows: Iterator[int], draws: np.ndarray) -> View:
         for row in rows:
             try:
-                return read_view(reader, inputs, row, inputs.window.random_start(draws, reader.num_frames(row), synchronised))
+                sample = reader[row]
+                return read_view(sample, inputs, inputs.window.random_start(draws, sample.num_frames, synchronised))
             except ShardError as error:
                 damage.note(row, error.what)
-        raise ShardError(f"no sample of {reader.folder} can be read", "Pack it again")
+        raise ShardError(f"no sample of {reader.place} can be read", "Pack it again")
 
     def read(plan: StepPlan, pool: ThreadPoolExecutor) -> RawBatch:
         rows = [chain([row], damage.substitutes(row)) for row in plan.rows.tolist()]
@@ -79,30 +80,19 @@ def train_views(
     return read_ahead((plan, read) for plan in plans)
 
 
-def eval_views(
-    reader: ShardReader, inputs: Inputs, crops: int, batch_size: int, rank: int = 0, world_size: int = 1
-) -> Iterator[RawBatch]:
-    """Read every sample once over all ranks, in `crops` views each; the views of a sample follow each other.
-
-    Ranks take batches in turn. All have as many, since they work in step: after its own, a rank may get the first one again.
+def eval_views(reader: ShardReader, inputs: Inputs, rows: np.ndarray, crops: int, batch_size: int) -> Iterator[RawBatch]:
+    """Read these samples in `crops` views each, in this order; the views of a sample follow each other.
 
     Raises:
         ShardError: a sample is damaged.
     """
-    starts = [(row, start) for row in range(len(reader)) for start in inputs.window.crop_starts(crops, reader.num_frames(row))]
-
-    def work() -> Iterator[tuple[StepPlan, Read]]:
-        firsts = range(0, len(starts), batch_size)
-        for turn in range(-(-len(firsts) // world_size)):
-            number = turn * world_size + rank
-            first = firsts[number if number < len(firsts) else 0]
-            part = starts[first : first + batch_size]
-            yield centred(np.array([row for row, _ in part])), partial(read, part)
+    starts = [(row, start) for row in rows.tolist() for start in inputs.window.crop_starts(crops, reader.num_frames(row))]
 
     def read(part: list[tuple[int, Start]], plan: StepPlan, pool: ThreadPoolExecutor) -> RawBatch:
-        return raw_batch(inputs, plan, list(pool.map(lambda place: read_view(reader, inputs, *place), part)))
+        return raw_batch(inputs, plan, list(pool.map(lambda place: read_view(reader[place[0]], inputs, place[1]), part)))
 
-    return read_ahead(work())
+    parts = (starts[first : first + batch_size] for first in range(0, len(starts), batch_size))
+    return read_ahead((centred(np.array([row for row, _ in part])), partial(read, part)) for part in parts)
 
 
 def raw_batch(inputs: Inputs, plan: StepPlan, views: list[View]) -> RawBatch:

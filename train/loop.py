@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from manifests.errors import ConfigError, as_config_error
 from manifests.progress import progress
-from manifests.reader import ShardReader
 from mbt.config import MBTConfig
 from mbt.state import check_state
 from train.augment import augment
@@ -25,13 +24,13 @@ from train.engine import Engine, TrainState
 from train.evaluate import evaluate_split
 from train.initial import initial_model
 from train.inputs import Inputs
-from train.loader import batches, train_views
+from train.loader import batches
 from train.plan import TrainPlan
 from train.processes import joined
 from train.recipe import InitRecipe, Recipe
 from train.run import CHECKPOINTS, Run
-from train.sampling import balanced_shares
 from train.schedule import learning_rate
+from train.source import Source, epoch_order, open_split, train_views
 from train.stopping import RESUME_ME, asked_to_stop
 from train.torch_engine import TorchEngine
 from train.trained import Preprocessor, save_trained
@@ -41,11 +40,11 @@ TRAIN_SPLIT = "train"
 SHOWN_KEYS = 8
 
 
-def train(data: Path, folder: Path, recipe: Recipe, *, zero: Zero | None = None, resume: bool = False) -> None:
+def train(data: Path | str, folder: Path, recipe: Recipe, *, zero: Zero | None = None, resume: bool = False) -> None:
     """Train a model on `data` and leave a run directory; with the other ranks, where a launcher started several.
 
     Args:
-        data: dataset folder with a split `train`.
+        data: dataset folder with a split `train`, or the URL of one.
         folder: run directory.
         recipe: what to train and how.
         zero: train through DeepSpeed.
@@ -54,15 +53,15 @@ def train(data: Path, folder: Path, recipe: Recipe, *, zero: Zero | None = None,
     Raises:
         MbtError: anything that the user can mend.
     """
-    with joined(), ShardReader(data, TRAIN_SPLIT) as reader:
-        config = recipe.mbt_config(reader.info)
-        Training(reader, _eval_reader(data, reader, recipe), folder, recipe, config, zero, resume).run()
+    with joined(), open_split(data, TRAIN_SPLIT) as source:
+        config = recipe.mbt_config(source.info)
+        Training(source, _eval_source(data, source, recipe), folder, recipe, config, zero, resume).run()
 
 
-def _eval_reader(data: Path, reader: ShardReader, recipe: Recipe) -> ShardReader | None:
-    if recipe.eval.split is None or recipe.eval.split not in reader.info.splits:
+def _eval_source(data: Path | str, source: Source, recipe: Recipe) -> Source | None:
+    if recipe.eval.split is None or recipe.eval.split not in source.info.splits:
         return None
-    return ShardReader(data, recipe.eval.split)
+    return open_split(data, recipe.eval.split)
 
 
 class Training:
@@ -70,31 +69,30 @@ class Training:
 
     def __init__(
         self,
-        reader: ShardReader,
-        eval_reader: ShardReader | None,
+        source: Source,
+        eval_source: Source | None,
         folder: Path,
         recipe: Recipe,
         config: MBTConfig,
         zero: Zero | None,
         resume: bool,
     ) -> None:
-        self.reader, self.eval_reader, self.recipe, self.config = reader, eval_reader, recipe, config
-        self.inputs: Inputs = recipe.inputs(reader.info)
-        shares = balanced_shares(reader.index["labels"]) if recipe.train.balanced_sampling else None
+        self.source, self.eval_source, self.recipe, self.config = source, eval_source, recipe, config
+        self.inputs: Inputs = recipe.inputs(source.info)
         seed, batch_size, mixing = recipe.train.seed, recipe.train.batch_size, recipe.train.mixing
-        self.plan = TrainPlan(seed, len(reader), batch_size, mixing, recipe.input.jitter, shares)
+        self.plan = TrainPlan(seed, len(source), batch_size, mixing, recipe.input.jitter, epoch_order(source, recipe))
         self.total_steps = math.ceil(recipe.train.epochs * self.plan.steps_per_epoch)
         if recipe.train.max_steps is not None:
             self.total_steps = min(self.total_steps, recipe.train.max_steps)
         self.folder = folder
         checkpoint = load_checkpoint(self.checkpoints) if resume else None
-        self.engine = _engine(config, recipe if checkpoint is None else _from_scratch(recipe), reader, zero)
+        self.engine = _engine(config, recipe if checkpoint is None else _from_scratch(recipe), source, zero)
         self.main = self.engine.rank == 0
-        self.log = Run(folder, recipe, reader.folder, resume) if self.main else None
+        self.log = Run(folder, recipe, source.place, resume) if self.main else None
         self.step = 0
         self._losses: list[Tensor] = []
         self._skipped = 0
-        self._damage = Damage(reader, recipe.input.max_corrupt)
+        self._damage = Damage(source, recipe.input.max_corrupt)
         self.best: float | None = None
         if checkpoint is not None:
             self._continue(checkpoint)
@@ -122,7 +120,7 @@ class Training:
                     loss = self._log(result.loss, result.grad_norm, rate, meter)
                     bar.set_postfix({"loss": "-" if loss is None else f"{loss:.4g}"}, refresh=False)
                 bar.update()
-                evaluates = self.eval_reader is not None and (self.step % eval_every == 0 or last)
+                evaluates = self.eval_source is not None and (self.step % eval_every == 0 or last)
                 saves = self.step % recipe.checkpoint_every == 0 or last or stops
                 if evaluates or saves:
                     self._check_losses()
@@ -137,7 +135,7 @@ class Training:
         if self.log is not None:
             self.log.close()
             click.echo(
-                f"train: the run is in {self.folder}; next: mbt eval --checkpoint {self.folder} --data {self.reader.folder}"
+                f"train: the run is in {self.folder}; next: mbt eval --checkpoint {self.folder} --data {self.source.place}"
             )
 
     @property
@@ -154,12 +152,11 @@ class Training:
 
     def _batches(self) -> Iterator[Batch]:
         engine = self.engine
-        plans = (self.plan.step(step).for_rank(engine.rank, engine.world_size) for step in range(self.step, self.total_steps))
-        sampling = self.recipe.input
-        raw = train_views(self.reader, self.inputs, plans, sampling.synchronised, self._damage)
+        views, steps, ranks = self.recipe.input, range(self.step, self.total_steps), (engine.rank, engine.world_size)
+        raw = train_views(self.source, self.inputs, self.plan, steps, views.synchronised, self._damage, *ranks)
         size = self.recipe.train.batch_size // engine.world_size
-        scaled, threads = sampling.scale_jitter is not None, self.recipe.train.threads
-        decoded = batches(raw, self.inputs, size, engine.device, self.reader.targets, threads, scaled)
+        scaled, threads = views.scale_jitter is not None, self.recipe.train.threads
+        decoded = batches(raw, self.inputs, size, engine.device, self.source.targets, threads, scaled)
         return (augment(batch, self.recipe.train) for batch in decoded)
 
     def _check_losses(self) -> None:
@@ -183,7 +180,7 @@ class Training:
 
     def _clips(self, step: int) -> str:
         """A step and its clips, for people."""
-        keys = [self.reader.key(row) for row in self.plan.step(step).rows.tolist()]
+        keys = [self.source.key(row) for row in self.plan.step(step).rows.tolist()]
         return f"step {step + 1}, of the clips {', '.join(keys[:SHOWN_KEYS])}{', ...' if len(keys) > SHOWN_KEYS else ''}"
 
     def _leave(self) -> None:
@@ -206,12 +203,12 @@ class Training:
         return value
 
     def _evaluate(self, weights: dict[str, Tensor]) -> None:
-        if self.eval_reader is None:
+        if self.eval_source is None:
             return
         options, engine = self.recipe.eval, self.engine
         with engine.averaged():
             result = evaluate_split(
-                self.eval_reader,
+                self.eval_source,
                 self.inputs,
                 options.crops,
                 options.batch_size,
@@ -235,7 +232,7 @@ class Training:
     def _save(self, name: str, weights: dict[str, Tensor]) -> None:
         if not self.main:
             return
-        preprocessor = Preprocessor.of(self.reader.info.task, self.inputs, self.reader.labels)
+        preprocessor = Preprocessor.of(self.source.info.task, self.inputs, self.source.labels)
         save_trained(self.folder / name, weights, self.config, preprocessor)
 
     def _continue(self, checkpoint: Checkpoint) -> None:
@@ -250,13 +247,13 @@ def _from_scratch(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"init": InitRecipe()})
 
 
-def _engine(config: MBTConfig, recipe: Recipe, reader: ShardReader, zero: Zero | None) -> Engine:
+def _engine(config: MBTConfig, recipe: Recipe, source: Source, zero: Zero | None) -> Engine:
     model = initial_model(config, recipe.init, recipe.train.seed)
     if zero is None:
-        return TorchEngine(model, reader.info.task, recipe.train)
+        return TorchEngine(model, source.info.task, recipe.train)
     from train.deepspeed_engine import DeepSpeedEngine
 
-    return DeepSpeedEngine(model, reader.info.task, recipe.train, zero)
+    return DeepSpeedEngine(model, source.info.task, recipe.train, zero)
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

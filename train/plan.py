@@ -1,9 +1,13 @@
 """The plan of training: what each step sees, as a pure function of (seed, step); ranks take slices of the global batch."""
 
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
+
+from train.order import Order, Shuffled
 
 UNSCALED = (1.0, 1.0)
 UNCOLOURED = (0.0, 1.0, 1.0, 0.0)
@@ -86,8 +90,8 @@ class Mixing:
 class TrainPlan:
     """Order and draws of a whole training.
 
-    Every epoch is a permutation of the samples; what does not fill a batch is left out of that epoch (another part in each).
-    Fewer samples than a batch are repeated to fill it. With `shares`, an epoch is as many draws with replacement.
+    What does not fill a batch is left out of its epoch (another part in each). Samples that are fewer than a batch are repeated
+    to fill it.
 
     Attributes:
         seed: of everything.
@@ -95,7 +99,7 @@ class TrainPlan:
         batch_size: global.
         mixing: how mixup draws, or None.
         jitter: how the frames of training views vary.
-        shares: float64 (num_samples,), chance of each sample at each draw, or None.
+        order: gives each epoch its order; None: all samples, shuffled.
     """
 
     seed: int
@@ -103,7 +107,7 @@ class TrainPlan:
     batch_size: int
     mixing: Mixing | None = None
     jitter: Jitter = Jitter()
-    shares: np.ndarray | None = None
+    order: Order | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -113,7 +117,7 @@ class TrainPlan:
     def step(self, step: int) -> StepPlan:
         """The global batch of this step, counted from 0 over all epochs."""
         epoch, number = divmod(step, self.steps_per_epoch)
-        order = self._orders(epoch)[number * self.batch_size : (number + 1) * self.batch_size]
+        order = self.rows(epoch)[number * self.batch_size : (number + 1) * self.batch_size]
         rgb_start, crop_x, crop_y, flip = self._rng(epoch, number, 1).random((4, self.batch_size))
         spec_start, coloured, grey = self._rng(epoch, number, 4).random((3, self.batch_size))
         return StepPlan(
@@ -144,17 +148,26 @@ class TrainPlan:
             weights[:, 1] = weights[:, 0]
         return np.repeat(weights, size, axis=0)[: self.batch_size]
 
-    def _orders(self, epoch: int) -> np.ndarray:
-        if epoch not in self._cache:
-            self._cache.clear()
-            rng = np.random.default_rng([self.seed, epoch, 0])
-            if self.shares is None:
-                order = rng.permutation(self.num_samples)
-            else:
-                order = rng.choice(self.num_samples, self.num_samples, p=self.shares)
-            self._cache[epoch] = np.resize(order, max(self.num_samples, self.batch_size))
-        return self._cache[epoch]
+    def rows(self, epoch: int) -> np.ndarray:
+        """Rows of the samples in the order in which an epoch sees them, int64, at least one batch."""
+        with self._lock:
+            return self._rows(epoch)
+
+    def order_rng(self, epoch: int) -> np.random.Generator:
+        """The generator that the epoch's order is drawn from."""
+        return np.random.default_rng([self.seed, epoch, 0])
 
     @cached_property
-    def _cache(self) -> dict[int, np.ndarray]:
-        return {}
+    def _rows(self) -> Callable[[int], np.ndarray]:
+        order = self.order or Shuffled(self.num_samples)
+
+        @lru_cache(maxsize=2)
+        def rows(epoch: int) -> np.ndarray:
+            drawn = order(self.order_rng(epoch))
+            return drawn if len(drawn) >= self.batch_size else np.resize(drawn, self.batch_size)
+
+        return rows
+
+    @cached_property
+    def _lock(self) -> threading.Lock:
+        return threading.Lock()

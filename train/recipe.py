@@ -92,6 +92,10 @@ class InputRecipe(Frozen):
     """Share of the training views whose brightness, saturation, contrast and hue are changed."""
     grey: float = Field(0.0, ge=0, le=1)
     """Share of the training views without colour."""
+    streams: int = Field(8, ge=1)
+    """Of shards behind a URL: places of the set that all ranks together read at a time. Each gives an equal part of a batch."""
+    shuffle_buffer: int = Field(2048, ge=1)
+    """Of shards behind a URL: views that are kept, over all ranks, to mix the order."""
     max_corrupt: float = Field(0.01, ge=0, le=1)
     """Damaged training samples are replaced by others; a larger share of the split stops the run."""
 

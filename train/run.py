@@ -20,14 +20,14 @@ class Run:
     Args:
         folder: the run directory; made if missing.
         recipe: what is run.
-        data: the dataset folder, noted in the recipe's header.
+        data: path or URL of the dataset folder, noted in the recipe's header.
         resume: go on with what is in the folder.
 
     Raises:
         ConfigError: the folder holds a run and `resume` is not asked for, or it is of another recipe.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, data: Path, resume: bool) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, data: str, resume: bool) -> None:
         self.folder = folder
         path = folder / RECIPE
         if path.exists():

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from manifests.errors import ShardError
-from manifests.reader import ShardReader, read_index
+from manifests.reader import ShardReader
 from manifests.shards import MediaFormat, VideoFormat, read_dataset
+from manifests.split import read_index
 
 
 def members(folder: Path) -> dict[str, dict[str, bytes]]:
@@ -46,7 +47,7 @@ def test_samples_are_those_of_the_tars(packed: Path, expected: dict[str, dict[st
             for row in range(len(reader)):
                 sample = expected[reader.key(row)]
                 description = json.loads(sample["json"])
-                assert reader.sample(row) == description
+                assert reader[row].description() == description
                 assert (description["key"], description["split"]) == (reader.key(row), split)
                 assert reader.num_frames(row) == len(description["frame_bytes"])
                 keys.append(reader.key(row))
@@ -61,7 +62,7 @@ def test_frames_are_those_of_the_stream(packed: Path, expected: dict[str, dict[s
             ends = np.cumsum(sizes)
             assert ends[-1] == len(stream)
             numbers = [len(sizes) - 1, 0, 7, 7, 24]
-            assert reader.frames(row, numbers) == [stream[ends[n] - sizes[n] : ends[n]] for n in numbers]
+            assert reader[row].frames(numbers) == [stream[ends[n] - sizes[n] : ends[n]] for n in numbers]
 
 
 def test_log_mel_rows_are_those_of_the_array(packed: Path, expected: dict[str, dict[str, bytes]]) -> None:
@@ -71,7 +72,7 @@ def test_log_mel_rows_are_those_of_the_array(packed: Path, expected: dict[str, d
             assert array.dtype == np.float16
             assert array.shape == (4 * reader.num_frames(row), 128)
             for start, stop in [(0, len(array)), (0, 1), (33, 133), (len(array) - 1, len(array)), (5, 5)]:
-                np.testing.assert_array_equal(reader.log_mel(row, start, stop), array[start:stop])
+                np.testing.assert_array_equal(reader[row].log_mel(start, stop), array[start:stop])
 
 
 def test_targets_are_the_labels(packed: Path, expected: dict[str, dict[str, bytes]]) -> None:
@@ -96,23 +97,23 @@ def test_only_the_needed_bytes_are_read(packed: Path, monkeypatch: pytest.Monkey
         return pread(descriptor, size, offset)
 
     with ShardReader(packed, "train") as reader:
-        sizes = reader.sample(0)["frame_bytes"]
+        sizes = reader[0].description()["frame_bytes"]
         json_size = reader.index["json_size"][0].as_py()
         monkeypatch.setattr(os, "pread", counting)
-        reader.frames(0, [3, 20])
+        reader[0].frames([3, 20])
         assert asked == [json_size, sizes[3], sizes[20]]
         asked.clear()
-        reader.frames(0, [5, 6, 7, 2])
+        reader[0].frames([5, 6, 7, 2])
         assert asked == [json_size, sum(sizes[5:8]), sizes[2]], "neighbours by one read"
         asked.clear()
-        reader.log_mel(0, 40, 65)
+        reader[0].log_mel(40, 65)
         assert asked == [25 * 128 * 2]
 
 
 def test_many_threads_read_the_same(packed: Path) -> None:
     with ShardReader(packed, "train") as reader, ThreadPoolExecutor(8) as pool:
-        alone = [reader.frames(row, [1]) for row in range(len(reader))] * 20
-        assert list(pool.map(lambda row: reader.frames(row, [1]), list(range(len(reader))) * 20)) == alone
+        alone = [reader[row].frames([1]) for row in range(len(reader))] * 20
+        assert list(pool.map(lambda row: reader[row].frames([1]), list(range(len(reader))) * 20)) == alone
 
 
 def test_closing_closes_the_tars(packed: Path) -> None:
@@ -123,7 +124,7 @@ def test_closing_closes_the_tars(packed: Path) -> None:
     before = open_tars()
     with ShardReader(packed, "train") as reader:
         for row in range(len(reader)):
-            reader.sample(row)
+            reader[row].description()
         assert open_tars() > before
     assert open_tars() == before
 
@@ -131,13 +132,13 @@ def test_closing_closes_the_tars(packed: Path) -> None:
 @pytest.mark.parametrize("number", [-1, 50, 10_000])
 def test_frames_outside_the_sample_are_refused(packed: Path, number: int) -> None:
     with ShardReader(packed, "eval") as reader, pytest.raises(ShardError, match=f"has 50 frames, not frame {number}"):
-        reader.frames(0, [0, number])
+        reader[0].frames([0, number])
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 5), (5, 4), (0, 201)])
 def test_rows_outside_the_sample_are_refused(packed: Path, start: int, stop: int) -> None:
     with ShardReader(packed, "eval") as reader, pytest.raises(ShardError, match="has 200 log-mel rows"):
-        reader.log_mel(0, start, stop)
+        reader[0].log_mel(start, stop)
 
 
 def test_split_that_is_not_there_is_named(packed: Path) -> None:
@@ -165,7 +166,7 @@ def test_tar_cut_while_it_is_read_is_an_error(copy: Path) -> None:
     with ShardReader(copy, "eval") as reader:
         os.truncate(copy / "eval-000000.tar", 700)
         with pytest.raises(ShardError, match="the tar is cut short"):
-            reader.frames(1, [0])
+            reader[1].frames([0])
 
 
 def test_bytes_that_are_no_jpeg_are_an_error(copy: Path) -> None:
@@ -174,8 +175,8 @@ def test_bytes_that_are_no_jpeg_are_an_error(copy: Path) -> None:
             tar.seek(reader.index["mjpg_offset"][0].as_py())
             tar.write(b"\x00\x00")
         with pytest.raises(ShardError, match=r"frame 0 of .* is no JPEG"):
-            reader.frames(0, [0])
-        assert len(reader.frames(0, [1])) == 1
+            reader[0].frames([0])
+        assert len(reader[0].frames([1])) == 1
 
 
 def test_dataset_of_another_version_is_refused(copy: Path) -> None:

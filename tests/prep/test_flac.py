@@ -104,9 +104,9 @@ def test_index_and_dali_index_point_at_it(packed: Path, sounding: Path) -> None:
 def test_reader_gives_it_and_says_where_there_is_none(packed: Path, sounding: Path) -> None:
     with ShardReader(sounding, "train") as reader:
         for row in range(len(reader)):
-            assert reader.flac(row) == members(sounding)[f"{reader.key(row)}.flac"]
+            assert reader[row].flac() == members(sounding)[f"{reader.key(row)}.flac"]
     with ShardReader(packed, "train") as reader, pytest.raises(ShardError, match=r"have no sound\. .*--flac"):
-        reader.flac(0)
+        reader[0].flac()
 
 
 @leaves_tars_open

@@ -31,7 +31,7 @@ def read(folder: Path) -> dict[str, tuple[bytes, bytes]]:
     """Frames and log-mel of each sample by the index."""
     with ShardReader(folder, "train") as reader:
         return {
-            reader.key(row): (b"".join(reader.frames(row, list(range(25)))), reader.log_mel(row, 0, 100).tobytes())
+            reader.key(row): (b"".join(reader[row].frames(list(range(25)))), reader[row].log_mel(0, 100).tobytes())
             for row in range(len(reader))
         }
 

@@ -97,7 +97,7 @@ def test_clips_of_a_video_are_sliced_after_one_extraction_and_exact_in_time(
     with ShardReader(tmp_path / "set", "train") as reader:
         assert {reader.key(row) for row in range(len(reader))} == set(starts)
         for row in range(len(reader)):
-            frames = np.array([counter_of(jpeg) for jpeg in reader.frames(row, list(range(250)))])
+            frames = np.array([counter_of(jpeg) for jpeg in reader[row].frames(list(range(250)))])
             wanted = (starts[reader.key(row)] + np.arange(250) / 25) * FPS
             late = ((frames - wanted + 512) % 1024 - 512) / FPS
             assert abs(late).max() <= 0.5 / FPS + 1e-6

@@ -41,10 +41,10 @@ def test_logits_are_the_mean_over_the_views_of_every_sample(shards: Path, run: P
         for row in range(len(reader)):
             views = []
             for start in (0, 6, 13, 20):
-                jpegs = reader.frames(row, [start, start + 10, start + 20, start + 30])
+                jpegs = reader[row].frames([start, start + 10, start + 20, start + 30])
                 frames = np.stack([np.asarray(Image.open(io.BytesIO(jpeg)))[:, 11:75] for jpeg in jpegs])
                 rgb = torch.from_numpy(frames.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1)
-                mel = reader.log_mel(row, 4 * start, 4 * start + 160).astype(np.float32)
+                mel = reader[row].log_mel(4 * start, 4 * start + 160).astype(np.float32)
                 spec = torch.from_numpy((mel - how.mel_mean) / how.mel_std)
                 with torch.inference_mode():
                     views.append(model(rgb=rgb[None], spec=spec[None])[0].numpy())

@@ -70,8 +70,8 @@ def test_frames_and_sound_are_those_of_the_middle_view(
     monkeypatch.setattr(explaining, "explanation", lambda *given: drawn.append(given) or explanation(*given))
     with ShardReader(shards, "eval") as reader:
         clip = reader.key(0).rpartition("_")[0]
-        jpegs = reader.frames(0, [10, 20, 30, 40])
-        log_mel = reader.log_mel(0, 40, 200).astype(np.float32)
+        jpegs = reader[0].frames([10, 20, 30, 40])
+        log_mel = reader[0].log_mel(40, 200).astype(np.float32)
     picture(media, tmp_path / "a.png", model_folder, clip)
     title, seen, heard = drawn[0]
     frames = np.stack([np.asarray(Image.open(io.BytesIO(jpeg)))[:, 11:75] for jpeg in jpegs])

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from manifests.reader import ShardReader
+from manifests.split import Sample
 from tests.tiny import tiny
 from train.batch import Batch
 from train.damage import Damage
@@ -44,7 +45,7 @@ def plan(rows: list[int], start: float, x: float, y: float, flip: bool) -> StepP
 
 def pil_frames(reader: ShardReader, row: int, numbers: list[int]) -> np.ndarray:
     """Frames as PIL decodes them: float (F, 3, H, W) in [-1, 1]."""
-    images = [np.asarray(Image.open(io.BytesIO(jpeg))) for jpeg in reader.frames(row, numbers)]
+    images = [np.asarray(Image.open(io.BytesIO(jpeg))) for jpeg in reader[row].frames(numbers)]
     return np.stack(images).transpose(0, 3, 1, 2) / 127.5 - 1
 
 
@@ -65,7 +66,7 @@ def test_resized_frames_are_close_to_pil(reader: ShardReader) -> None:
     how = inputs(reader, "input.resize=32", "input.image_size=32")
     batch = one_batch(reader, plan([0], 0.0, 0.5, 0.5, False), how)
     assert batch.rgb is not None
-    (jpeg,) = reader.frames(0, [0])
+    (jpeg,) = reader[0].frames([0])
     picture = Image.open(io.BytesIO(jpeg)).resize((43, 32), Image.Resampling.BILINEAR)
     expected = np.asarray(picture, np.float64)[:, 6:38].transpose(2, 0, 1)
     ours = (batch.rgb[0, 0].numpy() + 1) * 127.5
@@ -113,14 +114,14 @@ def test_a_view_reads_its_frames_its_rows_and_its_description(
     start = how.window.random_start((0.3, 0.3), reader.num_frames(4))
     needed = 0
     if "rgb" in how.modalities:
-        sizes = reader.sample(4)["frame_bytes"]
+        sizes = reader[4].description()["frame_bytes"]
         needed += sum(sizes[n] for n in how.window.frame_numbers(start.rgb, 60)) + reader.index["json_size"][4].as_py()
     if "spec" in how.modalities:
         needed += how.window.mel_rows * 128 * 2
     asked: list[int] = []
     pread = os.pread
     monkeypatch.setattr(os, "pread", lambda file, size, offset: asked.append(size) or pread(file, size, offset))
-    read_view(reader, how, 4, start)
+    read_view(reader[4], how, start)
     assert sum(asked) == needed
     assert len(asked) == {(): 6, ("input.stride=1",): 3}.get(settings, len(asked))
 
@@ -148,7 +149,7 @@ def test_asynchronous_views_differ_in_the_sound_alone(reader: ShardReader) -> No
     assert apart.spec is not None
     for view, (row, draw) in enumerate(zip(steps[0].rows.tolist(), steps[0].start[:, 1], strict=True)):
         first = 4 * int(draw * 21)
-        wanted = (reader.log_mel(row, first, first + 160).astype(np.float32) - how.mel_mean) / how.mel_std
+        wanted = (reader[row].log_mel(first, first + 160).astype(np.float32) - how.mel_mean) / how.mel_std
         np.testing.assert_allclose(apart.spec[view].numpy(), wanted, atol=1e-5)
 
 
@@ -156,9 +157,9 @@ def test_log_mel_is_the_same_time_span_standardised(reader: ShardReader) -> None
     how = inputs(reader)
     batch = one_batch(reader, plan([5], 0.999, 0.5, 0.5, False), how)
     assert batch.spec is not None
-    rows = reader.log_mel(5, 80, 240).astype(np.float32)
+    rows = reader[5].log_mel(80, 240).astype(np.float32)
     np.testing.assert_allclose(batch.spec[0].numpy(), (rows - how.mel_mean) / how.mel_std, atol=1e-5)
-    values = np.concatenate([reader.log_mel(row, 0, 240).astype(np.float64).ravel() for row in range(len(reader))])
+    values = np.concatenate([reader[row].log_mel(0, 240).astype(np.float64).ravel() for row in range(len(reader))])
     assert how.mel_mean == pytest.approx(values.mean(), abs=1e-6)
     assert how.mel_std == pytest.approx(values.std(), abs=1e-6)
 
@@ -167,16 +168,16 @@ def test_targets_are_the_labels_of_the_rows(reader: ShardReader) -> None:
     batch = one_batch(reader, plan([1, 4], 0.0, 0.5, 0.5, False), inputs(reader))
     assert batch.targets is not None
     for place, row in enumerate((1, 4)):
-        assert batch.targets["all"][place].nonzero().flatten().tolist() == reader.sample(row)["labels"]
+        assert batch.targets["all"][place].nonzero().flatten().tolist() == reader[row].description()["labels"]
 
 
 def test_single_modality_models_read_nothing_of_the_other(reader: ShardReader, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ShardReader, "frames", None)
+    monkeypatch.setattr(Sample, "frames", None)
     heard = one_batch(reader, plan([0], 0.0, 0.5, 0.5, False), inputs(reader, 'model.modalities=["spec"]'))
     assert heard.rgb is None
     assert heard.spec is not None
     monkeypatch.undo()
-    monkeypatch.setattr(ShardReader, "log_mel", None)
+    monkeypatch.setattr(Sample, "log_mel", None)
     seen = one_batch(reader, plan([0], 0.0, 0.5, 0.5, False), inputs(reader, 'model.modalities=["rgb"]'))
     assert seen.spec is None
     assert seen.rgb is not None
@@ -185,7 +186,7 @@ def test_single_modality_models_read_nothing_of_the_other(reader: ShardReader, m
 @pytest.mark.parametrize("batch_size", [1, 7, 80, 200])
 def test_evaluation_sees_every_view_once_in_order(reader: ShardReader, batch_size: int) -> None:
     how = inputs(reader, 'model.modalities=["spec"]')
-    seen = [row for raw in eval_views(reader, how, 4, batch_size) for row in raw.plan.rows.tolist()]
+    seen = [row for raw in eval_views(reader, how, np.arange(20), 4, batch_size) for row in raw.plan.rows.tolist()]
     assert seen == [row for row in range(20) for _ in range(4)]
 
 

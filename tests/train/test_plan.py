@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from train.order import Drawn, balanced_shares
 from train.plan import UNCOLOURED, Jitter, StepPlan, TrainPlan
-from train.sampling import balanced_shares
 
 
 @given(st.integers(8, 60), st.integers(1, 8), st.integers(0, 1000))
@@ -101,7 +101,7 @@ def test_balanced_draws_see_rare_classes_as_often_as_common_ones() -> None:
     both = 1 / 91 + 1 / 10
     total = 90 / 91 + 9 / 10 + both
     np.testing.assert_allclose(shares[[0, 89, 90, 98, 99]] * total, [1 / 91, 1 / 91, 1 / 10, 1 / 10, both])
-    plan = TrainPlan(0, 100, 100, shares=shares)
+    plan = TrainPlan(0, 100, 100, order=Drawn(shares))
     rows = np.concatenate([plan.step(step).rows for step in range(200)])
     seen = [float(np.isin(rows, wanted).mean()) for wanted in (np.r_[:90, 99], np.r_[90:100])]
     assert seen == [pytest.approx((90 / 91 + both) / total, abs=0.01), pytest.approx((9 / 10 + both) / total, abs=0.01)]

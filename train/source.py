@@ -1,0 +1,75 @@
+"""Where batches come from: a dataset folder of this machine, by random access, or one behind a URL, as a stream."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from manifests.errors import ConfigError
+from manifests.reader import ShardReader
+from manifests.stream import ShardStream
+from train import loader, streaming
+from train.batch import RawBatch
+from train.damage import Damage
+from train.inputs import Inputs
+from train.order import Drawn, Order, Streamed, balanced_shares
+from train.plan import TrainPlan
+from train.recipe import Recipe
+
+Source = ShardReader | ShardStream
+
+
+def open_split(data: Path | str, split: str) -> Source:
+    """A split of a dataset folder, or of one behind a URL.
+
+    Raises:
+        ShardError: it is not there, or damaged.
+        InputError: the URL is of no known kind.
+    """
+    return ShardReader(data, split) if isinstance(data, Path) else ShardStream(data, split)
+
+
+def epoch_order(source: Source, recipe: Recipe) -> Order | None:
+    """The order of an epoch that the recipe asks for; None: all samples, shuffled.
+
+    Raises:
+        ConfigError: it cannot be streamed.
+    """
+    balanced = recipe.train.balanced_sampling
+    if isinstance(source, ShardReader):
+        return Drawn(balanced_shares(source.index["labels"])) if balanced else None
+    if balanced:
+        raise ConfigError("train.balanced_sampling takes samples from anywhere, a stream as they come", "Copy the shards here")
+    return Streamed(source.shard_of, recipe.input.streams, recipe.input.shuffle_buffer, recipe.train.batch_size)
+
+
+def train_views(
+    source: Source,
+    inputs: Inputs,
+    plan: TrainPlan,
+    steps: range,
+    synchronised: bool,
+    damage: Damage,
+    rank: int,
+    world_size: int,
+) -> Iterator[RawBatch]:
+    """This rank's part of the training batches of these steps.
+
+    Raises:
+        ShardError: too many samples are damaged, or a tar cannot be read.
+        ConfigError: the ranks cannot share the streams.
+    """
+    if isinstance(source, ShardStream):
+        return streaming.TrainViews(source, inputs, plan, synchronised, damage, rank, world_size).batches(steps)
+    plans = (plan.step(step).for_rank(rank, world_size) for step in steps)
+    return loader.train_views(source, inputs, plans, synchronised, damage)
+
+
+def eval_views(source: Source, inputs: Inputs, rows: np.ndarray, crops: int, batch_size: int) -> Iterator[RawBatch]:
+    """These samples in `crops` views each; the views of a sample follow each other.
+
+    Raises:
+        ShardError: a sample is damaged, or a tar cannot be read.
+    """
+    read = streaming.eval_views if isinstance(source, ShardStream) else loader.eval_views
+    return read(source, inputs, rows, crops, batch_size)  # type: ignore[arg-type]
