@@ -8,6 +8,7 @@ once, so that what else the machine does hits them alike. What is measured begin
 import io
 import itertools
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -27,13 +28,16 @@ from benchmarks.processes import ROOT, pinned
 from manifests.errors import InputError, MbtError
 from manifests.progress import progress
 from manifests.reader import ShardReader
+from manifests.stream import ShardStream
 from train.batch import RawBatch
 from train.dali import decode
 from train.damage import Damage
 from train.inputs import Inputs
 from train.loader import batches, read_view, train_views
+from train.order import Streamed
 from train.plan import StepPlan, TrainPlan
 from train.recipe import load_recipe
+from train.streaming import TrainViews
 
 SPLIT = "train"
 HALF_RANGE = 127.5
@@ -93,6 +97,15 @@ def ours(views: Views) -> Iterator[Any]:
     reader, inputs = ShardReader(views.folder, SPLIT), views.inputs
     raw = train_views(reader, inputs, views.plans(), True, Damage(reader, 0.0))
     return batches(raw, inputs, views.batch_size, torch.device("cpu"), reader.targets, views.cores)
+
+
+def ours_streamed(views: Views) -> Iterator[Any]:
+    """The same over shards behind a URL, here of this machine's files."""
+    split, size = ShardStream(f"file://{views.folder.resolve()}", SPLIT), views.batch_size
+    order = Streamed(split.shard_of, streams=math.gcd(size, 8), buffer=4 * size, batch_size=size)
+    plan = TrainPlan(0, len(split), size, order=order)
+    raw = TrainViews(split, views.inputs, plan, True, Damage(split, 0.0)).batches(range(views.count // size))
+    return batches(raw, views.inputs, size, torch.device("cpu"), split.targets, views.cores)
 
 
 class Clip(torch.utils.data.Dataset[Tensors]):
@@ -252,9 +265,10 @@ def webdataset_dali(views: Views) -> Iterator[Any]:
         yield frames.unflatten(0, (-1, inputs.window.frames)), spec
 
 
-OURS = "mbt"
+OURS, STREAMED = "mbt", "mbt-stream"
 CONTENDERS: dict[str, tuple[str, Callable[[Views], Iterator[Any]]]] = {
     OURS: ("mbt train's loader", ours),
+    STREAMED: ("mbt train's, whole tars as a stream", ours_streamed),
     "torch-pil": ("DataLoader, same reads, PIL", torch_pil),
     "torch-torchvision": ("DataLoader, same reads, torchvision", torch_torchvision),
     "webdataset-pil": ("webdataset, DataLoader, PIL", webdataset_pil),
@@ -324,14 +338,14 @@ def report(views: Views, names: Iterable[str], rounds: int) -> str:
         "",
         f"{'':<38}{'clips/s':>9}{'frames/s':>10}{'mbt is x':>10}{'kB a clip':>11}{'x needed':>10}",
     ]
-    own = rows.get(OURS)
+    own, others = rows.get(OURS), [row for row in rows.values() if row.name not in (OURS, STREAMED)]
     for row in rows.values():
         rate, read = statistics.median(row.rates), statistics.median(row.bytes)
         times = f"{_ratio(own, row):.2f}" if own else "-"
         cells = f"{rate:>9.1f}{rate * views.inputs.frames:>10.0f}{times:>10}{read / 1e3:>11,.0f}{read / needed:>10.2f}"
         lines.append(f"{CONTENDERS[row.name][0]:<38}{cells}")
-    if own and len(rows) > 1:
-        best = min(_ratio(own, row) for row in rows.values() if row is not own)
+    if own and others:
+        best = min(_ratio(own, row) for row in others)
         streams = [_ratio(own, row) for row in rows.values() if row.name in STREAMS]
         lines += ["", f"mbt / best of the others {best:.2f}; target >= {MIN_OF_BEST}"]
         lines += [f"mbt / best of webdataset {min(streams):.2f}; target >= {MIN_OF_WEBDATASET}"] if streams else []

@@ -21,8 +21,11 @@ from manifests.errors import InputError, ShardError
 
 PIPE, HTTP = "pipe:", ("http://", "https://")
 CHUNK = 8 << 20
+PIPE_SIZE = 1 << 20
 TIMEOUT_S = 30
-TRIES = 8
+FETCH_TRIES = 3
+READ_TRIES = 8
+"""Their waits add up to a minute, in which a server may start again."""
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 T = TypeVar("T")
@@ -82,7 +85,7 @@ class Remote:
             finally:
                 file.close()
 
-        data = self.retried(name, whole)
+        data = self.retried(name, whole, FETCH_TRIES)
         with storage_errors(folder / name):
             (folder / name).write_bytes(data)
 
@@ -98,18 +101,18 @@ class Remote:
         file.seek(offset)
         return file, offset
 
-    def retried(self, name: str, work: Callable[[], T]) -> T:
-        """What `work` gives, in several tries with growing waits.
+    def retried(self, name: str, work: Callable[[], T], tries: int) -> T:
+        """What `work` gives, in so many tries with growing waits.
 
         Raises:
             ShardError: none succeeds, or the file is not there.
         """
-        for attempt in range(TRIES):
+        for attempt in range(tries):
             try:
                 return work()
             except Exception as error:
                 reason = str(error) or type(error).__name__
-                if attempt == TRIES - 1 or _is_final(error):
+                if attempt == tries - 1 or _is_final(error):
                     fix = "Check the address, the credentials and the network"
                     raise ShardError(f"cannot read {name} of {self.url}: {reason}", fix) from error
                 wait = 2**attempt / 2
@@ -149,7 +152,7 @@ class RemoteFile:
         Raises:
             ShardError: they cannot be read, or the file ends before.
         """
-        return self.remote.retried(self.name, lambda: self._read(offset, size))
+        return self.remote.retried(self.name, lambda: self._read(offset, size), READ_TRIES)
 
     def _read(self, offset: int, size: int) -> bytes:
         try:
@@ -171,7 +174,7 @@ class _Output:
 
     def __init__(self, command: list[str]) -> None:
         self._command = shlex.join(command)
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, pipesize=PIPE_SIZE)
 
     def read(self, size: int = -1) -> bytes:
         """So many bytes, or all."""

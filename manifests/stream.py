@@ -44,19 +44,19 @@ class ShardStream(Split):
     def __exit__(self, *exception: object) -> None:
         pass
 
-    def walk(self, rows: np.ndarray) -> Iterator[Sample]:
+    def walk(self, rows: np.ndarray | None = None) -> Iterator[Sample]:
         """The samples of these rows, in this order; each is read whole, in one go.
 
         Cheap where the rows of a tar follow each other in ascending order: it is read forwards then.
 
         Args:
-            rows: int64, of the index.
+            rows: int64, of the index; None: all.
 
         Raises:
             ShardError: a tar cannot be read.
         """
         first, end = self._bounds()
-        for shard, run in groupby(rows.tolist(), key=lambda row: int(self.shard_of[row])):
+        for shard, run in groupby(range(len(self)) if rows is None else rows.tolist(), key=lambda row: int(self.shard_of[row])):
             with RemoteFile(self.remote, self.shards[shard]) as tar:
                 for row in run:
                     start = int(first[row])

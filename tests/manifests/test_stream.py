@@ -52,7 +52,7 @@ def check(url: str, packed: Path) -> None:
             assert stream.info == reader.info
             assert stream.place == url
             np.testing.assert_array_equal(stream.targets(), reader.targets())
-            found = list(stream.walk(np.arange(len(stream))))
+            found = list(stream.walk())
             assert [content(sample) for sample in found] == [content(reader[row]) for row in range(len(reader))]
 
 
@@ -164,7 +164,7 @@ def test_what_is_not_there_is_not_asked_for_again(packed: Path, served: MediaSer
         ShardStream(f"{served.url}/set", "test")
     del served.files["/set/train-000001.tar"]
     with ShardStream(f"{served.url}/set", "train") as stream, pytest.raises(ShardError, match=r"cannot read train-000001\.tar"):
-        list(stream.walk(np.arange(len(stream))))
+        list(stream.walk())
     assert patient == []
 
 
@@ -173,7 +173,7 @@ def test_a_file_that_ends_early_is_named(packed: Path, served: MediaServer, pati
     tar.content = tar.content[: len(tar.content) // 2]
     too_early = r"train-000000\.tar of .*: it ends (before byte [\d,]+|[\d,]+ bytes too early)\."
     with ShardStream(f"{served.url}/set", "train") as stream, pytest.raises(ShardError, match=too_early):
-        list(stream.walk(np.arange(len(stream))))
+        list(stream.walk())
 
 
 def test_a_damaged_dataset_is_named_by_its_url(packed: Path, served: MediaServer) -> None:
