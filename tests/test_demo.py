@@ -21,7 +21,7 @@ def test_only_bottleneck_fusion_tells_matched_labels(tmp_path: Path) -> None:
     for kind, blind in (("seen", "audio only"), ("heard", "video only")):
         scores = {name: kind_map(report, kind) for name, report in reports.items()}
         assert scores.pop(blind) < 0.65
-        assert min(scores.values()) > 0.85, scores
+        assert min(scores.values()) > 0.8, scores
     assert all(report["samples"] == 144 for report in reports.values())
     for name, report in reports.items():
         assert f"{name:<18}{report['mAP']:9.3f}" in result.output

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torchmetrics.functional.classification import binary_average_precision
 
 from manifests.datasets import Task
 
@@ -47,6 +46,8 @@ def evaluate_logits(logits: np.ndarray, targets: np.ndarray, task: Task) -> Metr
 
 
 def _average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
+    from torchmetrics.functional.classification import binary_average_precision  # takes seconds: not when training starts
+
     # Ranks instead of logits: of the same order and ties, and torchmetrics applies no sigmoid, which would merge large ones.
     ranks = np.unique(scores, return_inverse=True)[1] / max(len(scores) - 1, 1)
     return float(binary_average_precision(torch.from_numpy(ranks), torch.from_numpy(positive.astype(np.int64))))
