@@ -22,17 +22,30 @@ class Checkpoint:
 
     Attributes:
         step: updates made.
-        best: the best evaluation metric so far, or None.
+        best: the best evaluation so far, or None.
         state: weights, optimiser state, and what else the engine goes on with.
     """
 
     step: int
-    best: float | None
+    best: "Best | None"
     state: TrainState
 
 
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation of a training.
+
+    Attributes:
+        score: its main metric.
+        step: updates made before it.
+    """
+
+    score: float
+    step: int
+
+
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
-    """Write `folder`/step-N whole or not at all, then delete all but the newest `keep`.
+    """Write `folder`/step-N whole or not at all, then delete all but the newest `keep` and the best.
 
     Raises:
         StorageError: no space left.
@@ -48,13 +61,15 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
         write_bytes(partial / OPTIMIZER, save(optimizer))
         if state.averages:
             write_bytes(partial / AVERAGES, save(state.averages))
-        progress = {"step": checkpoint.step, "best": checkpoint.best, **state.scalars}
+        best = None if checkpoint.best is None else vars(checkpoint.best)
+        progress = {"step": checkpoint.step, "best": best, **state.scalars}
         write_text(partial / PROGRESS, json.dumps(progress) + "\n")
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
         sync_folder(folder)
     for step in _steps(folder)[:-keep]:
-        shutil.rmtree(_path(folder, step))
+        if checkpoint.best is None or step != checkpoint.best.step:
+            shutil.rmtree(_path(folder, step))
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:
@@ -72,8 +87,8 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
         step, best = scalars.pop("step"), scalars.pop("best")
         averages = load_file(path / AVERAGES) if (path / AVERAGES).exists() else {}
         state = TrainState(load_file(path / WEIGHTS), _by_kind(load_file(path / OPTIMIZER)), averages, scalars)
-        return Checkpoint(step, best, state)
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        return Checkpoint(step, None if best is None else Best(**best), state)
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise ConfigError(f"the checkpoint {path} is damaged: {error}", "Delete it: the one before it is taken then") from None
 
 

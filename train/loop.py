@@ -18,7 +18,7 @@ from mbt.config import MBTConfig
 from mbt.state import check_state
 from train.augment import augment
 from train.batch import Batch
-from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from train.checkpoint import Best, Checkpoint, load_checkpoint, save_checkpoint
 from train.damage import Damage
 from train.engine import Engine, TrainState
 from train.evaluate import evaluate_split
@@ -93,7 +93,7 @@ class Training:
         self._losses: list[Tensor] = []
         self._skipped = 0
         self._damage = Damage(source, recipe.input.max_corrupt)
-        self.best: float | None = None
+        self.best: Best | None = None
         if checkpoint is not None:
             self._continue(checkpoint)
 
@@ -125,9 +125,8 @@ class Training:
                 if evaluates or saves:
                     self._check_losses()
                     state = self.engine.state()
-                    if evaluates:
-                        self._evaluate(state.model)
-                    if saves:
+                    is_best = evaluates and self._evaluate(state.model)
+                    if saves or is_best:
                         self._checkpoint(state)
                 if stops:
                     self._leave()
@@ -202,9 +201,9 @@ class Training:
             self.log.write(self.step, {"epoch": round(epoch, 4), "loss": value, "lr": rate, "grad_norm": norm, **read})
         return value
 
-    def _evaluate(self, weights: dict[str, Tensor]) -> None:
-        if self.eval_source is None:
-            return
+    def _evaluate(self, weights: dict[str, Tensor]) -> bool:
+        """Score the model; whether it is the best so far."""
+        assert self.eval_source is not None
         options, engine = self.recipe.eval, self.engine
         with engine.averaged():
             result = evaluate_split(
@@ -221,9 +220,11 @@ class Training:
         if self.log is not None:
             self.log.write(self.step, {"eval": scores})
         main = scores[result.metrics.main]
-        if self.best is None or main > self.best:
-            self.best = main
+        is_best = self.best is None or main > self.best.score
+        if is_best:
+            self.best = Best(main, self.step)
             self._save("best", weights)
+        return is_best
 
     def _checkpoint(self, state: TrainState) -> None:
         if self.main:

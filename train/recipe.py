@@ -179,6 +179,7 @@ class TrainRecipe(Frozen):
     wandb: str | None = None
     """Project of Weights & Biases to which the log goes too; its package must be installed (`pip install 'mbt[wandb]'`)."""
     keep_checkpoints: int = Field(2, ge=1)
+    """The newest that are kept, beside the best."""
     eval_every_epochs: float | None = Field(5.0, gt=0)
     """Epochs between evaluations on `eval_split`; none: only at the end."""
     threads: int = Field(4, ge=1)

@@ -1,7 +1,9 @@
 """Training from shards to a run directory: logs, exact resume, engines, and errors."""
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -116,6 +118,30 @@ def test_a_checkpoint_is_never_seen_in_part(
     assert not list((tmp_path / "run/checkpoints").glob("step-*"))
 
 
+def test_the_best_checkpoint_is_kept_beside_the_newest(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of five evaluations is the best; no checkpoint is due at its step. A run can go on from it."""
+    scores = iter([0.3, 0.9, 0.5, 0.9, 0.6])
+
+    def scored(*arguments: object) -> SimpleNamespace:
+        return SimpleNamespace(metrics=SimpleNamespace(main="mAP", scores={"mAP": next(scores)}))
+
+    monkeypatch.setattr("train.loop.evaluate_split", scored)
+    settings = ("train.max_steps=10", "train.checkpoint_every=3", "train.keep_checkpoints=1", "train.eval_every_epochs=1")
+    run = tmp_path / "run"
+    train(shards, run, tiny(*settings))
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"step-4", "step-10"}
+    kept = load_file(run / "checkpoints/step-4/model.safetensors")
+    assert {name: tensor.tolist() for name, tensor in kept.items()} == {
+        name: tensor.tolist() for name, tensor in load_file(run / "best/model.safetensors").items()
+    }
+    whole = logged(run)
+    shutil.rmtree(run / "checkpoints/step-10")
+    scores = iter([0.5, 0.9, 0.6])
+    train(shards, run, tiny(*settings), resume=True)
+    assert logged(run) == whole
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"step-4", "step-10"}
+
+
 def test_bfloat16_trains(shards: Path, tmp_path: Path) -> None:
     recipe = tiny("train.max_steps=3", "train.precision=bfloat16", "eval.split=none")
     train(shards, tmp_path / "run", recipe)
@@ -150,8 +176,6 @@ def test_a_folder_that_is_no_dataset(tmp_path: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_named(shards: Path, whole_run: Path, tmp_path: Path) -> None:
-    import shutil
-
     run = tmp_path / "run"
     shutil.copytree(whole_run, run)
     path = run / "checkpoints/step-6/model.safetensors"
