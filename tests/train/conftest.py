@@ -11,9 +11,9 @@ from prep.synthetic import render
 
 @pytest.fixture(scope="session")
 def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rendered clips: 20 of the split train, 6 of eval."""
+    """Rendered clips: 20 of the split train, 7 of eval."""
     folder = tmp_path_factory.mktemp("clips")
-    render(folder, seed=5, num_train=20, num_eval=6, workers=2)
+    render(folder, seed=5, num_train=20, num_eval=7, workers=2)
     return folder
 
 

@@ -24,12 +24,14 @@ GROUPS = ["train.group_size=2", "train.mixup_alpha=0.3", "train.modality_mixup=t
 LATE = ["model.fusion_layer=2"]
 HALF = ["train.precision=float16"]
 THREE = ["train.micro_batch=3"]
+SCORED = ["eval.split=eval", "eval.crops=1", "eval.batch_size=2", "train.eval_every_epochs=2"]
+"""Seven clips: one of two ranks has four, the other three."""
 OFFLOAD = {
     "bf16": {"enabled": "auto"},
     "zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}},
 }
 ALONE = [("plain", [], "torch", None), ("adam", ADAM, "torch", None), ("groups", GROUPS, "torch", None)]
-ALONE += [("late", LATE, "torch", None), ("half", HALF, "torch", None)]
+ALONE += [("late", LATE, "torch", None), ("half", HALF, "torch", None), ("scored", SCORED, "torch", None)]
 ALONE_TOO = [("plain three", THREE, "torch", None), ("skip", HALF, "torch", "half")]
 TOGETHER = [
     ("plain ddp", [], "torch", None),
@@ -42,6 +44,8 @@ TOGETHER = [
     ("plain zero1 three", THREE, "1", None),
     ("groups ddp", GROUPS, "torch", None),
     ("late ddp", LATE, "torch", None),
+    ("scored ddp", SCORED, "torch", None),
+    ("scored zero3", [*SCORED, "eval.batch_size=1"], "3", None),
     ("adam zero2", ADAM, "2", None),
     ("adam zero3", ADAM, "3", None),
     ("plain to zero1", [], "1", "plain"),
@@ -60,7 +64,9 @@ TOGETHER = [
     ("skip zero3", HALF, "3", "half"),
 ]
 ALONE_AGAIN = [("plain zero1 to plain", [], "torch", "plain zero1"), ("adam zero3 to plain", ADAM, "torch", "adam zero3")]
-EXACT = [run for run, *_ in [*ALONE_TOO, *TOGETHER, *ALONE_AGAIN] if run.split()[0] in ("plain", "adam", "groups", "late")]
+EXACT = [
+    run for run, *_ in [*ALONE_TOO, *TOGETHER, *ALONE_AGAIN] if run.split()[0] in ("plain", "adam", "groups", "late", "scored")
+]
 TOO_LARGE = 2.0**30
 """A scale of the loss with which float16 overflows in each of the steps that follow."""
 
@@ -92,9 +98,9 @@ def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def logged(run: Path, name: str) -> list[float]:
-    """A value at each step."""
+    """A value at each step that has it."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line[name] for line in lines]
+    return [line[name] for line in lines if name in line]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -120,6 +126,14 @@ def test_losses_are_those_of_one_plain_process(runs: Path, run: str) -> None:
     seen = {name: tensor for name, tensor in weights(runs / run).items() if not name.endswith("key.bias")}
     for name, tensor in seen.items():
         torch.testing.assert_close(tensor, weights(one)[name], rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero3"])
+def test_ranks_with_unequal_last_batches_score_as_one_process(runs: Path, engine: str) -> None:
+    """The second rank has a last batch of one where the first has one of two, or a batch less."""
+    alone, together = (logged(runs / run, "eval") for run in ("scored", f"scored {engine}"))
+    assert len(alone) == 3
+    assert together == [pytest.approx(scores, abs=1e-6) for scores in alone]
 
 
 @pytest.mark.parametrize("engine", ["ddp", "zero1", "zero3"])

@@ -51,7 +51,7 @@ def test_logits_are_the_mean_over_the_views_of_every_sample(shards: Path, run: P
             expected.append(np.mean(views, axis=0))
         targets = reader.targets()
     report = evaluate(run, shards, "eval", crops=4, batch_size=5)
-    assert report["samples"] == 6
+    assert report["samples"] == 7
     again = evaluate(run, shards, "eval", crops=4, batch_size=64)
     assert report["classes"] == again["classes"]
     for c, row_of_class in enumerate(report["classes"]):

@@ -58,7 +58,7 @@ def test_with_a_dataset_it_can_be_evaluated(shards: Path, tmp_path: Path, mbt: D
     assert (inputs.frames, inputs.rgb_seconds, inputs.seconds) == (4, 0.64, 1.6)
     scored = mbt("eval", "--checkpoint", tmp_path / "model", "--data", shards, "--crops", 2, "--json")
     assert scored.code == 0, scored.err
-    assert json.loads(scored.out)["samples"] == 6
+    assert json.loads(scored.out)["samples"] == 7
 
 
 def test_what_cannot_be_imported_is_one_line(shards: Path, tmp_path: Path, mbt: Door) -> None:

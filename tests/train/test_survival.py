@@ -170,7 +170,7 @@ def test_evaluation_shared_by_ranks_is_that_of_one(
             with pytest.raises(RuntimeError, match="was not seen 4 times"):
                 evaluate_split(reader, inputs, 4, batch_size, torch.device("cpu"), logits, rank, world_size)
             times.append(len(asked))
-    assert set(times) == {-(-4 * -(-6 // world_size) // batch_size)}
+    assert set(times) == {-(-4 * -(-7 // world_size) // batch_size)}
     sums, views = sum(caught[::2]), sum(caught[1::2])
     assert (views == 4).all()
     np.testing.assert_allclose(sums / 4, whole.logits, rtol=1e-5)
