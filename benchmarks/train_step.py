@@ -30,13 +30,16 @@ from train.torch_engine import TorchEngine
 from train.zero_config import STAGES, Zero
 
 ROOT = Path(__file__).parents[1]
+WHOLE, GROUPS = "train.group_size=none", "train.group_size=2"
 VARIANTS = {
-    "eager": ("train.compile=false",),
-    "compiled": ("train.compile=true",),
-    "checkpointed": ("train.compile=false", "train.activation_checkpointing=true"),
-    **{f"zero{stage}": ("train.compile=false",) for stage in STAGES},
+    "eager": (WHOLE, "train.compile=false"),
+    "compiled": (WHOLE, "train.compile=true"),
+    "checkpointed": (WHOLE, "train.compile=false", "train.activation_checkpointing=true"),
+    "groups": (GROUPS, "train.compile=false"),
+    "groups-compiled": (GROUPS, "train.compile=true"),
+    **{f"zero{stage}": (WHOLE, "train.compile=false") for stage in STAGES},
 }
-"""Settings of a recipe for each variant; `zeroN` trains through DeepSpeed."""
+"""Settings of a recipe for each variant; `groups` are clipped apart, as the paper's recipes have it; `zeroN` is DeepSpeed's."""
 CLASSES = 527
 SPEC_SHAPE = (800, 128)
 WARM_UP = 2

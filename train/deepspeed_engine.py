@@ -28,8 +28,9 @@ from manifests.errors import ConfigError
 from mbt.model import MBT
 from train.batch import Batch
 from train.engine import StepResult, TrainingModel, TrainState, micro_batches, pick_device, rank_and_world_size, swapped
+from train.groups import mean_of_groups
 from train.optimizer import STATES, begin_state, follow, make_optimizer, set_rates, set_updates
-from train.precision import LossScale, unscale_and_clip
+from train.precision import LossScale, gradients_of, unscale_and_clip
 from train.processes import join_alone
 from train.recipe import TrainRecipe
 from train.zero_config import Zero
@@ -53,11 +54,6 @@ class DeepSpeedEngine:
     """
 
     def __init__(self, model: MBT, task: Task, recipe: TrainRecipe, zero: Zero) -> None:
-        if recipe.group_size is not None:
-            raise ConfigError(
-                "group_size: DeepSpeed clips the gradient of the whole batch",
-                "Set train.group_size=none, or train without --deepspeed",
-            )
         join_alone()
         os.environ.setdefault("LOCAL_RANK", "0")
         deepspeed.init_distributed(auto_mpi_discovery=False)
@@ -67,9 +63,8 @@ class DeepSpeedEngine:
         module = TrainingModel(model, task, recipe, self.world_size)
         config = zero.config(recipe, self.world_size)
         self._stage: int = config["zero_optimization"]["stage"]
-        if recipe.compile and self._stage == SPLIT_STAGE:
-            fix = "Set train.compile=false, or choose another stage"
-            raise ConfigError("compile: at stage 3 weights are gathered where compiled layers cannot see it", fix)
+        if self._stage == SPLIT_STAGE:
+            _check_split(recipe)
         try:
             self._engine, *_ = deepspeed.initialize(model=module, optimizer=make_optimizer(model, recipe), config=config)
         except (ValueError, TypeError, KeyError, AssertionError, DeepSpeedConfigError) as error:
@@ -85,19 +80,11 @@ class DeepSpeedEngine:
         """One update from this rank's part of the global batch."""
         self._engine.train()
         set_rates(self._layout.optimizer, learning_rate)
-        loss, norm = torch.zeros((), device=self.device), None
-        for part, share in micro_batches(batch, self._recipe):
-            part_loss = self._engine(part.rgb, part.spec, part.targets) * share
-            norm = self._backward(part_loss)
-            self._engine.step()
-            loss += part_loss.detach()
-        if norm is None:
-            norm = torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32, device=self.device)
+        loss, norm = self._whole_batch(batch) if self._recipe.group_size is None else self._groups(batch)
         self._count(norm)
-        torch.distributed.all_reduce(loss)
         if self._recipe.ema_decay is not None:
             follow(self._averages, [held.data for held in self._held], self._recipe.ema_decay)
-        return StepResult(loss / self.world_size, norm)
+        return StepResult(loss, norm)
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
@@ -144,6 +131,37 @@ class DeepSpeedEngine:
     def _held(self) -> list[Tensor]:
         return [self._layout.held(parameter) for parameter in self._parameters.values()]
 
+    def _whole_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Update from the clipped gradient of the batch; returns the means of loss and norm."""
+        loss, norm = torch.zeros((), device=self.device), None
+        for part, share in micro_batches(batch, self._recipe):
+            part_loss = self._engine(part.rgb, part.spec, part.targets) * share
+            norm = self._backward(part_loss)
+            self._engine.step()
+            loss += part_loss.detach()
+        if norm is None:
+            norm = torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32, device=self.device)
+        torch.distributed.all_reduce(loss)
+        return loss / self.world_size, norm
+
+    def _groups(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Update from the mean of the clipped gradients of the groups; returns the means of loss and norm.
+
+        ZeRO learns of the gradients by the backward pass of a sum that has them.
+        """
+        parameters = list(self._parameters.values())
+        gradients, result = mean_of_groups(self._engine.module, parameters, batch, self._recipe, self._scale)
+        torch.distributed.all_reduce(result)
+        result /= self.world_size
+        if self._stage:
+            self._engine.optimizer.override_loss_scale(1.0)
+        products = zip(parameters, gradients, strict=True)
+        self._engine.backward(sum((parameter * gradient).sum() for parameter, gradient in products), scale_wrt_gas=False)
+        if self._stage == 0 and self._checked and not result.isfinite().all():
+            self._layout.optimizer.zero_grad(set_to_none=True)
+        self._engine.step()
+        return result[0], result[1]
+
     def _backward(self, loss: Tensor) -> Tensor | None:
         """Gradients of a micro-batch; at stage 0, where ZeRO does not, unscales and clips the whole and returns its norm."""
         scale = 1.0 if self._scale is None else self._scale.value
@@ -154,7 +172,7 @@ class DeepSpeedEngine:
         self._engine.backward(loss * scale, scale_wrt_gas=False)
         if not self._engine.is_gradient_accumulation_boundary():
             return None
-        norm = unscale_and_clip(self._parameters.values(), self._scale, self._recipe.max_grad_norm)
+        norm = unscale_and_clip(gradients_of(self._parameters.values()), self._scale, self._recipe.max_grad_norm)
         if self._checked and not norm.isfinite():
             self._layout.optimizer.zero_grad(set_to_none=True)
         return norm
@@ -174,6 +192,15 @@ class DeepSpeedEngine:
             with self._layout.changing():
                 for held, average in zip(self._held, self._averages, strict=True):
                     held.data, average.data = average.data, held.data
+
+
+def _check_split(recipe: TrainRecipe) -> None:
+    if recipe.compile:
+        fix = "Set train.compile=false, or choose another stage"
+        raise ConfigError("compile: at stage 3 weights are gathered where compiled layers cannot see it", fix)
+    if recipe.group_size is not None:
+        fix = "Choose stage 0, 1 or 2, or clip the whole batch by train.group_size=none"
+        raise ConfigError("group_size: at stage 3 no rank has the whole gradient of a group", fix)
 
 
 class _Whole:

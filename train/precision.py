@@ -10,6 +10,8 @@ from torch import Tensor, nn
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FIRST_SCALE, GROWTH_INTERVAL = 2.0**16, 2000
 """As torch's GradScaler has them."""
+CLIP_EPSILON = 1e-6
+"""As torch's clip_grad_norm_ has it."""
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
@@ -51,9 +53,16 @@ class LossScale:
             self.value, self.finite_steps = self.value * 2, 0
 
 
-def unscale_and_clip(parameters: Iterable[nn.Parameter], scale: LossScale | None, max_norm: float | None) -> Tensor:
+def unscale_and_clip(gradients: list[Tensor], scale: LossScale | None, max_norm: float | None) -> Tensor:
     """Divide gradients by what the loss was multiplied by, clip them together; returns their L2 norm between the two."""
-    clipped = [parameter for parameter in parameters if parameter.grad is not None]
     if scale is not None:
-        torch._foreach_mul_([parameter.grad for parameter in clipped if parameter.grad is not None], 1 / scale.value)
-    return nn.utils.clip_grad_norm_(clipped, float("inf") if max_norm is None else max_norm)
+        torch._foreach_mul_(gradients, 1 / scale.value)
+    norm = nn.utils.get_total_norm(gradients)
+    if max_norm is not None:
+        torch._foreach_mul_(gradients, (max_norm / (norm + CLIP_EPSILON)).clamp(max=1.0))
+    return norm
+
+
+def gradients_of(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """The gradients that there are."""
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]

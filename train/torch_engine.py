@@ -10,8 +10,9 @@ from manifests.datasets import Task
 from mbt.model import MBT
 from train.batch import Batch
 from train.engine import StepResult, TrainingModel, TrainState, micro_batches, pick_device, rank_and_world_size, swapped
+from train.groups import mean_of_groups
 from train.optimizer import STATES, begin_state, follow, make_optimizer, set_rates, set_updates
-from train.precision import LossScale, unscale_and_clip
+from train.precision import LossScale, gradients_of, unscale_and_clip
 from train.recipe import TrainRecipe
 
 
@@ -45,9 +46,13 @@ class TorchEngine:
         set_rates(self._optimizer, learning_rate)
         if self._recipe.group_size is None:
             loss = self._backward(batch)
-            result = torch.stack([self._mean(loss), self._clip()])
+            norm = unscale_and_clip(gradients_of(self._parameters), self._scale, self._recipe.max_grad_norm)
+            result = torch.stack([self._mean(loss), norm])
         else:
-            result = self._mean_of_groups(batch.split(self._recipe.group_size))
+            gradients, result = mean_of_groups(self._module, self._parameters, batch, self._recipe, self._scale)
+            for parameter, gradient in zip(self._parameters, gradients, strict=True):
+                parameter.grad = self._mean(gradient)
+            self._mean(result)
         checked = self._scale is not None or self._recipe.non_finite == "skip"
         finite = not checked or bool(result.isfinite().all())
         if finite:
@@ -113,25 +118,6 @@ class TorchEngine:
                 (part_loss if self._scale is None else part_loss * self._scale.value).backward()
             loss += part_loss.detach()
         return loss
-
-    def _clip(self) -> Tensor:
-        """Unscale and clip the gradients; returns their norm in between."""
-        return unscale_and_clip(self._parameters, self._scale, self._recipe.max_grad_norm)
-
-    def _mean_of_groups(self, groups: list[Batch]) -> Tensor:
-        """Leave the mean of the groups' clipped gradients, over all ranks; returns the means of loss and norm."""
-        results = []
-        totals = [torch.zeros_like(p) for p in self._parameters]
-        for group in groups:
-            loss = self._backward(group)
-            results.append(torch.stack([loss, self._clip()]))
-            for total, parameter in zip(totals, self._parameters, strict=True):
-                if parameter.grad is not None:
-                    total += parameter.grad
-            self._optimizer.zero_grad(set_to_none=True)
-        for total, parameter in zip(totals, self._parameters, strict=True):
-            parameter.grad = self._mean(total / len(groups))
-        return self._mean(torch.stack(results).mean(0))
 
     def _mean(self, tensor: Tensor) -> Tensor:
         """Mean over the ranks, in place."""

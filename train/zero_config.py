@@ -46,13 +46,13 @@ class Zero:
     file: Path | None = None
 
     def config(self, recipe: TrainRecipe, world_size: int) -> dict[str, Any]:
-        """The configuration for a training; at stage 0 it is the engine that clips.
+        """The configuration for a training; at stage 0, and where groups are clipped apart, it is the engine that clips.
 
         Raises:
             ConfigError: the file is no JSON object, or it contradicts the recipe, the stage or this trainer; names the key.
         """
         share = recipe.batch_size // world_size
-        size = micro_batch_size(share, recipe)
+        size = micro_batch_size(share, recipe) if recipe.group_size is None else share
         ours = {
             "train_micro_batch_size_per_gpu": size,
             "gradient_accumulation_steps": -(-share // size),
@@ -68,7 +68,7 @@ class Zero:
         }
         theirs = {} if self.file is None else self._theirs(self.file, {"train_batch_size": recipe.batch_size, **ours})
         merged = _merged(ours, theirs)
-        if merged["zero_optimization"]["stage"] == 0:
+        if merged["zero_optimization"]["stage"] == 0 or recipe.group_size is not None:
             merged["gradient_clipping"] = 0.0
         return merged
 

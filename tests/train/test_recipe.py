@@ -109,7 +109,7 @@ def test_the_paper_and_the_official_configuration() -> None:
     assert (paper.train.time_mask, paper.train.frequency_mask) == (192, 48)
     assert (official.train.time_mask, official.train.frequency_mask) == (0, 48)
     assert (paper.model.num_bottlenecks, official.model.num_bottlenecks) == (4, 5)
-    assert (paper.train.mixing, official.train.mixing) == (Mixing(0.3, True, 64), Mixing(0.5, False, 2))
+    assert (paper.train.mixing, official.train.mixing) == (Mixing(0.3, True, 2), Mixing(0.5, False, 2))
 
 
 def test_the_models_fields_and_defaults_are_those_of_its_configuration() -> None:
