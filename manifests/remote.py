@@ -27,6 +27,7 @@ FETCH_TRIES = 3
 READ_TRIES = 8
 """Their waits add up to a minute, in which a server may start again."""
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+SECRETS = re.compile(r"(?<=://)[^/@]*@|\?.*")
 
 T = TypeVar("T")
 
@@ -55,12 +56,15 @@ class Remote:
         url: such as `https://host/set` or `s3://bucket/set`; or `pipe:` and a command that writes the file whose name takes
             the place of `{}` to its standard output. The command is split as a shell does it, and no shell is started.
 
+    Attributes:
+        shown: the URL for people, without password and query, which may be secrets.
+
     Raises:
         InputError: fsspec knows no such kind of URL or lacks what it needs for it, or the command has no `{}`.
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url
+        self.url, self.shown = url, url if url.startswith(PIPE) else SECRETS.sub("", url)
         if url.startswith(PIPE) and "{}" not in url:
             raise InputError(f"{url} has no {{}} for a file's name", f"Such as --data '{PIPE}ssh host cat /shards/{{}}'")
         if not url.startswith((PIPE, *HTTP)):
@@ -68,7 +72,7 @@ class Remote:
                 self._files, self._root = fsspec.core.url_to_fs(url)
             except (ImportError, ValueError) as error:
                 fix = "Install what it needs, such as pip install 'mbt[s3]', or choose another URL"
-                raise InputError(f"cannot read from {url}: {error}", fix) from None
+                raise InputError(f"cannot read from {self.shown}: {error}", fix) from None
 
     def fetch(self, name: str, folder: Path) -> None:
         """Copy a file into a folder.
@@ -114,9 +118,9 @@ class Remote:
                 reason = str(error) or type(error).__name__
                 if attempt == tries - 1 or _is_final(error):
                     fix = "Check the address, the credentials and the network"
-                    raise ShardError(f"cannot read {name} of {self.url}: {reason}", fix) from error
+                    raise ShardError(f"cannot read {name} of {self.shown}: {reason}", fix) from error
                 wait = 2**attempt / 2
-                tqdm.write(f"{name} of {self.url}: {reason}; trying again in {wait:g} s", file=sys.stderr)
+                tqdm.write(f"{name} of {self.shown}: {reason}; trying again in {wait:g} s", file=sys.stderr)
                 time.sleep(wait)
         raise AssertionError
 

@@ -34,9 +34,9 @@ class ShardStream(Split):
                     self.remote.fetch(name, folder)
                 if split in read_dataset(folder).splits:
                     self.remote.fetch(index_file(split), folder)
-                super().__init__(folder, split, url)
+                super().__init__(folder, split, self.remote.shown)
             except MbtError as error:
-                raise type(error)(error.what.replace(temporary, url), error.fix) from error
+                raise type(error)(error.what.replace(temporary, self.remote.shown), error.fix) from error
 
     def __enter__(self) -> "ShardStream":
         return self

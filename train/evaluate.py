@@ -140,7 +140,7 @@ def evaluate(checkpoint: Path, data: Path | str, split: str, crops: int, batch_s
             )
         result = evaluate_split(source, preprocessor.inputs, crops, batch_size, device, logits)
         ids = [label.id for label in source.labels.labels]
-        about = {"checkpoint": str(checkpoint), "data": str(data), "split": split}
+        about = {"checkpoint": str(checkpoint), "data": source.place, "split": split}
         return {**about, **result.report(ids, source.labels.names())}
 
 

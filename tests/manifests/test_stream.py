@@ -9,7 +9,6 @@ from pathlib import Path
 import boto3
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 
 from manifests.errors import InputError, ShardError
 from manifests.reader import ShardReader
@@ -80,23 +79,11 @@ def test_output_of_a_command(packed: Path) -> None:
     check(f"pipe:cat {shlex.quote(str(packed))}/{{}}", packed)
 
 
-def test_s3(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "id",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    bucket = boto3.resource("s3").create_bucket(Bucket="stream")
+def test_s3(packed: Path, bucket: "boto3.resources.base.ServiceResource") -> None:
     for path in packed.iterdir():
         if path.is_file():
             bucket.upload_file(str(path), f"below/{path.name}")
-    check("s3://stream/below", packed)
-    server.stop()
+    check("s3://shards/below", packed)
 
 
 def test_samples_come_in_the_order_that_is_asked_for(packed: Path) -> None:
@@ -202,6 +189,18 @@ def test_names_that_a_dataset_would_not_have_are_refused(name: str, packed: Path
     for url in (f"file://{packed}", f"pipe:cat {packed}/{{}}"):
         with pytest.raises(ShardError, match="is no name of a file"):
             Remote(url).fetch(name, packed)
+
+
+def test_a_query_goes_with_every_request_and_into_no_message(packed: Path, server: LoopbackServer) -> None:
+    files = {f"/set/{path.name}?sig=secret": path.read_bytes() for path in packed.iterdir() if path.is_file()}
+    server.answer = serving(files)
+    with ShardStream(f"{server.url}/set?sig=secret", "eval") as stream, ShardReader(packed, "eval") as reader:
+        assert [content(sample) for sample in stream.walk()] == [content(reader[row]) for row in range(len(reader))]
+        assert stream.place == f"{server.url}/set"
+    with pytest.raises(ShardError, match="cannot read") as refused:
+        ShardStream(f"{server.url}/other?sig=secret", "eval")
+    assert "secret" not in str(refused.value)
+    assert Remote("memory://user:password@host/set?key=1").shown == "memory://host/set"
 
 
 def test_urls_of_no_known_kind_are_one_line() -> None:

@@ -2,43 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from manifests.errors import InputError, StorageError
 from prep.store import Store
 from tests.conftest import Collection, Door
-
-BUCKET = "shards"
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """The address of an S3 server with one empty bucket."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator["boto3.resources.base.ServiceResource"]:
-    for name, value in {
-        "AWS_ENDPOINT_URL": s3,
-        "AWS_ACCESS_KEY_ID": "id",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    bucket = boto3.resource("s3").create_bucket(Bucket=BUCKET)
-    yield bucket
-    bucket.objects.all().delete()
-    bucket.delete()
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -58,7 +29,7 @@ def test_shards_on_s3_are_those_of_a_folder(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "out"
-    arguments = [*collection.arguments(out), "--to", f"s3://{BUCKET}/deep/set"]
+    arguments = [*collection.arguments(out), "--to", "s3://shards/deep/set"]
     done = mbt(*arguments)
     assert done.code == 0, done.err
     for item in bucket.objects.all():
@@ -86,7 +57,7 @@ def test_shards_on_s3_are_those_of_a_folder(
     bucket.Object("deep/set/train-000001.tar").delete()
     assert mbt(*arguments).code == 0
     assert bucket.Object("deep/set/train-000001.tar").content_length == (packed / "train-000001.tar").stat().st_size
-    moved = mbt(*collection.arguments(out), "--to", f"s3://{BUCKET}/elsewhere")
+    moved = mbt(*collection.arguments(out), "--to", "s3://shards/elsewhere")
     assert (moved.code, "packed with other settings" in moved.err) == (2, True)
 
 
@@ -98,7 +69,7 @@ def test_what_is_packed_but_not_brought_is_brought_without_decoding(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A server that goes away in the middle: one line, and going on does nothing twice."""
-    arguments = [*collection.arguments(tmp_path / "out"), "--to", f"s3://{BUCKET}/set"]
+    arguments = [*collection.arguments(tmp_path / "out"), "--to", "s3://shards/set"]
     put = Store.put
 
     def breaks_off(self: Store, name: str) -> None:
@@ -114,7 +85,7 @@ def test_what_is_packed_but_not_brought_is_brought_without_decoding(
         patch.setattr(Store, "put", breaks_off)
         done = mbt(*arguments)
     assert done.code == 2
-    assert f"error: cannot reach s3://{BUCKET}/set: " in done.err.splitlines()[-1]
+    assert "error: cannot reach s3://shards/set: " in done.err.splitlines()[-1]
     monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.meta.client.meta.endpoint_url)
     Store(tmp_path, "s3://x")._files.clear_instance_cache()
     decoded = []
