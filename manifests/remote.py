@@ -199,7 +199,8 @@ class _Output:
 def _http(url: str, name: str, offset: int) -> tuple[Bytes, int]:
     parts = urlsplit(url)
     address = urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
-    request = urllib.request.Request(address, headers={"Range": f"bytes={offset}-"} if offset else {})
+    headers = {"User-Agent": "mbt"} | ({"Range": f"bytes={offset}-"} if offset else {})
+    request = urllib.request.Request(address, headers=headers)
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except HTTPError as error:

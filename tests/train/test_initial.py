@@ -92,7 +92,7 @@ def test_a_training_begins_there_and_a_resumed_one_does_not_ask_again(shards: Pa
     [
         ("train.mixup_alpha=0.3", "train.modality_mixup=true", "train.time_mask=40", "train.frequency_mask=16"),
         ("train.mixup_alpha=0.5", "train.group_size=2", "train.label_smoothing=0.3", "model.drop_path=0.3"),
-        ("train.activation_checkpointing=true", "model.classifier=gap"),
+        ("train.activation_checkpointing=true", "model.classifier=gap", "train.group_size=2"),
     ],
 )
 def test_the_recipes_ways_of_training_resume_bit_for_bit(settings: tuple[str, ...], shards: Path, tmp_path: Path) -> None:
