@@ -204,6 +204,7 @@ def _http(url: str, name: str, offset: int) -> tuple[Bytes, int]:
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except HTTPError as error:
+        error.close()
         if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
         raise EOFError(f"it ends before byte {offset:,}") from error

@@ -126,5 +126,7 @@ def test_server_waits_before_a_page_and_knows_ranges_without_end() -> None:
             assert (answer.read(), answer.headers["Content-Range"]) == (b"789", "bytes 7-9/10")
         assert time.monotonic() - began >= 0.2
         (request,) = server.requests
+        while request.sent < 3 and time.monotonic() < began + 10:
+            time.sleep(0.01)
         assert (request.range, request.sent) == ((7, 9), 3)
         assert began <= request.time < began + 0.2
