@@ -23,6 +23,8 @@ PIPE, HTTP = "pipe:", ("http://", "https://")
 CHUNK = 8 << 20
 PIPE_SIZE = 1 << 20
 TIMEOUT_S = 30
+STOP_S = 5
+"""What a command gets to end by itself."""
 FETCH_TRIES = 3
 READ_TRIES = 8
 """Their waits add up to a minute, in which a server may start again."""
@@ -65,9 +67,9 @@ class Remote:
 
     def __init__(self, url: str) -> None:
         self.url, self.shown = url, url if url.startswith(PIPE) else SECRETS.sub("", url)
-        if url.startswith(PIPE) and "{}" not in url:
-            raise InputError(f"{url} has no {{}} for a file's name", f"Such as --data '{PIPE}ssh host cat /shards/{{}}'")
-        if not url.startswith((PIPE, *HTTP)):
+        if url.startswith(PIPE):
+            self._command = _command(url)
+        elif not url.startswith(HTTP):
             try:
                 self._files, self._root = fsspec.core.url_to_fs(url)
             except (ImportError, ValueError) as error:
@@ -98,7 +100,7 @@ class Remote:
         if NAME.fullmatch(name) is None:
             raise FileNotFoundError(f"{name!r} is no name of a file in a dataset folder")
         if self.url.startswith(PIPE):
-            return _Output([word.replace("{}", name) for word in shlex.split(self.url.removeprefix(PIPE))]), 0
+            return _Output([word.replace("{}", name) for word in self._command]), 0
         if self.url.startswith(HTTP):
             return _http(self.url, name, offset)
         file = self._files.open(f"{self._root.rstrip('/')}/{name}", "rb", block_size=CHUNK)
@@ -193,7 +195,21 @@ class _Output:
         assert self._process.stdout is not None
         self._process.stdout.close()
         self._process.terminate()
-        self._process.wait()
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def _command(url: str) -> list[str]:
+    try:
+        words = shlex.split(url.removeprefix(PIPE))
+    except ValueError as error:
+        raise InputError(f"{url} is no command: {error}", "Quote it as for a shell") from None
+    if not any("{}" in word for word in words):
+        raise InputError(f"{url} has no {{}} for a file's name", f"Such as --data '{PIPE}ssh host cat /shards/{{}}'")
+    return words
 
 
 def _http(url: str, name: str, offset: int) -> tuple[Bytes, int]:

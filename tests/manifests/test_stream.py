@@ -176,10 +176,11 @@ def test_a_command_that_fails_says_so(packed: Path, patient: list[float]) -> Non
         ShardStream("pipe:no-such-command {}", "train")
 
 
-def test_a_command_ends_with_its_stream(packed: Path) -> None:
+def test_a_command_ends_with_its_stream(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading stops in the middle of an endless output; the command must not stay."""
     with ShardStream(f"pipe:cat {packed}/{{}}", "train") as stream:
-        stream.remote = Remote("pipe:sh -c 'echo {} > /dev/null; exec yes mbt-endless'")
+        stream.remote = Remote("pipe:sh -c 'trap : TERM PIPE; yes mbt-endless # {}'")
+        monkeypatch.setattr("manifests.remote.STOP_S", 0.1)
         next(stream.walk(np.array([0])))
     assert subprocess.run(["pgrep", "-f", "yes mbt-endless"], capture_output=True).stdout == b""
 
@@ -208,3 +209,5 @@ def test_urls_of_no_known_kind_are_one_line() -> None:
         Remote("nothing://set")
     with pytest.raises(InputError, match=r"has no {} for a file's name"):
         Remote("pipe:cat /shards")
+    with pytest.raises(InputError, match="is no command: No closing quotation"):
+        Remote("pipe:cat '{}")
