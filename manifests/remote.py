@@ -6,12 +6,13 @@ import subprocess
 import sys
 import time
 import urllib.request
+from base64 import b64encode
 from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
 from typing import Protocol, TypeVar
 from urllib.error import HTTPError
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import fsspec
 from tqdm import tqdm
@@ -21,7 +22,6 @@ from manifests.errors import InputError, ShardError
 
 PIPE, HTTP = "pipe:", ("http://", "https://")
 CHUNK = 8 << 20
-PIPE_SIZE = 1 << 20
 TIMEOUT_S = 30
 STOP_S = 5
 """What a command gets to end by itself."""
@@ -180,13 +180,13 @@ class _Output:
 
     def __init__(self, command: list[str]) -> None:
         self._command = shlex.join(command)
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, pipesize=PIPE_SIZE)
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
 
     def read(self, size: int = -1) -> bytes:
         """So many bytes, or all."""
         assert self._process.stdout is not None
         data = self._process.stdout.read(size)
-        if len(data) != size and (status := self._process.wait()):
+        if len(data) != size and (status := self._process.wait(TIMEOUT_S)):
             raise ConnectionError(f"{self._command} ended with status {status}")
         return data
 
@@ -214,8 +214,11 @@ def _command(url: str) -> list[str]:
 
 def _http(url: str, name: str, offset: int) -> tuple[Bytes, int]:
     parts = urlsplit(url)
-    address = urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
+    user, _, host = parts.netloc.rpartition("@")
+    address = urlunsplit(parts._replace(netloc=host, path=f"{parts.path.rstrip('/')}/{name}"))
     headers = {"User-Agent": "mbt"} | ({"Range": f"bytes={offset}-"} if offset else {})
+    if user:
+        headers["Authorization"] = f"Basic {b64encode(unquote(user).encode()).decode()}"
     request = urllib.request.Request(address, headers=headers)
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT_S)

@@ -61,8 +61,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
         write_bytes(partial / OPTIMIZER, save(optimizer))
         if state.averages:
             write_bytes(partial / AVERAGES, save(state.averages))
-        best = None if checkpoint.best is None else vars(checkpoint.best)
-        progress = {"step": checkpoint.step, "best": best, **state.scalars}
+        best = checkpoint.best
+        scored = {"best": None} if best is None else {"best": best.score, "best_step": best.step}
+        progress = {"step": checkpoint.step, **scored, **state.scalars}
         write_text(partial / PROGRESS, json.dumps(progress) + "\n")
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
@@ -84,11 +85,11 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     path = _path(folder, steps[-1])
     try:
         scalars = json.loads((path / PROGRESS).read_bytes())
-        step, best = scalars.pop("step"), scalars.pop("best")
+        step, score, best_step = scalars.pop("step"), scalars.pop("best"), scalars.pop("best_step", 0)
         averages = load_file(path / AVERAGES) if (path / AVERAGES).exists() else {}
         state = TrainState(load_file(path / WEIGHTS), _by_kind(load_file(path / OPTIMIZER)), averages, scalars)
-        return Checkpoint(step, None if best is None else Best(**best), state)
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        return Checkpoint(step, None if score is None else Best(score, best_step), state)
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise ConfigError(f"the checkpoint {path} is damaged: {error}", "Delete it: the one before it is taken then") from None
 
 

@@ -84,7 +84,7 @@ def decode(
     """Yield each batch of `next_batch` (until None) with its frames, float32 (B * F, 3, S, S) on `device`.
 
     On the CPU a batch stays in DALI's memory, which is taken again when the batch is given up; on a GPU it is copied there.
-    DALI does not survive a header that it refuses: `ShardReader.frames` lets none through.
+    DALI does not survive a header that it refuses: `Sample.frames` lets none through.
 
     Args:
         next_batch: called ahead of what is yielded, once a batch, from one thread.

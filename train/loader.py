@@ -1,7 +1,7 @@
 """Shards to batches: reads only the bytes that a view needs, ahead of time on threads, and has them decoded."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -43,7 +43,7 @@ def read_view(sample: Sample, inputs: Inputs, start: Start) -> View:
     return sample.row, jpegs, spec
 
 
-def read_ahead(work: Iterable[tuple[StepPlan, Read]]) -> Iterator[RawBatch]:
+def read_ahead(work: Iterable[tuple[StepPlan, Read]]) -> Generator[RawBatch]:
     """Read each plan's batch, in order, a few batches ahead of what is taken."""
     with ThreadPoolExecutor(READ_AHEAD) as ahead, ThreadPoolExecutor(READ_THREADS) as pool:
         waiting: deque[Future[RawBatch]] = deque()
@@ -57,7 +57,7 @@ def read_ahead(work: Iterable[tuple[StepPlan, Read]]) -> Iterator[RawBatch]:
 
 def train_views(
     reader: ShardReader, inputs: Inputs, plans: Iterable[StepPlan], synchronised: bool, damage: Damage
-) -> Iterator[RawBatch]:
+) -> Generator[RawBatch]:
     """Read the planned training batches; a damaged sample is replaced, with its draws, by one that `damage` names.
 
     Raises:

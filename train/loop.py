@@ -1,9 +1,11 @@
 """`mbt train`: from a dataset folder to a run directory."""
 
 import math
+import shlex
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -105,6 +107,7 @@ class Training:
             self.log.start(self.step)
         meter = _Meter(recipe.batch_size)
         with (
+            ExitStack() as self._reading,
             asked_to_stop(self.engine.device) as stopping,
             progress(self.total_steps, "train", "step", self.step, shown=self.main) as bar,
         ):
@@ -133,9 +136,8 @@ class Training:
         self._save("last", self.engine.state().model)
         if self.log is not None:
             self.log.close()
-            click.echo(
-                f"train: the run is in {self.folder}; next: mbt eval --checkpoint {self.folder} --data {self.source.place}"
-            )
+            data = shlex.quote(self.source.place)
+            click.echo(f"train: the run is in {self.folder}; next: mbt eval --checkpoint {self.folder} --data {data}")
 
     @property
     def checkpoints(self) -> Path:
@@ -153,6 +155,7 @@ class Training:
         engine = self.engine
         views, steps, ranks = self.recipe.input, range(self.step, self.total_steps), (engine.rank, engine.world_size)
         raw = train_views(self.source, self.inputs, self.plan, steps, views.synchronised, self._damage, *ranks)
+        self._reading.callback(raw.close)
         size = self.recipe.train.batch_size // engine.world_size
         scaled, threads = views.scale_jitter is not None, self.recipe.train.threads
         decoded = batches(raw, self.inputs, size, engine.device, self.source.targets, threads, scaled)

@@ -1,6 +1,6 @@
 """Where batches come from: a dataset folder of this machine, by random access, or one behind a URL, as a stream."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from manifests.stream import ShardStream
 from train import loader, streaming
 from train.batch import RawBatch
 from train.damage import Damage
+from train.engine import rank_and_world_size
 from train.inputs import Inputs
 from train.order import Drawn, Order, Streamed, balanced_shares
 from train.plan import TrainPlan
@@ -33,13 +34,14 @@ def epoch_order(source: Source, recipe: Recipe) -> Order | None:
     """The order of an epoch that the recipe asks for; None: all samples, shuffled.
 
     Raises:
-        ConfigError: it cannot be streamed.
+        ConfigError: it cannot be streamed, or not by so many ranks.
     """
     balanced = recipe.train.balanced_sampling
     if isinstance(source, ShardReader):
         return Drawn(balanced_shares(source.index["labels"])) if balanced else None
     if balanced:
         raise ConfigError("train.balanced_sampling takes samples from anywhere, a stream as they come", "Copy the shards here")
+    streaming.check_streams(recipe.input.streams, recipe.train.batch_size, len(source), rank_and_world_size()[1])
     return Streamed(source.shard_of, recipe.input.streams, recipe.input.shuffle_buffer, recipe.train.batch_size)
 
 
@@ -52,12 +54,11 @@ def train_views(
     damage: Damage,
     rank: int,
     world_size: int,
-) -> Iterator[RawBatch]:
+) -> Generator[RawBatch]:
     """This rank's part of the training batches of these steps.
 
     Raises:
         ShardError: too many samples are damaged, or a tar cannot be read.
-        ConfigError: the ranks cannot share the streams.
     """
     if isinstance(source, ShardStream):
         return streaming.TrainViews(source, inputs, plan, synchronised, damage, rank, world_size).batches(steps)

@@ -24,20 +24,34 @@ EVAL_STREAMS = 4
 T = TypeVar("T")
 
 
-def ahead(items: Iterator[T], count: int) -> Generator[T]:
-    """The items, so many of them made ahead of time by a thread, from now on."""
-    thread = ThreadPoolExecutor(1)
-    waiting: deque[Future[T | None]] = deque(thread.submit(next, items, None) for _ in range(count))
+class Ahead(Iterator[T]):
+    """Items, so many of them made ahead of time by a thread, from now on.
 
-    def taken() -> Generator[T]:
-        try:
-            while (item := waiting.popleft().result()) is not None:
-                waiting.append(thread.submit(next, items, None))
-                yield item
-        finally:
-            thread.shutdown(cancel_futures=True)
+    Args:
+        items: none of them None.
+        count: how many.
+    """
 
-    return taken()
+    def __init__(self, items: Iterator[T], count: int) -> None:
+        self._items = items
+        self._thread = ThreadPoolExecutor(1)
+        self._waiting: deque[Future[T | None]] = deque(self._made() for _ in range(count))
+
+    def __next__(self) -> T:
+        item = self._waiting.popleft().result() if self._waiting else None
+        if item is None:
+            self.close()
+            raise StopIteration
+        self._waiting.append(self._made())
+        return item
+
+    def close(self) -> None:
+        """Make no further items."""
+        self._waiting.clear()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _made(self) -> "Future[T | None]":
+        return self._thread.submit(next, self._items, None)
 
 
 def in_turn(streams: Iterable[Iterator[T]], count: int) -> Iterator[T]:
@@ -64,10 +78,7 @@ class TrainViews:
         synchronised: picture and sound begin together.
         damage: takes note of damaged samples.
         rank: this process.
-        world_size: processes, a divisor of the streams.
-
-    Raises:
-        ConfigError: the streams cannot be shared by the ranks, or the batch by the streams.
+        world_size: processes, a divisor of the streams; see `check_streams`.
     """
 
     def __init__(
@@ -82,7 +93,6 @@ class TrainViews:
     ) -> None:
         assert isinstance(plan.order, Streamed)
         streams = plan.order.streams
-        _check(streams, plan.batch_size, len(split), world_size)
         self.split, self.inputs, self.plan, self.order, self.damage = split, inputs, plan, plan.order, damage
         self.synchronised, self.rank, self.world_size = synchronised, rank, world_size
         self.share = plan.batch_size // streams
@@ -90,13 +100,13 @@ class TrainViews:
         self.streams = range(rank * own, (rank + 1) * own)
         self._step = lru_cache(maxsize=1024)(plan.step)
 
-    def batches(self, steps: range) -> Iterator[RawBatch]:
+    def batches(self, steps: range) -> Generator[RawBatch]:
         """The batches of these steps.
 
         Raises:
             ShardError: a tar cannot be read, or too many samples are damaged.
         """
-        streams = [ahead(self._views(stream, steps), READ_AHEAD * self.share) for stream in self.streams]
+        streams = [Ahead(self._views(stream, steps), READ_AHEAD * self.share) for stream in self.streams]
         try:
             for step in steps:
                 views = [view for stream in streams for view in islice(stream, self.share)]
@@ -158,13 +168,22 @@ def eval_views(split: ShardStream, inputs: Inputs, rows: np.ndarray, crops: int,
             for start in inputs.window.crop_starts(crops, sample.num_frames):
                 yield read_view(sample, inputs, start)
 
-    streams = [ahead(views(piece), 2 * crops) for piece in np.array_split(rows, EVAL_STREAMS)]
+    streams = [Ahead(views(piece), 2 * crops) for piece in np.array_split(rows, EVAL_STREAMS)]
     all_views = in_turn(streams, crops)
-    while part := list(islice(all_views, batch_size)):
-        yield raw_batch(inputs, centred(np.array([row for row, _, _ in part])), part)
+    try:
+        while part := list(islice(all_views, batch_size)):
+            yield raw_batch(inputs, centred(np.array([row for row, _, _ in part])), part)
+    finally:
+        for stream in streams:
+            stream.close()
 
 
-def _check(streams: int, batch_size: int, samples: int, world_size: int) -> None:
+def check_streams(streams: int, batch_size: int, samples: int, world_size: int) -> None:
+    """Make sure that ranks can share the streams, and streams the batch.
+
+    Raises:
+        ConfigError: they cannot, or there are too few samples.
+    """
     if batch_size % streams or streams % world_size:
         raise ConfigError(
             f"input.streams {streams} must divide train.batch_size {batch_size} and be a multiple of the {world_size} ranks",

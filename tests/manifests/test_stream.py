@@ -3,6 +3,7 @@
 import shlex
 import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from manifests.remote import Remote
 from manifests.shards import read_dataset
 from manifests.split import Sample
 from manifests.stream import ShardStream
-from tests.conftest import LoopbackServer, serving
+from tests.conftest import LoopbackServer, refuse, serving
 from tests.mediaserver import MediaServer, Reset, ServedFile, Short, Status, media_server
 
 CAT = shlex.join(["pipe:" + sys.executable, "-c", "import sys; sys.stdout.buffer.write(open(sys.argv[1], 'rb').read())"])
@@ -201,6 +202,11 @@ def test_a_query_goes_with_every_request_and_into_no_message(packed: Path, serve
     with pytest.raises(ShardError, match="cannot read") as refused:
         ShardStream(f"{server.url}/other?sig=secret", "eval")
     assert "secret" not in str(refused.value)
+    server.answer = lambda request: seen.append(request.headers.get("Authorization")) or refuse(request)  # type: ignore[func-returns-value]
+    seen: list[str | None] = []
+    with pytest.raises(ShardError, match=r"of http://127\.0\.0\.1:\d+/set: HTTP Error 404"):
+        ShardStream(f"{server.url.replace('//', '//user:p%40ss@')}/set", "eval")
+    assert seen == [f"Basic {b64encode(b'user:p@ss').decode()}"]
     assert Remote("memory://user:password@host/set?key=1").shown == "memory://host/set"
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from train.inputs import Inputs
 from train.loop import train
 from train.order import Streamed
 from train.plan import TrainPlan
-from train.streaming import TrainViews, ahead, eval_views, in_turn
+from train.streaming import Ahead, TrainViews, check_streams, eval_views, in_turn
 
 RUN = ("train.max_steps=6", "train.checkpoint_every=3", "train.precision=float32", "input.streams=2", "input.shuffle_buffer=8")
 STREAMS, BATCH = 4, 8
@@ -198,11 +199,28 @@ def test_a_run_that_streams_goes_on_exactly(tars: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_streamed_is_said(settings: tuple[str, ...], message: str, tars: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         train(f"file://{tars}", tmp_path / "run", tiny(*RUN, *settings))
+    assert not (tmp_path / "run").exists()
 
 
-def test_more_ranks_than_streams_are_refused(tars: Path) -> None:
-    with pytest.raises(ConfigError, match=r"a multiple of the 8 ranks\. Such as --set input\.streams=8"):
-        views(tars, range(1), 0, 8)
+def test_more_ranks_than_streams_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"a multiple of the 16 ranks\. Such as --set input\.streams=16"):
+        check_streams(8, 64, 1000, 16)
+    check_streams(16, 64, 1000, 16)
+
+
+def test_streams_that_nobody_began_to_read_end_too() -> None:
+    """The first fails at once; what the others have in hand is all that they still do."""
+    made: list[int] = []
+
+    def slow(number: int) -> int:
+        time.sleep(0.05)
+        made.append(number)
+        return number
+
+    items = Ahead(map(slow, range(100)), 20)
+    items.close()
+    time.sleep(0.3)
+    assert len(made) <= 1
 
 
 def test_a_tar_that_goes_away_ends_the_run_with_a_message(tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,16 +229,19 @@ def test_a_tar_that_goes_away_ends_the_run_with_a_message(tars: Path, tmp_path: 
     (copy / "train-000003.tar").unlink()
     with pytest.raises(ShardError, match=r"cannot read train-000003\.tar of file://"):
         train(f"file://{copy}", tmp_path / "run", tiny(*RUN))
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
+    deadline = time.monotonic() + 10
+    while any(t.name.startswith("ThreadPoolExecutor") for t in threading.enumerate()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert time.monotonic() < deadline
 
 
 def test_items_are_made_ahead_and_no_further() -> None:
     made: list[int] = []
-    items = ahead((made.append(n) or n for n in range(100)), 5)  # type: ignore[func-returns-value]
+    items = Ahead((made.append(n) or n for n in range(100)), 5)  # type: ignore[func-returns-value]
     assert [next(items) for _ in range(10)] == list(range(10))
     items.close()
     assert 10 <= len(made) <= 15
-    assert list(ahead(iter(range(7)), 20)) == list(range(7))
+    assert list(Ahead(iter(range(7)), 20)) == list(range(7))
 
 
 def test_streams_take_turns_until_all_have_ended() -> None:
