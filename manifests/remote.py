@@ -10,7 +10,7 @@ from base64 import b64encode
 from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -51,6 +51,19 @@ def is_url(text: str) -> bool:
     return "://" in text or text.startswith(PIPE)
 
 
+def file_system(url: str, refusal: str) -> tuple[Any, str]:
+    """What fsspec reads and writes the URL by, and the path there.
+
+    Raises:
+        InputError: it knows no such kind of URL or lacks what it needs for it; begins with `refusal`.
+    """
+    try:
+        return fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        fix = "Install what it needs, such as pip install 'mbt[s3]', or choose another URL"
+        raise InputError(f"{refusal}: {error}", fix) from None
+
+
 class Remote:
     """A folder behind a URL.
 
@@ -70,11 +83,7 @@ class Remote:
         if url.startswith(PIPE):
             self._command = _command(url)
         elif not url.startswith(HTTP):
-            try:
-                self._files, self._root = fsspec.core.url_to_fs(url)
-            except (ImportError, ValueError) as error:
-                fix = "Install what it needs, such as pip install 'mbt[s3]', or choose another URL"
-                raise InputError(f"cannot read from {self.shown}: {error}", fix) from None
+            self._files, self._root = file_system(url, f"cannot read from {self.shown}")
 
     def fetch(self, name: str, folder: Path) -> None:
         """Copy a file into a folder.

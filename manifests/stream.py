@@ -55,17 +55,16 @@ class ShardStream(Split):
         Raises:
             ShardError: a tar cannot be read.
         """
-        first, end = self._bounds()
         for shard, run in groupby(range(len(self)) if rows is None else rows.tolist(), key=lambda row: int(self.shard_of[row])):
             with RemoteFile(self.remote, self.shards[shard]) as tar:
                 for row in run:
-                    start = int(first[row])
-                    yield Sample(self, row, _Held(start, tar.read(start, int(end[row]) - start)))
+                    start, end = self._bounds(row)
+                    yield Sample(self, row, _Held(start, tar.read(start, end - start)))
 
-    def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """First byte of each sample's data in its tar, and the one behind its last."""
-        spans = list(self.spans.values())
-        return np.min([offsets for offsets, _ in spans], axis=0), np.max([offsets + sizes for offsets, sizes in spans], axis=0)
+    def _bounds(self, row: int) -> tuple[int, int]:
+        """First byte of a sample's data in its tar, and the one behind its last."""
+        members = [(int(offsets[row]), int(sizes[row])) for offsets, sizes in self.spans.values()]
+        return min(offset for offset, _ in members), max(offset + size for offset, size in members)
 
 
 class _Held:

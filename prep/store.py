@@ -7,9 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
-from manifests.errors import InputError, StorageError
+from manifests.errors import StorageError
+from manifests.remote import file_system
 
 CHUNK = 8 << 20
 
@@ -29,21 +28,13 @@ class Store:
         self.folder = folder
         self.url = url
         if url is not None:
-            self._open()
+            self._files, self._root = file_system(url, f"cannot write to {url}")
 
     def __getstate__(self) -> tuple[Path, str | None]:
         return self.folder, self.url
 
     def __setstate__(self, state: tuple[Path, str | None]) -> None:
         self.__init__(*state)  # type: ignore[misc]
-
-    def _open(self) -> None:
-        assert self.url is not None
-        try:
-            self._files, self._root = fsspec.core.url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
-            fix = "Install what it needs, such as pip install 'mbt[s3]', or choose another URL"
-            raise InputError(f"cannot write to {self.url}: {error}", fix) from None
 
     @cached_property
     def _sizes(self) -> dict[str, int]:
