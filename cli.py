@@ -39,7 +39,7 @@ class Place(click.ParamType["Path | str"]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
         """A path, or a URL as it is."""
-        from manifests.remote import is_url
+        from mbt.manifests.reading.remote import is_url
 
         return str(value) if is_url(str(value)) else FOLDER.convert(value, param, ctx)
 
@@ -115,10 +115,10 @@ def prep_options(command: Any) -> Any:
 @prep_options
 def audioset(subset: str, list_path: Path | None, source: str | None, **options: Any) -> None:
     """AudioSet (527 classes, multi-label) from YouTube or from local files."""
-    from manifests.audioset import audioset_labels
-    from manifests.datasets import AUDIOSET, audioset_clips, find_subset
-    from prep.plan import Plan
-    from prep.stages import PrepOptions, prepare
+    from mbt.manifests.lists.audioset import audioset_labels
+    from mbt.manifests.lists.datasets import AUDIOSET, audioset_clips, find_subset
+    from mbt.prep.plan.plan import Plan
+    from mbt.prep.run import PrepOptions, prepare
 
     plan = Plan(dataset=AUDIOSET.name, task=AUDIOSET.task)
     media = source or AUDIOSET.url_template
@@ -136,10 +136,10 @@ def audioset(subset: str, list_path: Path | None, source: str | None, **options:
 @prep_options
 def custom(list_path: Path, labels_path: Path, source: str, name: str, task: Any, **options: Any) -> None:
     """Your own clips: a CSV of clips, a CSV of labels, and a folder of media files."""
-    from manifests.custom import custom_clips
-    from manifests.labels import read_labels
-    from prep.plan import Plan
-    from prep.stages import PrepOptions, prepare
+    from mbt.manifests.labels import read_labels
+    from mbt.manifests.lists.custom import custom_clips
+    from mbt.prep.plan.plan import Plan
+    from mbt.prep.run import PrepOptions, prepare
 
     plan = Plan(dataset=name, task=task)
     shared = PrepOptions(**options)
@@ -165,7 +165,7 @@ def verify(folder: Path, decode: bool, removed: Path | None, workers: int | None
     """Read everything again, against checksums and specification; exit with 1 and name each damaged sample if any is."""
     from tqdm import tqdm
 
-    from prep.verify import verify as run_verification
+    from mbt.prep.shards.verify import verify as run_verification
 
     tell = (lambda fault: None) if as_json else (lambda fault: tqdm.write(str(fault), file=sys.stdout))
     report = run_verification(folder, workers, decode, removed, tell)
@@ -179,7 +179,7 @@ def verify(folder: Path, decode: bool, removed: Path | None, workers: int | None
 @click.option("--out", type=FILE, help="Picture to write; KEY.png by default.")
 def show(folder: Path, key: str, out: Path | None) -> None:
     """Draw one sample: frames, spectrogram, labels. KEY may also be SPLIT:ROW, a row of the split's index."""
-    from prep.show import show as run_show
+    from mbt.prep.shards.show import show as run_show
 
     click.echo(f"written to {run_show(folder, key, out)}")
 
@@ -189,7 +189,7 @@ def show(folder: Path, key: str, out: Path | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every class.")
 def stats(folder: Path, as_json: bool) -> None:
     """Count samples, hours, bytes, frame sizes, flags, failures and labels."""
-    from prep.stats import dataset_stats, table
+    from mbt.prep.shards.stats import dataset_stats, table
 
     counted = dataset_stats(folder)
     click.echo(counted.model_dump_json(indent=2) if as_json else table(counted))
@@ -201,7 +201,7 @@ def stats(folder: Path, as_json: bool) -> None:
 @workers_option
 def explode(folder: Path, out: Path, workers: int | None) -> None:
     """Rewrite the shards of DIR into OUT with one .jpg member a frame, for tools that want that."""
-    from prep.explode import explode as run_explode
+    from mbt.prep.shards.explode import explode as run_explode
 
     made = run_explode(folder, out, workers).values()
     frames, samples, size = (sum(getattr(tar, field) for tar in made) for field in ("frames", "samples", "size"))
@@ -213,7 +213,7 @@ def explode(folder: Path, out: Path, workers: int | None) -> None:
 @click.option("--out", type=FOLDER, help="Where to write report.html and report.json; FOLDER by default.")
 def report(folder: Path, out: Path | None) -> None:
     """Say what is there and why not, by split and class, and how long it will take; also while a run goes on."""
-    from prep.report import table, write_report
+    from mbt.prep.report.write import table, write_report
 
     target = out or folder
     click.echo(f"{table(write_report(folder, target))}\n\nwritten to {target / 'report.html'} and {target / 'report.json'}")
@@ -257,15 +257,15 @@ def train(
     """Train a model on shards; also as one rank of many, under torchrun, srun or the DeepSpeed launcher."""
     if not deepspeed and (zero_stage is not None or deepspeed_config is not None):
         raise click.UsageError("--zero-stage and --deepspeed-config need --deepspeed")
-    from train.launch import is_started_here, start_ranks
+    from mbt.train.distributed.launcher import is_started_here, start_ranks
 
     if gpus is not None and not is_started_here():
         sys.exit(start_ranks(gpus, sys.argv[1:]))
-    from manifests.errors import ConfigError
-    from train.loop import train as run_training
-    from train.recipe import load_recipe
-    from train.run import RECIPE
-    from train.zero_config import Zero
+    from mbt.manifests.errors import ConfigError
+    from mbt.train.engine.zero_config import Zero
+    from mbt.train.recipes.recipe import load_recipe
+    from mbt.train.run_dir import RECIPE
+    from mbt.train.trainer import train as run_training
 
     folder = out or RUNS / Path(recipe).stem
     if resume == "always" and not (folder / RECIPE).exists():
@@ -288,10 +288,10 @@ def evaluate(
     """Score a model: mean of the logits over the views, mAP overall and per class."""
     import json
 
-    from manifests.atomic import write_text
-    from train.evaluate import evaluate as run_evaluation
-    from train.evaluate import table
-    from train.run import newest_run
+    from mbt.manifests.atomic import write_text
+    from mbt.train.evaluation.evaluate import evaluate as run_evaluation
+    from mbt.train.evaluation.evaluate import table
+    from mbt.train.run_dir import newest_run
 
     checkpoint = checkpoint or newest_run(RUNS)
     report = run_evaluation(checkpoint, data, split, crops, batch_size)
@@ -316,8 +316,8 @@ def predict(
     import json
     from dataclasses import asdict
 
-    from train.predict import predict as run_prediction
-    from train.run import newest_run
+    from mbt.train.inference.predict import predict as run_prediction
+    from mbt.train.run_dir import newest_run
 
     predictions = run_prediction(checkpoint or newest_run(RUNS), files, start, seconds, crops, top)
     for file, labels in zip(files, predictions, strict=True):
@@ -335,8 +335,8 @@ def predict(
 @click.option("--out", type=FILE, default=Path("explain.png"), help="Picture to write.")
 def explain(file: Path, checkpoint: Path | None, start: float, seconds: float, out: Path) -> None:
     """Show where a model looks and listens in a media file: attention rollout, as a picture."""
-    from train.explain import explain as run_explanation
-    from train.run import newest_run
+    from mbt.train.inference.explain import explain as run_explanation
+    from mbt.train.run_dir import newest_run
 
     labels = run_explanation(checkpoint or newest_run(RUNS), file, start, seconds, out)
     click.echo("\n".join([*(f"{label.probability:6.3f}  {label.name}" for label in labels), f"\nwritten to {out}"]))
@@ -350,7 +350,7 @@ def explain(file: Path, checkpoint: Path | None, start: float, seconds: float, o
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, in FLOP.")
 def flops(model: str, settings: tuple[str, ...], sweep: str | None, out: Path, as_json: bool) -> None:
     """Count the work of a forward pass, or compare ways of fusion as in the paper's Figure 3."""
-    from train.flops import cost, sweep_fusion_layer
+    from mbt.train.flops import cost, sweep_fusion_layer
 
     click.echo(sweep_fusion_layer(model, settings, out, as_json) if sweep else cost(model, settings, as_json))
 
@@ -363,7 +363,7 @@ def flops(model: str, settings: tuple[str, ...], sweep: str | None, out: Path, a
 @click.option("--rgb-seconds", type=float, help="With --data: span of the frames, where it is not that of the sound.")
 def import_scenic(file: Path, out: Path, settings: tuple[str, ...], data: Path | None, rgb_seconds: float | None) -> None:
     """Convert a released checkpoint (Scenic, Flax) to model.safetensors and config.json."""
-    from train.import_scenic import import_scenic as run_import
+    from mbt.train.models.import_scenic import import_scenic as run_import
 
     config = run_import(file, out, settings, data, rgb_seconds)
     click.echo(f"{config.to_json()}written to {out}; check the fields above: shapes do not tell all of them")
@@ -376,8 +376,8 @@ def import_scenic(file: Path, out: Path, settings: tuple[str, ...], data: Path |
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(out: Path, canary: str | None, lanes: Path | None, as_json: bool) -> None:
     """Check what the other commands need; exit with 1 if something fails."""
-    from prep.doctor import media_checks, report
-    from train.doctor import TRAINING_CHECKS
+    from mbt.prep.doctor import media_checks, report
+    from mbt.train.doctor import TRAINING_CHECKS
 
     sys.exit(not report([*media_checks(out, canary, lanes), *TRAINING_CHECKS], as_json))
 
@@ -387,14 +387,14 @@ def doctor(out: Path, canary: str | None, lanes: Path | None, as_json: bool) -> 
 @click.option("--seed", default=0, help="Of the clips and of the trainings.")
 def demo(out: Path, seed: int) -> None:
     """Render a small data set, pack it, train four models and compare them: minutes on any machine, no download."""
-    from demo import run_demo
+    from mbt.demo.run import run_demo
 
     run_demo(cli, out, seed)
 
 
 def main() -> None:
     """Run the command line; errors that the user can mend are one line and exit code 2."""
-    from manifests.errors import MbtError
+    from mbt.manifests.errors import MbtError
 
     try:
         cli.main(standalone_mode=False)

@@ -23,11 +23,11 @@ from typing import Any
 import click
 
 from benchmarks.processes import ROOT
-from manifests.custom import REQUIRED
-from manifests.errors import InputError, MbtError
-from prep.decode import ffmpeg
-from prep.segments import parse_index
-from prep.ytdlp import PLACEHOLDER
+from mbt.manifests.errors import InputError, MbtError
+from mbt.manifests.lists.custom import REQUIRED
+from mbt.prep.fetch.sidx import parse_index
+from mbt.prep.fetch.ytdlp import PLACEHOLDER
+from mbt.prep.media.decode import ffmpeg
 from tests.mediaserver import MediaServer, Request, ServedFile, Slow, media_server, with_access_points
 
 VIDEO_S = 300

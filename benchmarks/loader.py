@@ -25,19 +25,19 @@ import torch
 
 from benchmarks.pack import Clips, media_files, render
 from benchmarks.processes import ROOT, pinned
-from manifests.errors import InputError, MbtError
-from manifests.progress import progress
-from manifests.reader import ShardReader
-from manifests.stream import ShardStream
-from train.batch import RawBatch
-from train.dali import decode
-from train.damage import Damage
-from train.inputs import Inputs
-from train.loader import batches, read_view, train_views
-from train.order import Streamed
-from train.plan import StepPlan, TrainPlan
-from train.recipe import load_recipe
-from train.streaming import TrainViews
+from mbt.manifests.errors import InputError, MbtError
+from mbt.manifests.progress import progress
+from mbt.manifests.reading.reader import ShardReader
+from mbt.manifests.reading.stream import ShardStream
+from mbt.train.data.batch import RawBatch
+from mbt.train.data.corruption import Damage
+from mbt.train.data.decode import decode
+from mbt.train.data.random_access import batches, read_view, train_views
+from mbt.train.data.streaming import TrainViews
+from mbt.train.recipes.recipe import load_recipe
+from mbt.train.sampling.inputs import Inputs
+from mbt.train.sampling.order import Streamed
+from mbt.train.sampling.plan import StepPlan, TrainPlan
 
 SPLIT = "train"
 HALF_RANGE = 127.5

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from manifests.progress import progress
 from mbt import MBT, MBTConfig
-from train.losses import training_loss
+from mbt.manifests.progress import progress
+from mbt.train.engine.losses import training_loss
 
 Dtype = Literal["float32", "bfloat16"]
 Work = Literal["matrix product", "forward", "forward + backward"]

@@ -25,12 +25,12 @@ from typing import Any
 import click
 
 from benchmarks.processes import Usage, pinned, run
-from manifests.custom import REQUIRED
-from manifests.errors import InputError, MbtError
-from manifests.progress import progress
-from manifests.shards import FPS, SAMPLE_RATE, LogMelFormat, VideoFormat
-from prep.decode import decode_command, ffmpeg, ffmpeg_version
-from prep.local import MEDIA_SUFFIXES
+from mbt.manifests.errors import InputError, MbtError
+from mbt.manifests.lists.custom import REQUIRED
+from mbt.manifests.progress import progress
+from mbt.manifests.shards import FPS, SAMPLE_RATE, LogMelFormat, VideoFormat
+from mbt.prep.fetch.local_folder import MEDIA_SUFFIXES
+from mbt.prep.media.decode import decode_command, ffmpeg, ffmpeg_version
 
 CLIP_S = 10.0
 RENDERED = 8
@@ -142,8 +142,8 @@ def ours(folder: Path, workers: int) -> None:
     Raises:
         InputError: a clip was not packed.
     """
-    import prep.stages  # noqa: F401
-    from cli import cli
+    import mbt.prep.run  # noqa: F401
+    from mbt.cli import cli
 
     clips = Clips.read(folder)
     _started(folder)

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from manifests.errors import InputError
+from mbt.manifests.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 SAMPLE_EVERY_S = 0.2

@@ -17,17 +17,17 @@ import click
 import torch
 
 from benchmarks.model import PEAK_TFLOPS
-from manifests.datasets import Task
 from mbt import MBT, MBTConfig
 from mbt.flops import clip_flops
-from train.augment import augment
-from train.batch import Batch
-from train.engine import Engine
-from train.plan import TrainPlan
-from train.precision import autocast_dtype
-from train.recipe import Recipe, load_recipe
-from train.torch_engine import TorchEngine
-from train.zero_config import STAGES, Zero
+from mbt.manifests.tasks import Task
+from mbt.train.data.augment import augment
+from mbt.train.data.batch import Batch
+from mbt.train.engine.engine import Engine
+from mbt.train.engine.precision import autocast_dtype
+from mbt.train.engine.torch_engine import TorchEngine
+from mbt.train.engine.zero_config import STAGES, Zero
+from mbt.train.recipes.recipe import Recipe, load_recipe
+from mbt.train.sampling.plan import TrainPlan
 
 ROOT = Path(__file__).parents[1]
 WHOLE, GROUPS = "train.group_size=none", "train.group_size=2"
@@ -94,7 +94,7 @@ def _engine(variant: str, recipe: Recipe) -> Engine:
     model = MBT(config(recipe))
     if not variant.startswith("zero"):
         return TorchEngine(model, TASK, recipe.train)
-    from train.deepspeed_engine import DeepSpeedEngine
+    from mbt.train.engine.deepspeed_engine import DeepSpeedEngine
 
     return DeepSpeedEngine(model, TASK, recipe.train, Zero(int(variant.removeprefix("zero"))))
 

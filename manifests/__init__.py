@@ -1,1 +1,4 @@
-"""The contracts: what a clip, a label set, a dataset and a shard are, and parsers of the official lists."""
+"""The contracts: what a clip, a label set and a shard are.
+
+In: nothing of ours. Out: the tables, files and errors that every other folder speaks in.
+"""

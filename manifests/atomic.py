@@ -13,7 +13,7 @@ from typing import BinaryIO, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests.errors import StorageError
+from mbt.manifests.errors import StorageError
 
 LOCK_PATIENCE_S = 3.0
 PARTIAL = ".tmp"

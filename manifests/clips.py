@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from manifests.errors import InputError
+from mbt.manifests.errors import InputError
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
 RESERVED_SPLITS = ("clips", "failures")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from manifests.atomic import write_text
-from manifests.errors import InputError
+from mbt.manifests.atomic import write_text
+from mbt.manifests.errors import InputError
 
 COLUMNS = ("index", "id", "display_name")
 

@@ -8,9 +8,9 @@ from typing import Final, Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from manifests.atomic import write_text
-from manifests.datasets import Task
-from manifests.errors import ShardError
+from mbt.manifests.atomic import write_text
+from mbt.manifests.errors import ShardError
+from mbt.manifests.tasks import Task
 
 FORMAT: Final = "mbt-shards"
 FORMAT_VERSION: Final = 1

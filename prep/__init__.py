@@ -1,1 +1,4 @@
-"""Media in, shards out: plan, fetch, pack."""
+"""Media in, shards out.
+
+In: a clip table and a source of media. Out: a dataset folder; run.py goes through the stages in order.
+"""

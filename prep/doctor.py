@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from manifests.atomic import nearest_existing
-from manifests.datasets import AUDIOSET, cache_folder
-from manifests.errors import InputError, MbtError, SourceError, StorageError
-from manifests.shards import FPS, MEL_RATE, SAMPLE_RATE, LogMelFormat, VideoFormat
-from prep.taxonomy import UPGRADE, Verdict
+from mbt.manifests.atomic import nearest_existing
+from mbt.manifests.errors import InputError, MbtError, SourceError, StorageError
+from mbt.manifests.lists.datasets import AUDIOSET, cache_folder
+from mbt.manifests.shards import FPS, MEL_RATE, SAMPLE_RATE, LogMelFormat, VideoFormat
+from mbt.prep.state.failure_codes import UPGRADE, Verdict
 
 if TYPE_CHECKING:
-    from prep.ytdlp import YtDlp
+    from mbt.prep.fetch.ytdlp import YtDlp
 
 OLDEST_PYTHON = (3, 11)
 AGE_TO_WARN, AGE_TO_FAIL = 30, 180
@@ -140,7 +140,7 @@ def canary_checks(canary: str | None, lanes: Path | None) -> list[Check]:
         return []
     if lanes is None:
         return [("canary", partial(ask_for, canary), UPGRADE)]
-    from prep.lanes import make_lanes
+    from mbt.prep.fetch.lanes import make_lanes
 
     made = make_lanes(Path(os.devnull), _template(canary), 0.0, {}, lanes)
     return [(f"canary {lane.name}", partial(ask_for, canary, lane.source), UPGRADE) for lane in made]
@@ -206,7 +206,7 @@ def shared_memory() -> str | Doubt:
 
 def ffmpeg_program() -> str:
     """ffmpeg's version and path; it has the decoders of what YouTube serves."""
-    from prep.decode import ffmpeg, ffmpeg_version
+    from mbt.prep.media.decode import ffmpeg, ffmpeg_version
 
     command = [ffmpeg(), "-nostdin", "-hide_banner", "-decoders"]
     listed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL).stdout
@@ -218,8 +218,8 @@ def ffmpeg_program() -> str:
 
 def decode() -> str:
     """A second of test picture and tone, encoded here, becomes the right numbers of frames, samples and log-mel rows."""
-    from prep.decode import DEFAULT_LIMITS, decode_clip, ffmpeg, jpeg_size, run_ffmpeg
-    from prep.logmel import log_mel
+    from mbt.prep.media.decode import DEFAULT_LIMITS, decode_clip, ffmpeg, jpeg_size, run_ffmpeg
+    from mbt.prep.media.log_mel import log_mel
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
@@ -265,7 +265,7 @@ def yt_dlp_ejs() -> str:
 
 def deno() -> str:
     """The JavaScript runtime without which yt-dlp gets little from YouTube."""
-    from prep.ytdlp import find_deno
+    from mbt.prep.fetch.ytdlp import find_deno
 
     program = find_deno()
     if program is None:
@@ -276,14 +276,14 @@ def deno() -> str:
 
 
 def _template(canary: str) -> str:
-    from prep.ytdlp import PLACEHOLDER
+    from mbt.prep.fetch.ytdlp import PLACEHOLDER
 
     return PLACEHOLDER if "://" in canary else AUDIOSET.url_template
 
 
 def ask_for(canary: str, source: "YtDlp | None" = None) -> str | Doubt:
     """What the site offers of a video, which is not downloaded, to a lane's source or to this machine as it is."""
-    from prep.ytdlp import YtDlp
+    from mbt.prep.fetch.ytdlp import YtDlp
 
     offer = (source or YtDlp(Path(os.devnull), _template(canary))).ask(canary)
     if isinstance(offer, Verdict):

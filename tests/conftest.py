@@ -57,7 +57,7 @@ Door = Callable[..., Outcome]
 @pytest.fixture(scope="session")
 def mbt() -> Door:
     """Runs the command line in this process, through its `main`."""
-    import cli
+    from mbt import cli
 
     def run(*arguments: object) -> Outcome:
         out, err = io.StringIO(), io.StringIO()

@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SERVER = """
 import json, os, sys
-import cli, prep.stages
+import mbt.cli, mbt.prep.run
 for line in sys.stdin:
     arguments, log = json.loads(line)
     if (child := os.fork()) == 0:
@@ -22,7 +22,7 @@ for line in sys.stdin:
         os.dup2(file, 1)
         os.dup2(file, 2)
         sys.argv = ["mbt", *arguments]
-        sys.exit(cli.main())
+        sys.exit(mbt.cli.main())
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mbt import MBT, MBTConfig
-from mbt.weights import from_scenic, interior_frames
+from mbt.weights.scenic import from_scenic, interior_frames
 
 FOLDER = Path(__file__).parents[2] / "shared" / "goldens"
 NAMES = {"rgb": "rgb", "spec": "spectrogram"}

@@ -13,7 +13,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from prep.decode import ffmpeg
+from mbt.prep.media.decode import ffmpeg
 
 CODEC_OPTIONS = {
     "libx264": ("-preset", "veryfast", "-sc_threshold", "0"),

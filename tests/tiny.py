@@ -1,7 +1,7 @@
 """Recipes and configurations small enough for tests."""
 
 from mbt import MBTConfig
-from train.recipe import Recipe, load_recipe
+from mbt.train.recipes.recipe import Recipe, load_recipe
 
 TINY = (
     "model.hidden_size=16",

@@ -1,1 +1,4 @@
-"""Shards in, numbers out: loader, engines, loop, evaluation, prediction."""
+"""Shards in, trained models and answers out.
+
+In: a dataset folder or URL and a recipe. Out: a run directory; trainer.py is the training loop.
+"""

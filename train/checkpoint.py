@@ -9,9 +9,9 @@ import safetensors
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from manifests.atomic import storage_errors, sync_folder, write_bytes, write_text
-from manifests.errors import ConfigError
-from train.engine import TrainState
+from mbt.manifests.atomic import storage_errors, sync_folder, write_bytes, write_text
+from mbt.manifests.errors import ConfigError
+from mbt.train.engine.engine import TrainState
 
 WEIGHTS, OPTIMIZER, AVERAGES, PROGRESS = "model.safetensors", "optimizer.safetensors", "ema.safetensors", "progress.json"
 

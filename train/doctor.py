@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-from manifests.errors import ConfigError
+from mbt.manifests.errors import ConfigError
 
 COLOUR = (200, 100, 50)
 HEIGHT, WIDTH = 32, 48
@@ -63,9 +63,9 @@ def _decode_one(device: str) -> None:
     import torch
     from matplotlib.image import imsave
 
-    from train.batch import RawBatch
-    from train.dali import decode
-    from train.loader import centred
+    from mbt.train.data.batch import RawBatch
+    from mbt.train.data.decode import decode
+    from mbt.train.data.random_access import centred
 
     jpeg = io.BytesIO()
     imsave(jpeg, np.broadcast_to(np.array(COLOUR, np.uint8), (HEIGHT, WIDTH, 3)), format="jpeg")
@@ -78,7 +78,7 @@ def _decode_one(device: str) -> None:
 
 def deepspeed() -> str:
     """DeepSpeed can be imported."""
-    import train.deepspeed_engine  # noqa: F401
+    import mbt.train.engine.deepspeed_engine  # noqa: F401
 
     return metadata.version("deepspeed")
 

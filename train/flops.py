@@ -5,12 +5,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from manifests.errors import as_config_error
 from mbt.config import MBTConfig
 from mbt.flops import clip_flops, fusion_layer_sweep, num_tokens
+from mbt.manifests.errors import as_config_error
 from mbt.pretrained import read_config
-from train.config_fields import config_fields
-from train.pictures import sweep_figure, write_png
+from mbt.train.evaluation.figures import sweep_figure, write_png
+from mbt.train.recipes.model_fields import config_fields
 
 AUDIOSET_CLASSES = 527
 

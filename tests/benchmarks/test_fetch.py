@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from benchmarks import fetch
 from benchmarks.fetch import ANY_TIME, OURS, SECTIONS, TENS, UNTYPED, WHOLE, WORST, Clip, Lanes, busy, count, table
-from manifests.errors import InputError
-from prep.slice import HEAD
+from mbt.manifests.errors import InputError
+from mbt.prep.fetch.byte_ranges import HEAD
 from tests.mediaserver import Request, ServedFile, media_server, with_access_points
 
 

@@ -15,14 +15,14 @@ from benchmarks import loader
 from benchmarks.loader import CONTENDERS, Row, Views, child, report
 from benchmarks.pack import render
 from benchmarks.processes import ROOT
-from manifests.reader import ShardReader
+from mbt.manifests.reading.reader import ShardReader
 
 SAVE = """
 import sys
 from pathlib import Path
 import torch
 from benchmarks.loader import CONTENDERS, Views
-from train.batch import Batch
+from mbt.train.data.batch import Batch
 
 views = Views(Path(sys.argv[1]), 4, 2, 1)
 names = [name for name in CONTENDERS if name not in ("mbt", "webdataset-dali")] + ["mbt", "webdataset-dali"]

@@ -9,8 +9,8 @@ import torch
 
 from benchmarks.model import Row, Task, forward_flops, measure, report, table
 from mbt import MBT, MBTConfig
+from mbt.train.engine.losses import training_loss
 from tests.tiny import CONFIG
-from train.losses import training_loss
 
 TINY = replace(CONFIG, num_layers=3)
 """Two layers are fused: what bottlenecks pass on counts."""

@@ -18,9 +18,9 @@ from click.testing import CliRunner
 from benchmarks import pack, processes
 from benchmarks.pack import LIMIT, OURS, USUAL, Clips, Row, limit_commands, report, table
 from benchmarks.processes import Usage, pinned, run
-from manifests.errors import InputError
-from manifests.shards import VideoFormat
-from prep.decode import decode_clip, ffmpeg
+from mbt.manifests.errors import InputError
+from mbt.manifests.shards import VideoFormat
+from mbt.prep.media.decode import decode_clip, ffmpeg
 
 MIB = 1 << 20
 

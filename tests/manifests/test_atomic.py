@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from manifests.atomic import atomic_file, nearest_existing, write_bytes, write_table, write_text
-from manifests.errors import StorageError
+from mbt.manifests.atomic import atomic_file, nearest_existing, write_bytes, write_table, write_text
+from mbt.manifests.errors import StorageError
 
 
 def test_file_appears_only_when_its_block_ends(tmp_path: Path) -> None:

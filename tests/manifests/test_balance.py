@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manifests.balance import ORDERS, Balance, balanced_rows
-from manifests.clips import SCHEMA
+from mbt.manifests.balance import ORDERS, Balance, balanced_rows
+from mbt.manifests.clips import SCHEMA
 
 CLASSES = 6
 LABELS = st.lists(st.sets(st.integers(0, CLASSES - 1), min_size=1, max_size=4), min_size=1, max_size=60)
@@ -81,7 +81,7 @@ def unbalanced(official_lists: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 COMMAND = """
 import pathlib, sys
-from cli import cli
+from mbt.cli import cli
 cli(sys.argv[1:], standalone_mode=False)
 status = pathlib.Path("/proc/self/status").read_text().split()
 print(status[status.index("VmHWM:") + 1])

@@ -6,10 +6,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from manifests.clips import SCHEMA, Clip, check_clips, clip_key, clip_table, read_clips, table_clips
-from manifests.custom import custom_clips
-from manifests.errors import InputError
-from manifests.labels import Label, LabelSet, read_labels
+from mbt.manifests.clips import SCHEMA, Clip, check_clips, clip_key, clip_table, read_clips, table_clips
+from mbt.manifests.errors import InputError
+from mbt.manifests.labels import Label, LabelSet, read_labels
+from mbt.manifests.lists.custom import custom_clips
 
 CLIPS = (Clip("a_0", "a", 0, 10_000, "train", (0, 2)), Clip("-b_c_1500", "-b_c", 1500, 4000, "eval", ()))
 LABELS = LabelSet((Label("x", "Ex"), Label("y", 'Why, "really"'), Label("z", "Zett")))

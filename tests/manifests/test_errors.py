@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from manifests.errors import ConfigError, InputError, MbtError, ShardError, SourceError, StorageError
+from mbt.manifests.errors import ConfigError, InputError, MbtError, ShardError, SourceError, StorageError
 
 
 @pytest.mark.parametrize("kind", [MbtError, InputError, ShardError, ConfigError, StorageError, SourceError])

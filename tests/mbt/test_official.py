@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mbt.train.engine.losses import training_loss
 from tests.goldens import Golden, close, gradients_close
-from train.losses import training_loss
 
 FORWARD = [
     "p01_rgb_token_3dconv",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prep.decode import ffmpeg
+from mbt.prep.media.decode import ffmpeg
 from tests.media import Spec
 from tests.site import Site
 

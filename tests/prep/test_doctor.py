@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-import prep.doctor
-from manifests.errors import ConfigError
-from prep.decode import ffmpeg, ffmpeg_version
-from prep.doctor import Doubt, Finding, examine, media_checks, report
+from mbt.manifests.errors import ConfigError
+from mbt.prep.doctor import Doubt, Finding, examine, media_checks, report
+from mbt.prep.media.decode import ffmpeg, ffmpeg_version
 from tests.conftest import Door, LoopbackServer, serving
 from tests.media import Spec
 
@@ -32,7 +31,7 @@ def find(check: str, out: Path, canary: str | None = None) -> Finding:
 @pytest.fixture
 def on_day(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Sets the clock to so many days after yt-dlp's release."""
-    return lambda days: monkeypatch.setattr(prep.doctor, "today", lambda: RELEASED + timedelta(days))
+    return lambda days: monkeypatch.setattr("mbt.prep.doctor.today", lambda: RELEASED + timedelta(days))
 
 
 @pytest.fixture
@@ -123,19 +122,19 @@ def test_ffmpeg_that_lacks_a_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_silence_where_a_tone_was_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import prep.logmel
+    from mbt.prep.media import log_mel
 
-    whole = prep.logmel.log_mel
-    monkeypatch.setattr(prep.logmel, "log_mel", lambda audio, form: whole(audio * 0, form))
+    whole = log_mel.log_mel
+    monkeypatch.setattr(log_mel, "log_mel", lambda audio, form: whole(audio * 0, form))
     finding = find("decode", tmp_path)
     assert (finding.state, "not heard" in finding.found) == ("fail", True)
 
 
 def test_wrong_counts_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import prep.logmel
+    from mbt.prep.media import log_mel
 
-    whole = prep.logmel.log_mel
-    monkeypatch.setattr(prep.logmel, "log_mel", lambda audio, form: whole(audio, form)[1:])
+    whole = log_mel.log_mel
+    monkeypatch.setattr(log_mel, "log_mel", lambda audio, form: whole(audio, form)[1:])
     finding = find("decode", tmp_path)
     assert (finding.state, "(25, 16000, 99, 128)" in finding.found) == ("fail", True)
 

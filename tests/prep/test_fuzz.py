@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from prep.decode import ffmpeg
+from mbt.prep.media.decode import ffmpeg
 from tests.conftest import Door
 
 pytestmark = pytest.mark.slow

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cli import cli
-from prep.synthetic import render
+from mbt.cli import cli
+from mbt.demo.clips import render
 
 
 @pytest.fixture(scope="session")

@@ -7,20 +7,20 @@ import pytest
 import torch
 import torchaudio
 
-import train.doctor
-from prep.doctor import Finding, examine
+from mbt.prep.doctor import Finding, examine
+from mbt.train import doctor
 from tests.conftest import Door
 
 
 def find(check: str) -> Finding:
     """The finding of one of the training checks."""
-    [finding] = examine(each for each in train.doctor.TRAINING_CHECKS if each[0] == check)
+    [finding] = examine(each for each in doctor.TRAINING_CHECKS if each[0] == check)
     return finding
 
 
 def test_dali_that_cannot_be_imported(tmp_path: Path, mbt: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    monkeypatch.delitem(sys.modules, "train.dali", raising=False)
+    monkeypatch.delitem(sys.modules, "mbt.train.data.decode", raising=False)
     outcome = mbt("doctor", "--out", tmp_path)
     [line] = [line for line in outcome.out.splitlines() if line[6:10] == "dali"]
     assert outcome.code == 1
@@ -30,17 +30,17 @@ def test_dali_that_cannot_be_imported(tmp_path: Path, mbt: Door, monkeypatch: py
 
 
 def test_dali_that_swaps_colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    import train.dali
+    from mbt.train.data import decode
 
-    whole = train.dali.decode
-    monkeypatch.setattr(train.dali, "decode", lambda *args, **more: ((raw, rgb.flip(1)) for raw, rgb in whole(*args, **more)))
+    whole = decode.decode
+    monkeypatch.setattr(decode, "decode", lambda *args, **more: ((raw, rgb.flip(1)) for raw, rgb in whole(*args, **more)))
     finding = find("dali")
     assert (finding.state, "wrongly" in finding.found) == ("fail", True)
 
 
 def test_deepspeed_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "deepspeed", None)
-    monkeypatch.delitem(sys.modules, "train.deepspeed_engine", raising=False)
+    monkeypatch.delitem(sys.modules, "mbt.train.engine.deepspeed_engine", raising=False)
     finding = find("deepspeed")
     assert (finding.state, "deepspeed" in finding.remedy) == ("fail", True)
 
@@ -56,7 +56,7 @@ def test_gpu_that_torch_cannot_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: bool, hidden: bool, state: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(train.doctor, "DEVICES", tmp_path)
+    monkeypatch.setattr(doctor, "DEVICES", tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     (tmp_path / "nvidiactl").touch()
     if node:

@@ -8,12 +8,12 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from cli import cli
-from manifests.errors import ConfigError
 from mbt import MBTConfig
+from mbt.cli import cli
 from mbt.flops import clip_flops, fusion_layer_sweep
-from train.flops import model_config
-from train.pictures import sweep_figure
+from mbt.manifests.errors import ConfigError
+from mbt.train.evaluation.figures import sweep_figure
+from mbt.train.flops import model_config
 
 
 def flops(*options: object) -> Result:

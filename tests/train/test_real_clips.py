@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from manifests.reader import ShardReader
+from mbt.manifests.reading.reader import ShardReader
 from tests.conftest import Door
 
 TRAIN, EVAL = ("00W1lcxW-WU", "0f0Rq7e5yX8"), ("3qesirWAGt4", "6VBURvUgzls", "M1pPtg6a_g8", "MnEZwnRuQR8")

@@ -1,0 +1,4 @@
+"""A rendered data set and the demonstration on it.
+
+In: a seed. Out: clips with labels, four trained models, and a comparison.
+"""

@@ -1,0 +1,40 @@
+"""Mean and standard deviation of log-mel values, summed sample by sample."""
+
+import math
+
+import numpy as np
+
+from mbt.manifests.shards import Frozen
+
+
+class MelSums(Frozen):
+    """Sums over log-mel values, in float64; the sums of two sets of samples can be added.
+
+    Attributes:
+        total: of the values.
+        squares: of their squares.
+        count: how many they are.
+    """
+
+    total: float = 0.0
+    squares: float = 0.0
+    count: int = 0
+
+    @classmethod
+    def of(cls, log_mel: np.ndarray) -> "MelSums":
+        """The sums over an array."""
+        values = log_mel.astype(np.float64)
+        return cls(total=float(values.sum()), squares=float(np.square(values).sum()), count=values.size)
+
+    def __add__(self, other: "MelSums") -> "MelSums":
+        return MelSums(total=self.total + other.total, squares=self.squares + other.squares, count=self.count + other.count)
+
+    @property
+    def mean(self) -> float:
+        """Mean of the values; there must be one."""
+        return self.total / self.count
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation of the values; there must be one."""
+        return math.sqrt(max(self.squares / self.count - self.mean**2, 0.0))

@@ -1,0 +1,4 @@
+"""Packing.
+
+In: raw clips. Out: finished shards, their index and dataset.json.
+"""

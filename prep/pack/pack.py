@@ -1,0 +1,109 @@
+"""Packing: the fetched media of a plan become shards, on all cores or on a cluster, resumably."""
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from mbt.manifests.atomic import write_text
+from mbt.manifests.clips import iter_clips
+from mbt.manifests.errors import InputError
+from mbt.manifests.progress import progress
+from mbt.manifests.shards import DatasetInfo, shard_file
+from mbt.prep.media.decode import DEFAULT_LIMITS, Limits
+from mbt.prep.pack.pack_shard import Packing, ShardTask, pack_shard
+from mbt.prep.pack.publish import publish
+from mbt.prep.plan.plan import read_plan
+from mbt.prep.state.ledger import Attempt, read_ledger
+from mbt.prep.state.selection import ASSIGNMENT_FILE, Selection, frozen_clips, members, read_assignment
+from mbt.prep.state.settings import PackSettings, freeze_settings
+from mbt.prep.state.store import Store
+from mbt.prep.workers.interrupt import gentle_interrupts
+from mbt.prep.workers.processes import cores
+from mbt.prep.workers.ray_cluster import on_ray
+
+
+def pack(
+    folder: Path,
+    settings: PackSettings,
+    workers: int | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    keep_raw: bool = True,
+    removed: frozenset[str] = frozenset(),
+    ray: str | None = None,
+) -> DatasetInfo:
+    """Pack every fetched clip of the plan; shards that are done stay as they are.
+
+    Which clip goes into which shard is frozen at the first call; clips fetched later go into further shards. A clip that
+    cannot be decoded is a row of failures.parquet.
+
+    Args:
+        folder: the dataset folder, planned and fetched.
+        settings: what decides the bytes, and where they go; must be those of earlier calls on this folder.
+        workers: clips of a shard decoded at a time; default: one a core, and on a cluster one.
+        limits: wall-clock and memory limit of each clip.
+        removed: keys and video ids that are not packed; a shard that has one is packed anew without it.
+        keep_raw: keep the fetched media of packed clips; those of a source folder are kept in any case.
+        ray: address of a Ray cluster whose nodes share the folder; None: this machine alone.
+
+    Raises:
+        InputError: other settings than before, no clip could be packed, or no cluster is there.
+        StorageError: no space left.
+        KeyboardInterrupt: after an interrupt from the keyboard, when what was in work is done.
+    """
+    plan, labels, table = read_plan(folder)
+    store = Store(folder, settings.to)
+    freeze_settings(folder, settings)
+    ledger = {key: attempt.checked(folder) for key, attempt in read_ledger(folder).items()}
+    selection = Selection(plan.caps, len(labels), frozen_clips(folder, iter_clips(table)))
+    table = table.take(pa.array([row for row, _ in members(iter_clips(table), ledger, selection)], pa.int64()))
+    splits = dict(zip(table["key"].to_pylist(), table["split"].to_pylist(), strict=True))
+    there = [key for key in splits if key in ledger and ledger[key].path is not None]
+    assignment = _assign(folder, splits, there, settings)
+    workers = workers or (cores() if ray is None else 1)
+    packing = Packing(folder, labels, settings, store, workers, limits, keep_raw, removed)
+    tasks = _tasks(table, assignment, ledger)
+    with gentle_interrupts() as stopping, progress(sum(map(len, assignment.values())), "pack", "clip") as bar:
+        if ray is None:
+            for task in tasks:
+                pack_shard(packing, task, bar.update, lambda: not stopping.is_set())
+        else:
+            for clips in on_ray(ray, pack_shard, packing, tasks, packing.workers, lambda: not stopping.is_set()):
+                bar.update(clips)
+    return publish(folder, plan, labels, table, ledger, list(assignment), settings, store)
+
+
+def _tasks(table: pa.Table, assignment: Mapping[str, list[str]], ledger: Mapping[str, Attempt]) -> Iterator[ShardTask]:
+    keys = np.array(table["key"].to_pylist())
+    order = np.argsort(keys)
+    for name, own in assignment.items():
+        rows = order[np.searchsorted(keys, own, sorter=order)]
+        yield ShardTask(name, table.take(pa.array(rows)), {key: ledger[key] for key in own if key in ledger})
+
+
+def _assign(folder: Path, splits: Mapping[str, str], fetched: Collection[str], settings: PackSettings) -> dict[str, list[str]]:
+    """Keys by shard name: those frozen before, then new shards of the clips that have come since, in a seeded order."""
+    assignment = read_assignment(folder)
+    assigned = {key for keys in assignment.values() for key in keys}
+    dropped = assigned - splits.keys()
+    if dropped:
+        raise InputError(
+            f"{len(dropped)} packed clips of {folder} are not in its new plan, such as {min(dropped)}",
+            "Choose another --out",
+        )
+    new = sorted((key for key in fetched if key not in assigned), key=lambda key: _order(settings.seed, key))
+    for split in sorted({splits[key] for key in new}):
+        keys = [key for key in new if splits[key] == split]
+        first = sum(splits[shard_keys[0]] == split for shard_keys in assignment.values())
+        for number, start in enumerate(range(0, len(keys), settings.shard_samples), first):
+            assignment[shard_file(split, number)] = keys[start : start + settings.shard_samples]
+    if new:
+        write_text(folder / ASSIGNMENT_FILE, json.dumps(assignment, indent=0) + "\n")
+    return assignment
+
+
+def _order(seed: int, key: str) -> bytes:
+    return hashlib.sha256(f"{seed}:{key}".encode()).digest()

@@ -1,0 +1,210 @@
+"""Packing one shard: its clips are decoded on threads and become samples, wherever it is done."""
+
+import socket
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import pyarrow as pa
+import torch
+
+from mbt.manifests.atomic import locked
+from mbt.manifests.clips import Clip, table_clips
+from mbt.manifests.errors import InputError, StorageError
+from mbt.manifests.labels import LabelSet
+from mbt.prep.media.decode import ClipError, Limits, decode_clip
+from mbt.prep.pack.sample import Sample, make_sample
+from mbt.prep.pack.write_shard import write_shard
+from mbt.prep.plan.plan import PLAN_FILE
+from mbt.prep.plan.removed import REMOVED, is_removed
+from mbt.prep.state.ledger import LOST, NEVER_FETCHED, Attempt
+from mbt.prep.state.settings import PackSettings
+from mbt.prep.state.shard_record import Failure, ShardRecord, finished_shard, idx_file, read_record
+from mbt.prep.state.store import Store
+
+LOCKS_FOLDER = "work/locks"
+"""A worker that a cluster takes for lost may still be at its shard."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What all shards of a call share.
+
+    Attributes:
+        folder: the dataset folder, the same path wherever shards are packed.
+        labels: label set.
+        settings: what decides the bytes.
+        store: where finished files go.
+        workers: clips of a shard that are decoded at a time.
+        limits: wall-clock and memory limit of each clip.
+        keep_raw: keep the fetched media of packed clips.
+        removed: keys and video ids that are not packed.
+    """
+
+    folder: Path
+    labels: LabelSet
+    settings: PackSettings
+    store: Store
+    workers: int
+    limits: Limits
+    keep_raw: bool
+    removed: frozenset[str]
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """A shard to be packed.
+
+    Attributes:
+        name: of its first tar.
+        clips: its clips in order, as a slice of the clip table.
+        attempts: their states.
+    """
+
+    name: str
+    clips: pa.Table
+    attempts: Mapping[str, Attempt]
+
+
+def pack_shard(
+    packing: Packing, task: ShardTask, count: Callable[[int], object] = int, go_on: Callable[[], bool] = lambda: True
+) -> int:
+    """Pack a shard, unless it is done, and bring it to its place; return how many clips it has.
+
+    Args:
+        packing: what all shards share.
+        task: the shard.
+        count: called with the number of clips that have been dealt with since.
+        go_on: whether further clips are to be decoded.
+
+    Raises:
+        InputError: a raw clip is gone.
+        StorageError: no space left, or the dataset folder is not there.
+        KeyboardInterrupt: it was not to go on; what is decoded is kept.
+    """
+    folder = packing.folder
+    if not (folder / PLAN_FILE).exists():
+        raise StorageError(f"{socket.gethostname()} does not have {folder}", "Give a folder that all nodes share")
+    clips = table_clips(task.clips)
+    with locked(folder / LOCKS_FOLDER / f"{task.name}.lock"):
+        record = finished_shard(packing.store, task.name)
+        if record is not None and _is_without(record, clips, packing.removed):
+            count(len(clips))
+        else:
+            record = _make(packing, task, clips, count, go_on)
+        for name in _file_names(record):
+            packing.store.release(name)
+    _delete_raw(packing, clips, task.attempts)
+    return len(clips)
+
+
+def _is_without(record: ShardRecord, clips: Iterable[Clip], removed: frozenset[str]) -> bool:
+    """Whether the shard has no clip that is on the removal list."""
+    unwanted = {clip.key for clip in clips if is_removed(clip, removed)}
+    return not any(row["key"] in unwanted for row in record.rows)
+
+
+def _file_names(record: ShardRecord) -> list[str]:
+    """The shard's files: each tar behind its index."""
+    return [name for file in record.files for name in (idx_file(file.name), file.name)]
+
+
+def _make(
+    packing: Packing,
+    task: ShardTask,
+    clips: list[Clip],
+    count: Callable[[int], object],
+    go_on: Callable[[], bool],
+) -> ShardRecord:
+    """Write the shard, unless only bringing it to its place is left of an earlier call, and put it there."""
+    folder, settings, store = packing.folder, packing.settings, packing.store
+    earlier = read_record(folder, task.name)
+    record = finished_shard(Store(folder), task.name)
+    if record is not None and _is_without(record, clips, packing.removed):
+        count(len(clips))
+    else:
+        outcomes = _counted(_outcomes(packing, clips, task.attempts, go_on), count)
+        keys = [clip.key for clip in clips]
+        record = write_shard(folder, task.name, keys, settings.media, settings.shard_bytes, outcomes)
+    names = _file_names(record)
+    for gone in set(_file_names(earlier)) - set(names) if earlier else ():
+        store.remove(gone)
+    for name in names:
+        store.put(name)
+    return record
+
+
+def _delete_raw(packing: Packing, clips: Iterable[Clip], attempts: Mapping[str, Attempt]) -> None:
+    for clip in clips:
+        path = attempts.get(clip.key, NEVER_FETCHED).path
+        unwanted = not packing.keep_raw or is_removed(clip, packing.removed)
+        if unwanted and path is not None and not Path(path).is_absolute():
+            (packing.folder / path).unlink(missing_ok=True)
+
+
+def _outcomes(
+    packing: Packing, clips: list[Clip], attempts: Mapping[str, Attempt], go_on: Callable[[], bool]
+) -> Callable[[int], Iterator[Sample | Failure]]:
+    """What becomes of the clips from a given place on."""
+    media = packing.settings.media
+
+    def sample(clip: Clip) -> Sample | Failure:
+        torch.set_num_threads(1)
+        if is_removed(clip, packing.removed):
+            return Failure(key=clip.key, stage="pack", code=REMOVED, message="on the removal list")
+        attempt = attempts.get(clip.key, NEVER_FETCHED)
+        if attempt.code == LOST:
+            raise InputError(attempt.message, "Run the fetch stage again")
+        if attempt.path is None:
+            return Failure(key=clip.key, stage="fetch", code=attempt.code, message=attempt.message)
+        start_s = (clip.start_ms - attempt.offset_ms) / 1000
+        path, seconds = packing.folder / attempt.path, clip.duration_ms / 1000
+        try:
+            decoded = decode_clip(path, start_s, seconds, media.video, packing.limits)
+            return make_sample(clip, decoded, packing.labels, media, attempt.source, packing.limits)
+        except ClipError as error:
+            return Failure(key=clip.key, stage="pack", code=error.code, message=error.message)
+
+    return lambda done: ordered_map(sample, clips[done:], packing.workers, go_on)
+
+
+def ordered_map(function: Callable[[T], R], items: Iterable[T], workers: int, go_on: Callable[[], bool]) -> Iterator[R]:
+    """Like `map`, on threads, with at most `2 * workers` results in memory.
+
+    Raises:
+        KeyboardInterrupt: it was not to go on; the results of items that were in work have come before.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[R]] = deque()
+        stopped = False
+        try:
+            for item in items:
+                if stopped := not go_on():
+                    break
+                waiting.append(pool.submit(function, item))
+                if len(waiting) == 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+    if stopped:
+        raise KeyboardInterrupt
+
+
+def _counted(outcomes: Callable[[int], Iterator[T]], count: Callable[[int], object]) -> Callable[[int], Iterator[T]]:
+    """`outcomes` that counts what was done before and what is done now."""
+
+    def counted(done: int) -> Iterator[T]:
+        count(done)
+        for outcome in outcomes(done):
+            yield outcome
+            count(1)
+
+    return counted

@@ -1,0 +1,228 @@
+"""The last step of packing: index, failures, dataset.json and card from the records of the shards."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mbt.manifests.atomic import atomic_file, write_table, write_text
+from mbt.manifests.clips import iter_clips
+from mbt.manifests.errors import InputError
+from mbt.manifests.labels import LabelSet
+from mbt.manifests.shards import (
+    DATASET_FILE,
+    FAILURE_SCHEMA,
+    FAILURES_FILE,
+    LABELS_FILE,
+    MEL_RATE,
+    README_FILE,
+    DatasetInfo,
+    MediaFormat,
+    MelStatistics,
+    ShardFile,
+    SplitInfo,
+    index_file,
+)
+from mbt.prep.media.decode import ffmpeg_version
+from mbt.prep.media.mel_sums import MelSums
+from mbt.prep.plan.plan import Plan
+from mbt.prep.state.ledger import NEVER_FETCHED, Attempt
+from mbt.prep.state.settings import PackSettings
+from mbt.prep.state.shard_record import Failure, ShardRecord, read_record
+from mbt.prep.state.store import Store
+
+INDEX_ROWS = 1 << 14
+"""Rows of an index that are written at a time."""
+
+
+def publish(
+    folder: Path,
+    plan: Plan,
+    labels: LabelSet,
+    clips: pa.Table,
+    ledger: Mapping[str, Attempt],
+    names: Sequence[str],
+    settings: PackSettings,
+    store: Store,
+) -> DatasetInfo:
+    """Write indices, labels.csv, failures.parquet, dataset.json and README.md, from the records of the shards one by one.
+
+    Args:
+        folder: the dataset folder.
+        plan: dataset and task.
+        labels: label set.
+        clips: clip table of what was to be packed.
+        ledger: state of each clip.
+        names: of the shards.
+        settings: of packing.
+        store: where the files go, dataset.json last.
+
+    Raises:
+        InputError: no clip was packed.
+    """
+    splits = {name: Counts() for name in sorted(pc.unique(clips["split"]).to_pylist())}
+    failures: dict[str, Failure] = {}
+    packed: set[str] = set()
+    with ExitStack() as stack:
+        indices: dict[str, IndexWriter] = {}
+        for record in (read_record(folder, name) for name in names):
+            assert record is not None
+            failures |= {failed.key: failed for failed in record.failures}
+            if record.rows:
+                split = record.rows[0]["split"]
+                if split not in indices:
+                    indices[split] = stack.enter_context(IndexWriter(folder / index_file(split), settings.media))
+                indices[split].add(record.rows)
+                splits[split].add(record)
+                packed.update(row["key"] for row in record.rows)
+    _write_failures(folder, clips, packed, failures, ledger, splits)
+    found = {name: counts.info() for name, counts in splits.items() if counts.samples}
+    if not found:
+        raise InputError(
+            f"no clip of {folder} could be packed{_first(folder)}", f"See {folder / FAILURES_FILE} for every reason"
+        )
+    statistics_of = "train" if "train" in found else next(iter(found))
+    labels.write(folder / LABELS_FILE)
+    info = DatasetInfo(
+        dataset=plan.dataset,
+        task=plan.task,
+        num_classes=len(labels),
+        media=settings.media,
+        log_mel_statistics=splits[statistics_of].statistics(statistics_of),
+        splits=found,
+        code_version=version("mbt"),
+        ffmpeg_version=ffmpeg_version(),
+        config_digest=settings.media.digest(),
+    )
+    write_text(folder / README_FILE, card(info))
+    info.write(folder)
+    for name in (*map(index_file, found), LABELS_FILE, FAILURES_FILE, README_FILE, DATASET_FILE):
+        store.put(name)
+    return info
+
+
+class IndexWriter:
+    """Writes a split's index, complete or not at all."""
+
+    def __init__(self, path: Path, media: MediaFormat) -> None:
+        self._schema = media.index_schema
+        self._rows: list[dict[str, Any]] = []
+        self._path = path
+
+    def __enter__(self) -> "IndexWriter":
+        with ExitStack() as stack:
+            file = stack.enter_context(atomic_file(self._path))
+            self._writer = stack.enter_context(pq.ParquetWriter(file, self._schema, compression="zstd"))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if error[0] is None:
+            self._flush()
+        self._stack.__exit__(*error)
+
+    def add(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Append rows."""
+        self._rows += rows
+        if len(self._rows) >= INDEX_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+        self._rows = []
+
+
+@dataclass
+class Counts:
+    """What a split has."""
+
+    samples: int = 0
+    failures: int = 0
+    mel_rows: int = 0
+    files: list[ShardFile] = field(default_factory=list)
+    mel: MelSums = field(default_factory=MelSums)
+
+    def add(self, record: ShardRecord) -> None:
+        """Count a shard."""
+        self.samples += len(record.rows)
+        self.mel_rows += sum(row["num_mel_rows"] for row in record.rows)
+        self.files += record.files
+        self.mel += record.mel
+
+    def info(self) -> SplitInfo:
+        """For dataset.json."""
+        seconds = self.mel_rows / MEL_RATE
+        return SplitInfo(samples=self.samples, failures=self.failures, seconds=seconds, shards=tuple(self.files))
+
+    def statistics(self, split: str) -> MelStatistics:
+        """Of the log-mel; there must be a sample."""
+        return MelStatistics(split=split, mean=self.mel.mean, std=self.mel.std)
+
+
+def _write_failures(
+    folder: Path,
+    clips: pa.Table,
+    packed: Collection[str],
+    failures: Mapping[str, Failure],
+    ledger: Mapping[str, Attempt],
+    splits: Mapping[str, Counts],
+) -> None:
+    """Write failures.parquet, and count its rows by split."""
+    rows = []
+    for clip in iter_clips(clips):
+        if clip.key not in packed:
+            rows.append({**asdict(clip), **(failures.get(clip.key) or _not_fetched(clip.key, ledger)).model_dump()})
+            splits[clip.split].failures += 1
+    write_table(folder / FAILURES_FILE, pa.Table.from_pylist(rows, schema=FAILURE_SCHEMA))
+
+
+def _not_fetched(key: str, ledger: Mapping[str, Attempt]) -> Failure:
+    attempt = ledger.get(key, NEVER_FETCHED)
+    return Failure(key=key, stage="fetch", code=attempt.code, message=attempt.message)
+
+
+def _first(folder: Path) -> str:
+    rows = pq.read_table(folder / FAILURES_FILE, columns=["code", "message"]).slice(0, 1).to_pylist()
+    return "".join(f"; the first: {row['code']}: {row['message']}" for row in rows)
+
+
+def card(info: DatasetInfo) -> str:
+    """The dataset card, in Markdown."""
+    video, mel = info.media.video, info.media.log_mel
+    flac = f", and `KEY.flac` (the sound, {mel.sample_rate} Hz, mono, 16 bit)" if info.media.flac else ""
+    counts = "\n".join(
+        f"| {name} | {split.samples:,} | {split.failures:,} | {split.seconds / 3600:.2f} | {len(split.shards)} |"
+        f" {sum(shard.size for shard in split.shards) / 1e9:.3f} |"
+        for name, split in info.splits.items()
+    )
+    return f"""# {info.dataset}, packed by mbt {info.code_version}
+
+Audio-visual clips as WebDataset shards: Motion-JPEG frames at {video.fps} fps, short side {video.short_side}, and log-mel
+spectrograms at {MEL_RATE} rows a second. Task: {info.task}, {info.num_classes} classes (`{LABELS_FILE}`).
+
+| split | samples | clips not here | hours | shards | GB |
+|---|--:|--:|--:|--:|--:|
+{counts}
+
+Each sample has the members `KEY.json` (labels, times, `frame_bytes`), `KEY.mel.npy` (float16, rows x {mel.n_mels}) and
+`KEY.mjpg` (all frames, one JPEG after the other){flac}.
+`SPLIT.parquet` gives the byte span of each, `SPLIT-NNNNNN.idx` is DALI's index, `{FAILURES_FILE}` names every clip that is
+not here, with the reason. Format: {info.format} {info.format_version}; its specification is docs/shards.md of mbt.
+
+Log-mel: natural logarithm of power, {mel.n_mels} {mel.mel_scale} bands of {mel.f_min:g} to {mel.f_max:g} Hz,
+{mel.win_length}-sample {mel.window} window, hop {mel.hop_length}, {mel.sample_rate} Hz; over the split
+`{info.log_mel_statistics.split}` its mean is {info.log_mel_statistics.mean:.4f} and its standard deviation
+{info.log_mel_statistics.std:.4f}. JPEG: ffmpeg {info.ffmpeg_version}, quantiser scale {video.jpeg_qscale}.
+
+    import webdataset as wds
+    samples = wds.WebDataset("train-000000.tar", shardshuffle=False)
+
+The clips belong to those who uploaded them; respect their rights and the terms of the source.
+"""

@@ -1,0 +1,30 @@
+"""Removal lists: clips and videos that must not be in a dataset any more."""
+
+import re
+from pathlib import Path
+
+from mbt.manifests.clips import Clip
+from mbt.manifests.errors import InputError
+
+REMOVED = "removed.listed"
+
+
+def is_removed(clip: Clip, removed: frozenset[str]) -> bool:
+    """Whether the clip's key or its video's id is on the list."""
+    return clip.key in removed or clip.video_id in removed
+
+
+def read_removed(path: Path) -> frozenset[str]:
+    """Keys and video ids of a removal list: one a line; `#` at the start of a line or after a blank begins a comment.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"cannot read the removal list {path}: {error}", "Give a text file, a key or a video id a line"
+        ) from None
+    entries = (re.split(r"(?:^|\s)#", line, maxsplit=1)[0].strip() for line in lines)
+    return frozenset(entry for entry in entries if entry)

@@ -1,0 +1,4 @@
+"""Working on finished shards.
+
+In: a dataset folder. Out: faults, statistics, contact sheets, rewritten shards.
+"""

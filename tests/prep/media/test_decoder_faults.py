@@ -1,0 +1,179 @@
+"""A decoder that hangs, eats, crashes, floods or lies: its clip is a row with the reason, and the run goes on."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from mbt.prep.media.decode import ffmpeg
+from tests.conftest import Door
+from tests.media import Spec
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[3]
+TIMEOUT_S = 3.0
+MEMORY_GIB = 1
+GOOD = ("good-1", "good-2", "good-3")
+FAULTS = {
+    "sleeps": ("exec sleep 1000", "decode.timeout"),
+    "stopped": ("kill -STOP $$", "decode.timeout"),
+    "parent": ("sleep 1000; exit 0", "decode.timeout"),
+    "deaf": ('exec {python} deaf "$@"', "decode.timeout"),
+    "spins": ("while :; do :; done", "decode.timeout"),
+    "log": ("while :; do echo '[error] all work and no play makes a dull log'; done | cat >&2", "decode.timeout"),
+    "eats": ('exec {python} eats "$@"', "decode.memory"),
+    "killed": ("kill -KILL $$", "decode.memory"),
+    "floods": ('exec {python} floods "$@"', "decode.memory"),
+    "crashes": ("kill -SEGV $$", "decode.error"),
+    "fails": ("exit 3", "decode.error"),
+    "noise": ('exec {python} noise "$@"', "decode.jpeg"),
+    "shells": ('exec {python} shells "$@"', "decode.jpeg"),
+    "nothing": ("exit 0", "clip.short"),
+}
+"""What the decoder does for the file of that name, and the reason that the clip's row must have."""
+MISBEHAVIOUR = """
+import mmap, os, re, sys
+kind = sys.argv[1]
+pipes = [int(pipe) for pipe in re.findall(r"pipe:(\\d+)", " ".join(sys.argv))]
+if kind == "deaf":
+    os.closerange(0, 100)
+    os.execv("/bin/sleep", ["sleep", "1000"])
+if kind == "eats":
+    taken = []
+    try:
+        while len(taken) < 64:
+            taken.append(mmap.mmap(-1, 64 << 20))
+    except OSError:
+        os.write(2, b"[fatal] Cannot allocate memory\\n")
+        os._exit(1)
+if kind == "floods":
+    while True:
+        os.write(pipes[0], bytes(1 << 20))
+if kind == "noise":
+    os.write(pipes[0], os.urandom(50_000))
+if kind == "shells":
+    os.write(pipes[0], b"\\xff\\xd8\\xff\\xda\\x00\\x02\\xff\\xd9" * 25)
+    os.write(pipes[-1], bytes(64_000))
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run over good clips and one for each fault.
+
+    Attributes:
+        folder: the dataset folder.
+        codes: reasons by key.
+        seconds: it took.
+        peak_bytes: most resident memory of the command.
+        left: command lines of processes that it left behind.
+    """
+
+    folder: Path
+    codes: dict[str, str]
+    seconds: float
+    peak_bytes: int
+    left: list[str]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, rendered: Callable[[Spec], Path]) -> Run:
+    folder = tmp_path_factory.mktemp("faults")
+    (folder / "media").mkdir()
+    media = rendered(Spec("25.mp4")).read_bytes()
+    for name in (*GOOD, *FAULTS, "chatty"):
+        (folder / "media" / f"{name}.mp4").write_bytes(media)
+    rows = [f"{name},0,1,train,a" for name in (*GOOD, *FAULTS, "chatty")]
+    (folder / "clips.csv").write_text("\n".join(["video_id,start,end,split,labels", *rows]) + "\n")
+    (folder / "labels.csv").write_text("id,display_name\na,Alpha\n")
+    lists = ["--list", folder / "clips.csv", "--labels", folder / "labels.csv", "--source", folder / "media"]
+    limits = ["--clip-timeout", TIMEOUT_S, "--clip-memory", MEMORY_GIB, "--short-side", 32, "--workers", 3]
+    command = [sys.executable, "-m", "mbt", "prep", "custom", *lists, "--out", folder / "set", *limits]
+    decoder = stand_in(folder)
+    begin = time.monotonic()
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env={**os.environ, "IMAGEIO_FFMPEG_EXE": str(decoder)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    peak_bytes = 0
+    with ThreadPoolExecutor(1) as pool:
+        messages = pool.submit(process.communicate)
+        while not messages.done():
+            peak_bytes = resident_peak(process.pid) or peak_bytes
+            time.sleep(0.01)
+    said = messages.result()[1]
+    seconds, left = time.monotonic() - begin, started_with(str(decoder))
+    assert process.returncode == 0, said
+    failures = pq.read_table(folder / "set/failures.parquet").to_pylist()
+    codes = {row["video_id"]: row["code"] for row in failures}
+    return Run(folder / "set", codes, seconds, peak_bytes, left)
+
+
+def resident_peak(number: int) -> int:
+    """Most bytes that a process had since its program began (getrusage would count what its parent had before)."""
+    try:
+        match = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{number}/status").read_text())
+    except OSError:
+        return 0
+    return int(match[1]) * 1024 if match else 0
+
+
+def stand_in(folder: Path) -> Path:
+    """A program that does what FAULTS says for files of those names, and is ffmpeg for all others."""
+    (folder / "misbehaviour.py").write_text(MISBEHAVIOUR)
+    python = shlex.join([sys.executable, "-S", "-E", str(folder / "misbehaviour.py")])
+    cases = [f"*/media/{name}.mp4*) {action.replace('{python}', python)};;" for name, (action, _) in FAULTS.items()]
+    chatty = "*/media/chatty.mp4*) head -c 300000000 /dev/zero >&2;;"
+    path = folder / "stand-in"
+    path.write_text("\n".join(["#!/bin/sh", 'case "$*" in', *cases, chatty, "esac", f'exec {shlex.quote(ffmpeg())} "$@"']))
+    path.chmod(0o755)
+    return path
+
+
+def started_with(setting: str) -> list[str]:
+    """Command lines of the processes that have this text in their environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if setting.encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_fault_is_a_row_with_its_reason(name: str, run: Run) -> None:
+    assert run.codes[name] == FAULTS[name][1]
+
+
+def test_the_other_clips_are_packed_and_whole(run: Run, mbt: Door) -> None:
+    """One of them by a decoder that writes 300 MB of log first."""
+    packed = pq.read_table(run.folder / "train.parquet")["video_id"].to_pylist()
+    assert sorted(packed) == ["chatty", *GOOD]
+    assert set(run.codes) == set(FAULTS)
+    assert mbt("shards", "verify", run.folder, "--decode", "--workers", 1).code == 0
+
+
+def test_no_process_is_left_behind(run: Run) -> None:
+    assert run.left == []
+
+
+def test_time_and_memory_stay_bounded(run: Run) -> None:
+    """Three at a time, six clips use up their seconds."""
+    assert run.seconds < 2 * TIMEOUT_S + 30
+    assert run.peak_bytes < 1 << 30

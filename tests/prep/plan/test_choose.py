@@ -1,0 +1,179 @@
+"""What of a list is planned, what it will cost, and which clips a cap over survivors lets in."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mbt.manifests.balance import Balance, balanced_rows, offered
+from mbt.manifests.clips import SCHEMA, table_clips
+from mbt.manifests.errors import InputError, StorageError
+from mbt.manifests.shards import MediaFormat
+from mbt.prep.plan.choose import Choice
+from mbt.prep.plan.estimate import check_disk, estimate
+from mbt.prep.state.ledger import Attempt
+from mbt.prep.state.selection import Selection, members
+from tests.conftest import Door, LoopbackServer, serving
+from tests.media import Spec
+
+CLASSES = 4
+
+
+def table(labels: list[set[int]], split: str = "train") -> pa.Table:
+    rows = [
+        {"key": f"k{i:03}", "video_id": f"v{i // 2}", "start_ms": 0, "end_ms": 10_000, "split": split, "labels": sorted(of)}
+        for i, of in enumerate(labels)
+    ]
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def attempt(key: str, alive: bool) -> Attempt:
+    return Attempt(key=key, source="test", path="x" if alive else None, code="ok" if alive else "perm.private")
+
+
+LABELS = st.lists(st.sets(st.integers(0, CLASSES - 1), min_size=1, max_size=3), min_size=1, max_size=50)
+
+
+@given(LABELS, st.integers(1, 20), st.randoms(use_true_random=False))
+def test_a_cap_over_survivors_is_filtering_first_and_balancing_afterwards(labels: list[set[int]], cap: int, random) -> None:  # type: ignore[no-untyped-def]
+    """And nothing is asked for that could not be taken."""
+    listed = table(labels)
+    planned = Choice(balance=Balance(cap)).of(listed, CLASSES)
+    alive = {key: random.random() < 0.7 for key in listed["key"].to_pylist()}
+
+    selection, ledger = Selection({"train": cap}, CLASSES), {}
+    for clip in table_clips(planned):
+        if selection.has_room(clip):
+            ledger[clip.key] = attempt(clip.key, alive[clip.key])
+            if alive[clip.key]:
+                selection.take(clip)
+
+    order = offered(listed, Balance(cap), CLASSES)
+    survivors = listed.take(pa.array([row for row in order if alive[listed["key"][row].as_py()]], pa.int64()))
+    expected = survivors.take(pa.array(balanced_rows(survivors, Balance(cap, "list"), CLASSES)))["key"].to_pylist()
+    chosen = [clip for _, clip in members(table_clips(planned), ledger, Selection({"train": cap}, CLASSES))]
+    assert [clip.key for clip in chosen if alive[clip.key]] == expected
+    assert [clip.key for clip in chosen] == list(ledger)
+    in_order = np.array([alive[key] for key in planned["key"].to_pylist()])
+    asked = planned.take(pa.array(balanced_rows(planned, Balance(cap, "list"), CLASSES, in_order)))["key"].to_pylist()
+    assert asked == list(ledger)
+
+
+def test_what_is_packed_keeps_its_room() -> None:
+    """A clip that comes back to life later takes no place of one that is in a shard."""
+    clips = table_clips(table([{0}, {0}, {0}]))
+    ledger = {clip.key: attempt(clip.key, True) for clip in clips}
+    chosen = [clip for _, clip in members(clips, ledger, Selection({"train": 2}, CLASSES, frozen=[clips[2]]))]
+    assert [clip.key for clip in chosen] == ["k000", "k002"]
+
+
+def test_splits_without_a_cap_are_whole() -> None:
+    clips = table_clips(table([{0}] * 5, "eval"))
+    assert list(members(clips, {}, Selection({"train": 1}, CLASSES))) == list(enumerate(clips))
+
+
+def test_a_cap_over_the_list_needs_no_cap_while_fetching() -> None:
+    choice = Choice(balance=Balance(2), over="list")
+    clips = choice.of(table([{0}] * 5 + [{1}]), CLASSES)
+    assert clips.num_rows == 3
+    assert choice.caps(clips) == {}
+    assert Choice(balance=Balance(2)).caps(clips) == {"train": 2}
+
+
+def test_keys_of_another_plan(tmp_path: Path) -> None:
+    listed = table([{0}] * 6)
+    pq.write_table(listed.slice(2, 2), tmp_path / "clips.parquet")
+    assert Choice(keys=tmp_path / "clips.parquet").of(listed, CLASSES)["key"].to_pylist() == ["k002", "k003"]
+    with pytest.raises(InputError, match=r"2 keys of .* are not in the list"):
+        Choice(keys=tmp_path / "clips.parquet").of(listed.slice(0, 2), CLASSES)
+    with pytest.raises(InputError, match="cannot read keys"):
+        Choice(keys=tmp_path / "nothing.parquet").of(listed, CLASSES)
+    pq.write_table(pa.table({"id": ["a"]}), tmp_path / "other.parquet")
+    with pytest.raises(InputError, match="cannot read keys"):
+        Choice(keys=tmp_path / "other.parquet").of(listed, CLASSES)
+
+
+def test_the_estimate_is_arithmetic() -> None:
+    """Six clips of 10 s in three videos: 250 frames of 15.7 kB and 1000 rows of 256 bytes each."""
+    costs = estimate(table([{0}] * 6), MediaFormat(), [240])
+    assert (costs.clips, costs.videos, costs.hours) == (6, 3, 3 / 240)
+    assert costs.raw_bytes == 6 * 1_200_000
+    assert costs.shard_bytes == 6 * (250 * 15_700 + 1000 * 256 + 2_500)
+    assert costs.disk_bytes == costs.raw_bytes + costs.shard_bytes
+    local = estimate(table([{0}] * 6), MediaFormat(), [])
+    assert (local.videos, local.raw_bytes) == (0, 0)
+
+
+def test_a_disk_that_is_too_small_is_refused(tmp_path: Path) -> None:
+    check_disk(tmp_path / "new" / "folder", 1)
+    with pytest.raises(StorageError, match="the plan needs about 1,000,000,000"):
+        check_disk(tmp_path, 10**18)
+
+
+def test_what_lies_in_the_folder_already_counts_as_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.mkv").write_bytes(bytes(1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=500))
+    check_disk(tmp_path, 1500)
+    with pytest.raises(StorageError):
+        check_disk(tmp_path, 1501)
+
+
+def test_the_dry_run_prints_and_writes_nothing(tmp_path: Path, mbt: Door) -> None:
+    done = mbt("prep", "audioset", "--subset", "balanced", "--out", tmp_path / "set", "--dry-run")
+    assert done.code == 0, done.err
+    lines = dict(line.split(maxsplit=1) for line in done.out.strip().splitlines())
+    assert lines["clips"] == "22,160"
+    assert lines["requests"] == "22,160, one a video"
+    assert lines["time"] == "92.3 h on 1 network address"
+    assert not (tmp_path / "set").exists()
+
+
+def test_balancing_without_a_cap_is_refused(tmp_path: Path, mbt: Door) -> None:
+    done = mbt("prep", "audioset", "--subset", "balanced", "--out", tmp_path, "--order", "random", "--dry-run")
+    assert done.code == 2
+    assert "Add --cap N" in done.err
+
+
+def test_any_list_can_be_capped(tmp_path: Path, mbt: Door) -> None:
+    done = mbt(
+        *("prep", "audioset", "--subset", "balanced", "--cap", 50, "--balance", "list", "--stage", "plan"), "--out", tmp_path
+    )
+    assert done.code == 0, done.err
+    labels = pq.read_table(tmp_path / "clips.parquet")["labels"].combine_chunks().flatten().to_numpy()
+    assert np.bincount(labels).max() == 50
+
+
+def test_only_clips_that_can_still_be_taken_are_asked_for(
+    server: LoopbackServer, rendered: Callable[[Spec], Path], tmp_path: Path, mbt: Door
+) -> None:
+    """Ten videos of one class and a cap of three: the dead one uses up nothing, and the seventh is never asked for."""
+    video = rendered(Spec("25.mp4")).read_bytes()
+    names = [f"v{number}" for number in range(10)]
+    (tmp_path / "clips.csv").write_text(
+        "\n".join(["video_id,start,end,split,labels", *(f"{name},0,2,train,a" for name in names), "other,0,2,eval,a"]) + "\n"
+    )
+    (tmp_path / "labels.csv").write_text("id,display_name\na,Alpha\n")
+    server.answer = serving({f"/{name}.mp4": video for name in [*names, "other"] if name != "v1"})
+    arguments = ["prep", "custom", "--list", tmp_path / "clips.csv", "--labels", tmp_path / "labels.csv", "--cap", 3]
+    arguments += ["--source", f"{server.url}/{{video_id}}.mp4", "--sleep", 0, "--out", tmp_path / "set"]
+    done = mbt(*arguments)
+    assert done.code == 0, done.err
+    assert {path for path, _ in server.requests} == {"/v0.mp4", "/v1.mp4", "/v2.mp4", "/v3.mp4", "/other.mp4"}
+    assert sorted(pq.read_table(tmp_path / "set" / "train.parquet")["key"].to_pylist()) == ["v0_0", "v2_0", "v3_0"]
+    failures = pq.read_table(tmp_path / "set" / "failures.parquet").to_pylist()
+    assert [(row["key"], row["code"]) for row in failures] == [("v1_0", "perm.gone")]
+    assert "fetch: 4 clips there, 1 not" in done.out
+
+    server.requests.clear()
+    server.answer = serving({f"/{name}.mp4": video for name in [*names, "other"]})
+    again = mbt(*arguments)
+    assert again.code == 0, again.err
+    assert not server.requests, "what is packed keeps its place"

@@ -1,0 +1,82 @@
+"""DeepSpeed's configuration: ours, a user's over it, and contradictions."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mbt.manifests.errors import ConfigError
+from mbt.train.engine.zero_config import Zero
+from mbt.train.recipes.recipe import TrainRecipe
+
+RECIPE = TrainRecipe(batch_size=24, micro_batch=5, max_grad_norm=0.5)
+
+
+def merged(folder: Path, content: Any, stage: int | None = None) -> dict[str, Any]:
+    file = folder / "zero.json"
+    file.write_text(json.dumps(content))
+    return Zero(stage, file).config(RECIPE, world_size=2)
+
+
+def test_the_recipe_decides() -> None:
+    config = Zero().config(RECIPE, world_size=2)
+    assert (config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]) == (4, 3)
+    assert config["gradient_clipping"] == 0.5
+    assert config["zero_optimization"]["stage"] == 1
+    assert Zero(3).config(RECIPE, 2)["zero_optimization"]["stage"] == 3
+    assert Zero(2).config(TrainRecipe(max_grad_norm=None), 1)["gradient_clipping"] == 0.0
+
+
+def test_a_file_is_merged(tmp_path: Path) -> None:
+    offload = {"device": "cpu", "pin_memory": True}
+    config = merged(tmp_path, {"zero_optimization": {"offload_optimizer": offload}, "wall_clock_breakdown": True}, 2)
+    assert config["zero_optimization"] == {**Zero(2).config(RECIPE, 2)["zero_optimization"], "offload_optimizer": offload}
+    assert config["wall_clock_breakdown"] is True
+    assert config["gradient_clipping"] == 0.5
+    assert merged(tmp_path, {"zero_optimization": {"stage": 3}})["zero_optimization"]["stage"] == 3
+
+
+@pytest.mark.parametrize(
+    "agreeing",
+    [
+        {"train_batch_size": 24, "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": 3},
+        {
+            "gradient_clipping": 0.5,
+            "optimizer": "auto",
+            "bf16": {"enabled": "auto"},
+            "fp16": {"enabled": False, "loss_scale": 0},
+        },
+        {"zero_optimization": {"stage": "auto"}, "zero_allow_untested_optimizer": True},
+    ],
+)
+def test_what_agrees_or_leaves_it_open_is_taken(agreeing: dict[str, Any], tmp_path: Path) -> None:
+    assert merged(tmp_path, agreeing) == Zero().config(RECIPE, 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"train_batch_size": 32}, "train_batch_size contradicts the recipe. Leave it out, and set train.batch_size"),
+        ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps contradicts"),
+        ({"gradient_clipping": 1.0}, "gradient_clipping contradicts the recipe. Leave it out, and set train.max_grad_norm"),
+        ({"optimizer": {"type": "Adam"}}, "optimizer contradicts"),
+        ({"scheduler": {"type": "WarmupLR"}}, "scheduler contradicts"),
+        ({"bf16": {"enabled": True}}, "bf16 contradicts the recipe. Leave it out, and set train.precision"),
+        ({"torch_autocast": {"enabled": True}}, "torch_autocast contradicts"),
+        ({"zero_allow_untested_optimizer": False}, "zero_allow_untested_optimizer contradicts this trainer"),
+        ({"zero_optimization": {"stage": 3}}, "zero_optimization.stage is 3, and --zero-stage 2"),
+        ({"zero_optimization": {"stage": 5}}, "zero_optimization.stage is 5"),
+        ({"zero_optimization": True}, "zero_optimization is no object"),
+        ({"zero_optimization": {"offload_param": {"device": "nvme"}}}, "offload_param.device is nvme"),
+        ([1], "is no JSON object"),
+    ],
+)
+def test_contradictions_name_the_key(content: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        merged(tmp_path, content, 2)
+
+
+def test_a_file_that_is_no_json(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing\.json is no JSON file"):
+        Zero(file=tmp_path / "nothing.json").config(RECIPE, 1)

@@ -1,0 +1,146 @@
+"""`mbt explain`: what it draws, and where it refuses."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from mbt import MBT
+from mbt.cli import cli
+from mbt.manifests.errors import ConfigError, InputError
+from mbt.manifests.reading.reader import ShardReader
+from mbt.rollout import attention_rollout
+from mbt.train.evaluation.figures import DPI, Heard, Seen, explanation
+from mbt.train.inference import explain as explaining
+from mbt.train.inference.predict import predict
+from mbt.train.models.model_folder import Preprocessor, load_trained, save_trained
+from tests.tiny import tiny
+
+
+@pytest.fixture(scope="module")
+def model_folder(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of both streams, at random; attention needs no training to differ from clip to clip."""
+    return save_model(shards, tmp_path_factory.mktemp("models") / "both")
+
+
+def save_model(shards: Path, folder: Path, *settings: str) -> Path:
+    recipe = tiny(*settings)
+    with ShardReader(shards, "eval") as reader:
+        config, inputs = recipe.mbt_config(reader.info), recipe.inputs(reader.info)
+        labels = tuple((label.id, label.display_name) for label in reader.labels.labels)
+    torch.manual_seed(0)
+    model = MBT(config)
+    torch.nn.init.normal_(model.head.weight)
+    save_trained(folder, model.state_dict(), config, Preprocessor(task="multilabel", inputs=inputs, labels=labels))
+    return folder
+
+
+def picture(media: Path, out: Path, checkpoint: Path, clip: str, *options: str) -> tuple[np.ndarray, str]:
+    """The picture that the command writes, and what it prints."""
+    file = media / "media" / f"{clip}.mp4"
+    arguments = ["explain", str(file), "--checkpoint", str(checkpoint), "--out", str(out), *options]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 0, result.output
+    with Image.open(out) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB")).astype(int), result.output
+
+
+def test_the_command_draws_the_clip(model_folder: Path, media: Path, tmp_path: Path) -> None:
+    pixels, printed = picture(media, tmp_path / "a.png", model_folder, "eval-0000")
+    assert pixels.shape == (8 * DPI, 14 * DPI, 3)
+    assert 0.2 < (pixels.min(axis=2) < 250).mean() < 0.9
+    again, _ = picture(media, tmp_path / "b.png", model_folder, "eval-0000")
+    assert np.array_equal(pixels, again)
+    other, _ = picture(media, tmp_path / "c.png", model_folder, "eval-0001")
+    assert (abs(pixels - other).max(axis=2) > 30).mean() > 0.05
+    (labels,) = predict(model_folder, [media / "media" / "eval-0000.mp4"], 0.0, 10.0, crops=1, top=5)
+    assert printed == "".join(f"{p.probability:6.3f}  {p.name}\n" for p in labels) + f"\nwritten to {tmp_path / 'a.png'}\n"
+
+
+def test_frames_and_sound_are_those_of_the_middle_view(
+    model_folder: Path, shards: Path, media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """60 frames hold a view of 40 from 10 on; the shards hold the same frames and the same log-mel."""
+    drawn = []
+    monkeypatch.setattr(explaining, "explanation", lambda *given: drawn.append(given) or explanation(*given))
+    with ShardReader(shards, "eval") as reader:
+        clip = reader.key(0).rpartition("_")[0]
+        jpegs = reader[0].frames([10, 20, 30, 40])
+        log_mel = reader[0].log_mel(40, 200).astype(np.float32)
+    picture(media, tmp_path / "a.png", model_folder, clip)
+    title, seen, heard = drawn[0]
+    frames = np.stack([np.asarray(Image.open(io.BytesIO(jpeg)))[:, 11:75] for jpeg in jpegs])
+    assert np.array_equal(seen.frames, frames)
+    assert seen.times == pytest.approx([0.4, 0.8, 1.2, 1.6])
+    assert heard.span == pytest.approx((0.4, 2.0))
+    model, preprocessor = load_trained(model_folder)
+    standardised = (log_mel - preprocessor.inputs.mel_mean) / preprocessor.inputs.mel_std
+    np.testing.assert_allclose(heard.log_mel, standardised, atol=1e-4)
+    rgb = torch.from_numpy(frames.transpose(0, 3, 1, 2) / np.float32(127.5) - 1)
+    shares = attention_rollout(model, rgb[None], torch.from_numpy(standardised)[None])
+    np.testing.assert_allclose(seen.shares, shares["rgb"][0], rtol=1e-3)
+    np.testing.assert_allclose(heard.shares, shares["spec"][0], rtol=1e-3)
+    assert seen.shares.shape == (2, 4, 4)
+    assert heard.shares.shape == (10, 2)
+    assert title.startswith(f"{clip}.mp4\n")
+
+
+@pytest.mark.parametrize(("modality", "inches"), [("rgb", 4.6), ("spec", 4.1)])
+def test_a_model_of_one_stream_is_drawn_with_what_it_has(
+    modality: str, inches: float, shards: Path, media: Path, tmp_path: Path
+) -> None:
+    folder = save_model(shards, tmp_path / "model", f'model.modalities=["{modality}"]')
+    pixels, _ = picture(media, tmp_path / "a.png", folder, "eval-0000")
+    assert pixels.shape == (round(inches * DPI), 14 * DPI, 3)
+
+
+def test_the_span_can_be_chosen(model_folder: Path, media: Path, tmp_path: Path) -> None:
+    first, _ = picture(media, tmp_path / "a.png", model_folder, "eval-0000", "--seconds", "1.6")
+    last, _ = picture(media, tmp_path / "b.png", model_folder, "eval-0000", "--start", "0.8")
+    assert not np.array_equal(first, last)
+
+
+@pytest.mark.parametrize(("frames", "maps"), [(1, 1), (4, 2), (8, 8), (32, 16), (32, 32)])
+def test_every_map_lies_over_the_middle_of_its_frames(frames: int, maps: int) -> None:
+    rng = np.random.default_rng(0)
+    seen = Seen(rng.integers(0, 255, (frames, 6, 6, 3), np.uint8), [0.5 * k for k in range(frames)], rng.random((maps, 3, 3)))
+    panels = explanation("$ is no formula", seen, None).axes[: maps + 2]
+    relative = seen.shares / seen.shares.mean()
+    assert np.array_equal(panels[0].images[0].get_array(), seen.frames[frames // 2])
+    np.testing.assert_allclose(panels[1].images[1].get_array(), relative.mean(0))
+    for index, panel in enumerate(panels[2:]):
+        number = index * (frames // maps) + frames // maps // 2
+        below, above = panel.images
+        assert np.array_equal(below.get_array(), seen.frames[number])
+        np.testing.assert_allclose(above.get_array(), relative[index])
+        assert above.get_clim() == pytest.approx((0, relative.max()))
+        assert panel.get_title() == f"{0.5 * number:.2f} s"
+
+
+def test_the_map_of_the_sound_lies_over_its_place() -> None:
+    """Time goes to the right and the lowest band is at the bottom, in both images."""
+    rng = np.random.default_rng(0)
+    heard = Heard(rng.random((32, 16)), (3.0, 5.0), rng.random((4, 2)))
+    plain, total = explanation("", None, heard).axes[:2]
+    for image in (*plain.images, *total.images):
+        assert image.get_extent() == pytest.approx((3, 5, 0, 16))
+        assert image.origin == "lower"
+    np.testing.assert_allclose(total.images[1].get_array(), (heard.shares / heard.shares.mean()).T)
+    np.testing.assert_allclose(plain.images[0].get_array(), heard.log_mel.T)
+
+
+def test_errors_are_those_of_prediction(model_folder: Path, media: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "a.png")
+    nothing = CliRunner().invoke(cli, ["explain", str(tmp_path / "no.mp4"), "--checkpoint", str(model_folder), "--out", out])
+    assert isinstance(nothing.exception, InputError)
+    assert "there is no file" in str(nothing.exception)
+    clip = str(media / "media" / "eval-0000.mp4")
+    no_model = CliRunner().invoke(cli, ["explain", clip, "--checkpoint", str(tmp_path), "--out", out])
+    assert isinstance(no_model.exception, ConfigError)
+    assert "holds no trained model" in str(no_model.exception)
+    assert not list(tmp_path.iterdir())

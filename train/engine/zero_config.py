@@ -1,0 +1,126 @@
+"""Configuration of DeepSpeed: ours, with a user's file merged over it; what contradicts the recipe is refused."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mbt.manifests.errors import ConfigError
+from mbt.train.engine.engine import micro_batch_size
+from mbt.train.recipes.recipe import TrainRecipe
+
+STAGES = (0, 1, 2, 3)
+DEFAULT_STAGE = 1
+AUTO = "auto"
+"""What configurations for other trainers have where the trainer is to decide."""
+RECIPE_FIELDS = {
+    "train_batch_size": "train.batch_size",
+    "train_micro_batch_size_per_gpu": "train.micro_batch",
+    "gradient_accumulation_steps": "train.micro_batch",
+    "gradient_clipping": "train.max_grad_norm",
+    "optimizer": "train.optimizer",
+    "scheduler": "train.warmup_epochs and train.epochs",
+    "fp16": "train.precision",
+    "bf16": "train.precision",
+    "amp": "train.precision",
+    "torch_autocast": "train.precision",
+    "data_types": "train.precision",
+}
+"""Keys of DeepSpeed that are decided by a recipe's field."""
+FIXED = {"zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer"}
+"""Keys without which DeepSpeed does not take torch's optimisers."""
+
+
+@dataclass(frozen=True)
+class Zero:
+    """What the command line says of DeepSpeed.
+
+    Attributes:
+        stage: of ZeRO; None: the file's, else 1.
+        file: JSON, a configuration of DeepSpeed, or None.
+    """
+
+    stage: int | None = None
+    file: Path | None = None
+
+    def config(self, recipe: TrainRecipe, world_size: int) -> dict[str, Any]:
+        """The configuration for a training; at stage 0, and where groups are clipped apart, it is the engine that clips.
+
+        Raises:
+            ConfigError: the file is no JSON object, or it contradicts the recipe, the stage or this trainer; names the key.
+        """
+        share = recipe.batch_size // world_size
+        size = micro_batch_size(share, recipe) if recipe.group_size is None else share
+        ours = {
+            "train_micro_batch_size_per_gpu": size,
+            "gradient_accumulation_steps": -(-share // size),
+            "gradient_clipping": recipe.max_grad_norm or 0.0,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "zero_optimization": {
+                "stage": DEFAULT_STAGE if self.stage is None else self.stage,
+                # Its own linear layer of stage 3 does not take oneDNN's tensors, as mbt.linear makes them on CPUs.
+                "memory_efficient_linear": torch.cuda.is_available(),
+            },
+            "steps_per_print": 1 << 30,
+        }
+        theirs = {} if self.file is None else self._theirs(self.file, {"train_batch_size": recipe.batch_size, **ours})
+        merged = _merged(ours, theirs)
+        if merged["zero_optimization"]["stage"] == 0 or recipe.group_size is not None:
+            merged["gradient_clipping"] = 0.0
+        return merged
+
+    def _theirs(self, file: Path, ours: dict[str, Any]) -> dict[str, Any]:
+        """What the file says beyond the recipe."""
+        theirs = _read(file)
+        for key, field in RECIPE_FIELDS.items():
+            if key in theirs and not _agrees(theirs.pop(key), ours.get(key)):
+                raise ConfigError(f"{file}: {key} contradicts the recipe", f"Leave it out, and set {field}")
+        for key in theirs.keys() & FIXED:
+            if theirs[key] != ours[key]:
+                raise ConfigError(f"{file}: {key} contradicts this trainer, which has {ours[key]}", "Leave it out")
+        self._check_zero(file, theirs.get("zero_optimization", {}))
+        return theirs
+
+    def _check_zero(self, file: Path, section: Any) -> None:
+        if not isinstance(section, dict):
+            raise ConfigError(f"{file}: zero_optimization is no object", 'Such as {"stage": 2}')
+        stage = section.get("stage", self.stage)
+        if self.stage is not None and stage not in (self.stage, AUTO):
+            fix = "Leave one of them out"
+            raise ConfigError(f"{file}: zero_optimization.stage is {stage}, and --zero-stage {self.stage}", fix)
+        if stage == AUTO:
+            section.pop("stage")
+        elif stage not in (None, *STAGES):
+            raise ConfigError(f"{file}: zero_optimization.stage is {stage!r}", f"Choose one of {', '.join(map(str, STAGES))}")
+        for key in ("offload_optimizer", "offload_param"):
+            if isinstance(section.get(key), dict) and section[key].get("device") == "nvme":
+                fix = 'Set "device": "cpu"'
+                raise ConfigError(f"{file}: zero_optimization.{key}.device is nvme, which checkpoints cannot read", fix)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} is no JSON file: {error}", "Give a configuration of DeepSpeed") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} is no JSON object", "Give a configuration of DeepSpeed")
+    return content
+
+
+def _agrees(theirs: Any, ours: Any) -> bool:
+    """Whether a key of the file leaves the decision to the recipe, or says what the recipe says."""
+    if isinstance(theirs, dict) and "enabled" in theirs:
+        return theirs["enabled"] in (False, AUTO)
+    return theirs == AUTO or (ours is not None and theirs == ours)
+
+
+def _merged(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    both = {**ours, **theirs}
+    for key, value in ours.items():
+        if isinstance(value, dict) and key in theirs:
+            both[key] = _merged(value, theirs[key])
+    return both

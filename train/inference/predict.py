@@ -1,0 +1,100 @@
+"""`mbt predict`: labels of raw media files, decoded by the function that packed the training shards."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mbt.config import Modality
+from mbt.manifests.errors import InputError
+from mbt.prep.media.decode import DEFAULT_LIMITS, ClipError, DecodedClip, Stream, decode_clip
+from mbt.prep.media.log_mel import log_mel
+from mbt.train.data.batch import Batch, RawBatch
+from mbt.train.data.random_access import batches, centred
+from mbt.train.engine.engine import inference, pick_device
+from mbt.train.models.model_folder import Preprocessor, load_trained
+from mbt.train.sampling.inputs import Inputs
+
+STREAMS: dict[Modality, Stream] = {"rgb": "video", "spec": "audio"}
+THREADS = 4
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A label and its probability in [0, 1]."""
+
+    id: str
+    name: str
+    probability: float
+
+
+def predict(
+    checkpoint: Path, files: Sequence[Path], start_s: float, duration_s: float, crops: int, top: int
+) -> list[list[Prediction]]:
+    """The `top` most probable labels of a span of each file, from the mean logits of `crops` views.
+
+    Args:
+        checkpoint: folder of a run or of a model.
+        files: media files.
+        start_s: where the span begins.
+        duration_s: its length; a file that ends earlier is taken to its end.
+        crops: temporal views.
+        top: how many labels.
+
+    Raises:
+        InputError: a file cannot be decoded.
+        ConfigError: no model in `checkpoint`.
+    """
+    model, preprocessor = load_trained(checkpoint)
+    device = pick_device()
+    logits_of = inference(model, device)
+    predictions = []
+    for file in files:
+        clip = decode_span(file, start_s, duration_s, preprocessor.inputs)
+        batch = views(clip, preprocessor.inputs, crops, device)
+        predictions.append(most_probable(logits_of(batch).mean(0), preprocessor, top))
+    return predictions
+
+
+def most_probable(logits: Tensor, preprocessor: Preprocessor, top: int) -> list[Prediction]:
+    """The `top` most probable labels by logits (C,), best first."""
+    labels = preprocessor.label_set.labels
+    probabilities = (logits.sigmoid() if preprocessor.task == "multilabel" else logits.softmax(0)).cpu().numpy()
+    best = np.argsort(-probabilities, kind="stable")[:top]
+    return [Prediction(labels[i].id, labels[i].display_name, float(probabilities[i])) for i in best]
+
+
+def decode_span(file: Path, start_s: float, duration_s: float, inputs: Inputs) -> DecodedClip:
+    """Decode a span of a media file as the training clips were packed.
+
+    Raises:
+        InputError: there is no such file, or it cannot be decoded.
+    """
+    if not file.is_file():
+        raise InputError(f"there is no file {file}", "Give the path of a media file")
+    streams = [STREAMS[modality] for modality in inputs.modalities]
+    try:
+        return decode_clip(file, start_s, duration_s, inputs.media.video, DEFAULT_LIMITS, streams, min_share=0)
+    except ClipError as error:
+        raise InputError(
+            f"{file} cannot be decoded: {error}", "Give a file with the model's picture and sound streams"
+        ) from None
+
+
+def views(clip: DecodedClip, inputs: Inputs, crops: int, device: torch.device) -> Batch:
+    """The evaluation views of a decoded clip."""
+    window = inputs.window
+    starts = window.crop_starts(crops, clip.num_frames)
+    jpegs: list[bytes] = []
+    spec = None
+    if "rgb" in inputs.modalities:
+        jpegs = [clip.jpegs[number] for start in starts for number in window.frame_numbers(start.rgb, clip.num_frames)]
+    if "spec" in inputs.modalities:
+        mel = log_mel(clip.audio, inputs.media.log_mel)
+        spec = np.stack([np.concatenate([mel[a:b] for a, b in window.mel_spans(s.spec, clip.num_frames)]) for s in starts])
+    raw = RawBatch(plan=centred(np.arange(crops)), jpegs=jpegs, spec=spec)
+    (batch,) = batches(iter([raw]), inputs, crops, device, None, THREADS)
+    return batch

@@ -1,0 +1,4 @@
+"""What is trained, and how.
+
+In: a TOML file and --set options. Out: a validated recipe.
+"""
