@@ -121,9 +121,9 @@ def audioset(subset: str, list_path: Path | None, source: str | None, **options:
     from mbt.prep.run import PrepOptions, prepare
 
     plan = Plan(dataset=AUDIOSET.name, task=AUDIOSET.task)
-    media = source or AUDIOSET.url_template
+    options["source"] = source or AUDIOSET.url_template
     options["cap"] = options["cap"] or find_subset(AUDIOSET, subset).cap
-    prepare(plan, audioset_labels, lambda _: audioset_clips(subset, list_path), media, PrepOptions(**options))
+    prepare(plan, audioset_labels, lambda _: audioset_clips(subset, list_path), PrepOptions.from_command_line(**options))
 
 
 @prep.command()
@@ -142,8 +142,8 @@ def custom(list_path: Path, labels_path: Path, source: str, name: str, task: Any
     from mbt.prep.run import PrepOptions, prepare
 
     plan = Plan(dataset=name, task=task)
-    shared = PrepOptions(**options)
-    prepare(plan, lambda: read_labels(labels_path), lambda labels: custom_clips(list_path, labels), source, shared)
+    chosen = PrepOptions.from_command_line(source=source, **options)
+    prepare(plan, lambda: read_labels(labels_path), lambda labels: custom_clips(list_path, labels), chosen)
 
 
 @cli.group()

@@ -170,7 +170,7 @@ def ours(clips: Sequence[Clip], server: MediaServer, folder: Path, lanes: int, s
     rate = ["--source", f"{server.url}/watch/{PLACEHOLDER}", "--lanes", folder / "lanes.toml", "--sleep", sleep_s]
     for stage in ("plan", "fetch"):
         told = _python("cli", "prep", "custom", *lists, *rate, "--stage", stage)
-    if f"fetch: {len(clips)} clips there, 0 not" not in told:
+    if f"fetch: {len(clips)} clips found, 0 missing" not in told:
         raise InputError(f"not every clip came: {told.strip()}", "Look at the ledger of a run of mbt prep with this stand-in")
 
 

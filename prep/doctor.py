@@ -141,8 +141,9 @@ def canary_checks(canary: str | None, lanes: Path | None) -> list[Check]:
     if lanes is None:
         return [("canary", partial(ask_for, canary), UPGRADE)]
     from mbt.prep.fetch.lanes import make_lanes
+    from mbt.prep.fetch.options import FetchOptions
 
-    made = make_lanes(Path(os.devnull), _template(canary), 0.0, {}, lanes)
+    made = make_lanes(Path(os.devnull), FetchOptions(source=_template(canary), sleep=0, lanes=lanes, rank=0, world=1))
     return [(f"canary {lane.name}", partial(ask_for, canary, lane.source), UPGRADE) for lane in made]
 
 

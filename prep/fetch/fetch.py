@@ -22,6 +22,7 @@ from mbt.prep.fetch.byte_ranges import RawClip
 from mbt.prep.fetch.clip_states import Books
 from mbt.prep.fetch.lanes import Lane, LanePool, remember
 from mbt.prep.fetch.local_folder import LocalFolder
+from mbt.prep.fetch.options import FetchOptions
 from mbt.prep.fetch.worker_share import Share
 from mbt.prep.fetch.ytdlp import Answer
 from mbt.prep.state.failure_codes import UNKNOWN, Action, Verdict
@@ -34,7 +35,7 @@ AHEAD = 8
 AHEAD_OF_OTHERS = 256
 """The same for a worker, where others fetch too."""
 PATIENCE_S = 0.5
-EVERYTHING = Share()
+DEFAULTS = FetchOptions()
 
 
 @dataclass(frozen=True)
@@ -45,18 +46,18 @@ class Fetched:
     missing: int
 
 
-def find(folder: Path, source: LocalFolder, removed: frozenset[str] = frozenset()) -> Fetched:
+def find(folder: Path, source: LocalFolder, options: FetchOptions = DEFAULTS) -> Fetched:
     """Look in a folder for every clip of the plan that is not there yet.
 
     Args:
         folder: the dataset folder.
         source: where the media lie.
-        removed: keys and video ids that are not looked for.
+        options: options of the fetch stage.
 
     Raises:
         StorageError: no space left.
     """
-    books = Books(folder, source.name, removed)
+    books = Books(folder, source.name, options.removed)
     total = books.table.num_rows
     with LedgerWriter(folder, "fetch-0") as writer, progress(total, "fetch", "clip") as bar:
         for batch in (table_clips(books.table.slice(i, LOCAL_BATCH)) for i in range(0, total, LOCAL_BATCH)):
@@ -78,13 +79,7 @@ def _found(clip: Clip, source: LocalFolder) -> Attempt:
     return Attempt(key=clip.key, source=source.name, code="local.missing", message=message, time=now)
 
 
-def fetch(
-    folder: Path,
-    lanes: Sequence[Lane],
-    removed: frozenset[str] = frozenset(),
-    share: Share = EVERYTHING,
-    seed: int = 0,
-) -> Fetched:
+def fetch(folder: Path, lanes: Sequence[Lane], options: FetchOptions = DEFAULTS) -> Fetched:
     """Ask for every clip of the plan that is not there yet, not known to be gone, and not asked for just now.
 
     The order is pseudo-random, so that what is there at any time is a fair sample. Of a plan with caps it is the order of the
@@ -94,16 +89,15 @@ def fetch(
     Args:
         folder: the dataset folder.
         lanes: the network addresses to ask from; a lane whose rate is limited or that is blocked rests, and the others go on.
-        removed: keys and video ids that are not asked for.
-        share: the videos that this worker asks for.
-        seed: of the order.
+        options: options of the fetch stage.
 
     Raises:
         SourceError: the source serves nobody here (blocked, no network, wrong installation).
         StorageError: no space left.
         KeyboardInterrupt: after an interrupt from the keyboard, when what was in flight has come.
     """
-    books = Books(folder, lanes[0].source.name, removed)
+    share = options.share
+    books = Books(folder, lanes[0].source.name, options.removed)
     remember(lanes, folder)
     total = sum(share.has(video_id) for video_id in books.table["video_id"].to_pylist())
     with (
@@ -113,7 +107,7 @@ def fetch(
         LanePool[_Video](lanes) as pool,
     ):
         run = _Run(folder, books, pool, writer, share, stopping, bar)
-        run.through(_videos(books, seed, share))
+        run.through(_videos(books, options.seed, share))
     return Fetched(books.there, books.missing)
 
 

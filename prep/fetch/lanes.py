@@ -3,7 +3,7 @@
 import random
 import time
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mbt.manifests.clips import Clip
 from mbt.manifests.errors import InputError
-from mbt.prep.fetch.ytdlp import Answer, YtDlp, check_options
+from mbt.prep.fetch.options import FetchOptions
+from mbt.prep.fetch.ytdlp import Answer, YtDlp, check_options, parse_options
 from mbt.prep.state.failure_codes import HOUR_S, Action
 from mbt.prep.state.ledger import LedgerReader
 
@@ -93,31 +94,28 @@ class LanesFile(BaseModel):
     lane: tuple[LaneTable, ...] = Field(min_length=1)
 
 
-def make_lanes(
-    folder: Path, template: str, sleep_s: float, options: Mapping[str, Any], file: Path | None = None, prefix: str = ""
-) -> list[Lane]:
+def make_lanes(folder: Path, options: FetchOptions) -> list[Lane]:
     """The lanes of a lanes file, or the one that this machine has by itself.
 
     Args:
         folder: the dataset folder.
-        template: URL with the placeholder `{video_id}`.
-        sleep_s: of lanes that name no other.
-        options: of yt-dlp's Python API, for every lane; those of the file go before.
-        file: TOML: `[[lane]]` with `name`, `sleep` and options of yt-dlp (`proxy`, `cookiefile`, `source_address`, ...);
-            `[ytdlp]` with options of all.
-        prefix: of the lanes' names in the ledger.
+        options: options of the fetch stage. `options.lanes` is TOML: `[[lane]]` with `name`, `sleep` and yt-dlp options
+            (`proxy`, `cookiefile`, `source_address`, ...); `[ytdlp]` with yt-dlp options of every lane, which override
+            `options.ytdlp`.
 
     Raises:
         InputError: the file or an option is malformed, two lanes have one name, or the template lacks its placeholder.
     """
+    template, file, ytdlp = options.source, options.lanes, parse_options(options.ytdlp)
+    prefix = f"{options.share.rank}." if options.share.world > 1 else ""
     if file is None:
-        return [Lane(f"{prefix}direct", YtDlp(folder, template, options), sleep_s)]
+        return [Lane(f"{prefix}direct", YtDlp(folder, template, ytdlp), options.sleep)]
     content = _read_file(file)
-    common = {**options, **check_options(content.ytdlp, f"{file}: [ytdlp]")}
+    common = {**ytdlp, **check_options(content.ytdlp, f"{file}: [ytdlp]")}
     lanes = []
     for table in content.lane:
         own = check_options(table.model_extra or {}, f"{file}: lane {table.name}")
-        sleep = sleep_s if table.sleep is None else table.sleep
+        sleep = options.sleep if table.sleep is None else table.sleep
         lanes.append(Lane(f"{prefix}{table.name}", YtDlp(folder, template, {**common, **own}), sleep))
         cookies = own.get("cookiefile")
         if cookies is not None and not Path(cookies).is_file():

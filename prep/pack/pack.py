@@ -13,7 +13,7 @@ from mbt.manifests.clips import iter_clips
 from mbt.manifests.errors import InputError
 from mbt.manifests.progress import progress
 from mbt.manifests.shards import DatasetInfo, shard_file
-from mbt.prep.media.decode import DEFAULT_LIMITS, Limits
+from mbt.prep.pack.options import PackOptions
 from mbt.prep.pack.pack_shard import Packing, ShardTask, pack_shard
 from mbt.prep.pack.publish import publish
 from mbt.prep.plan.plan import read_plan
@@ -26,15 +26,7 @@ from mbt.prep.workers.processes import cores
 from mbt.prep.workers.ray_cluster import on_ray
 
 
-def pack(
-    folder: Path,
-    settings: PackSettings,
-    workers: int | None = None,
-    limits: Limits = DEFAULT_LIMITS,
-    keep_raw: bool = True,
-    removed: frozenset[str] = frozenset(),
-    ray: str | None = None,
-) -> DatasetInfo:
+def pack(folder: Path, options: PackOptions) -> DatasetInfo:
     """Pack every fetched clip of the plan; shards that are done stay as they are.
 
     Which clip goes into which shard is frozen at the first call; clips fetched later go into further shards. A clip that
@@ -42,12 +34,7 @@ def pack(
 
     Args:
         folder: the dataset folder, planned and fetched.
-        settings: what decides the bytes, and where they go; must be those of earlier calls on this folder.
-        workers: clips of a shard decoded at a time; default: one a core, and on a cluster one.
-        limits: wall-clock and memory limit of each clip.
-        removed: keys and video ids that are not packed; a shard that has one is packed anew without it.
-        keep_raw: keep the fetched media of packed clips; those of a source folder are kept in any case.
-        ray: address of a Ray cluster whose nodes share the folder; None: this machine alone.
+        options: what is stored, where, and how it is decoded; `options.settings` must be those of earlier calls.
 
     Raises:
         InputError: other settings than before, no clip could be packed, or no cluster is there.
@@ -55,6 +42,7 @@ def pack(
         KeyboardInterrupt: after an interrupt from the keyboard, when what was in work is done.
     """
     plan, labels, table = read_plan(folder)
+    settings, ray = options.settings, options.ray
     store = Store(folder, settings.to)
     freeze_settings(folder, settings)
     ledger = {key: attempt.checked(folder) for key, attempt in read_ledger(folder).items()}
@@ -63,8 +51,8 @@ def pack(
     splits = dict(zip(table["key"].to_pylist(), table["split"].to_pylist(), strict=True))
     there = [key for key in splits if key in ledger and ledger[key].path is not None]
     assignment = _assign(folder, splits, there, settings)
-    workers = workers or (cores() if ray is None else 1)
-    packing = Packing(folder, labels, settings, store, workers, limits, keep_raw, removed)
+    workers = options.workers or (cores() if ray is None else 1)
+    packing = Packing(folder, labels, store, workers, options)
     tasks = _tasks(table, assignment, ledger)
     with gentle_interrupts() as stopping, progress(sum(map(len, assignment.values())), "pack", "clip") as bar:
         if ray is None:

@@ -15,13 +15,13 @@ from mbt.manifests.atomic import locked
 from mbt.manifests.clips import Clip, table_clips
 from mbt.manifests.errors import InputError, StorageError
 from mbt.manifests.labels import LabelSet
-from mbt.prep.media.decode import ClipError, Limits, decode_clip
+from mbt.prep.media.decode import ClipError, decode_clip
+from mbt.prep.pack.options import PackOptions
 from mbt.prep.pack.sample import Sample, make_sample
 from mbt.prep.pack.write_shard import write_shard
 from mbt.prep.plan.plan import PLAN_FILE
 from mbt.prep.plan.removed import REMOVED, is_removed
 from mbt.prep.state.ledger import LOST, NEVER_FETCHED, Attempt
-from mbt.prep.state.settings import PackSettings
 from mbt.prep.state.shard_record import Failure, ShardRecord, finished_shard, idx_file, read_record
 from mbt.prep.state.store import Store
 
@@ -39,22 +39,16 @@ class Packing:
     Attributes:
         folder: the dataset folder, the same path wherever shards are packed.
         labels: label set.
-        settings: what decides the bytes.
         store: where finished files go.
         workers: clips of a shard that are decoded at a time.
-        limits: wall-clock and memory limit of each clip.
-        keep_raw: keep the fetched media of packed clips.
-        removed: keys and video ids that are not packed.
+        options: options of the pack stage.
     """
 
     folder: Path
     labels: LabelSet
-    settings: PackSettings
     store: Store
     workers: int
-    limits: Limits
-    keep_raw: bool
-    removed: frozenset[str]
+    options: PackOptions
 
 
 @dataclass(frozen=True)
@@ -94,7 +88,7 @@ def pack_shard(
     clips = table_clips(task.clips)
     with locked(folder / LOCKS_FOLDER / f"{task.name}.lock"):
         record = finished_shard(packing.store, task.name)
-        if record is not None and _is_without(record, clips, packing.removed):
+        if record is not None and _is_without(record, clips, packing.options.removed):
             count(len(clips))
         else:
             record = _make(packing, task, clips, count, go_on)
@@ -123,15 +117,15 @@ def _make(
     go_on: Callable[[], bool],
 ) -> ShardRecord:
     """Write the shard, unless only bringing it to its place is left of an earlier call, and put it there."""
-    folder, settings, store = packing.folder, packing.settings, packing.store
+    folder, store, options = packing.folder, packing.store, packing.options
     earlier = read_record(folder, task.name)
     record = finished_shard(Store(folder), task.name)
-    if record is not None and _is_without(record, clips, packing.removed):
+    if record is not None and _is_without(record, clips, packing.options.removed):
         count(len(clips))
     else:
         outcomes = _counted(_outcomes(packing, clips, task.attempts, go_on), count)
         keys = [clip.key for clip in clips]
-        record = write_shard(folder, task.name, keys, settings.media, settings.shard_bytes, outcomes)
+        record = write_shard(folder, task.name, keys, options.media, options.shard_bytes, outcomes)
     names = _file_names(record)
     for gone in set(_file_names(earlier)) - set(names) if earlier else ():
         store.remove(gone)
@@ -143,7 +137,7 @@ def _make(
 def _delete_raw(packing: Packing, clips: Iterable[Clip], attempts: Mapping[str, Attempt]) -> None:
     for clip in clips:
         path = attempts.get(clip.key, NEVER_FETCHED).path
-        unwanted = not packing.keep_raw or is_removed(clip, packing.removed)
+        unwanted = not packing.options.keep_raw or is_removed(clip, packing.options.removed)
         if unwanted and path is not None and not Path(path).is_absolute():
             (packing.folder / path).unlink(missing_ok=True)
 
@@ -152,11 +146,11 @@ def _outcomes(
     packing: Packing, clips: list[Clip], attempts: Mapping[str, Attempt], go_on: Callable[[], bool]
 ) -> Callable[[int], Iterator[Sample | Failure]]:
     """What becomes of the clips from a given place on."""
-    media = packing.settings.media
+    media = packing.options.media
 
     def sample(clip: Clip) -> Sample | Failure:
         torch.set_num_threads(1)
-        if is_removed(clip, packing.removed):
+        if is_removed(clip, packing.options.removed):
             return Failure(key=clip.key, stage="pack", code=REMOVED, message="on the removal list")
         attempt = attempts.get(clip.key, NEVER_FETCHED)
         if attempt.code == LOST:
@@ -166,8 +160,8 @@ def _outcomes(
         start_s = (clip.start_ms - attempt.offset_ms) / 1000
         path, seconds = packing.folder / attempt.path, clip.duration_ms / 1000
         try:
-            decoded = decode_clip(path, start_s, seconds, media.video, packing.limits)
-            return make_sample(clip, decoded, packing.labels, media, attempt.source, packing.limits)
+            decoded = decode_clip(path, start_s, seconds, media.video, packing.options.limits)
+            return make_sample(clip, decoded, packing.labels, media, attempt.source, packing.options.limits)
         except ClipError as error:
             return Failure(key=clip.key, stage="pack", code=error.code, message=error.message)
 

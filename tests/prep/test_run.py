@@ -257,7 +257,7 @@ def test_stages_alone_come_to_the_same(packed: Path, collection: Collection, tmp
     assert mbt(*collection.arguments(out, "--stage", "plan")).out == f"plan: 11 clips in {out}/clips.parquet\n"
     assert pq.read_table(out / "clips.parquet").num_rows == 11
     assert not (out / "work/ledger").exists()
-    assert mbt(*collection.arguments(out, "--stage", "fetch")).out == "fetch: 10 clips there, 1 not\n"
+    assert mbt(*collection.arguments(out, "--stage", "fetch")).out == "fetch: 10 clips found, 1 missing\n"
     assert not list(out.glob("*.tar"))
     assert mbt(*collection.arguments(out, "--stage", "pack")).code == 0
     assert digests(out) == digests(packed)

@@ -17,6 +17,7 @@ from mbt.manifests.errors import InputError
 from mbt.manifests.labels import Label, LabelSet
 from mbt.prep.fetch.fetch import Fetched, fetch
 from mbt.prep.fetch.lanes import Lane
+from mbt.prep.fetch.options import FetchOptions
 from mbt.prep.fetch.worker_share import Share, find_share
 from mbt.prep.fetch.ytdlp import YtDlp
 from mbt.prep.plan.plan import Plan, read_plan, write_plan
@@ -65,7 +66,7 @@ def test_lanes_share_the_videos_and_have_one_in_flight_each(
     run = arguments(20, lanes("a", "b"))
     assert mbt(*run, "--stage", "plan").code == 0
     began = time.monotonic()
-    assert mbt(*run, "--stage", "fetch").out == "fetch: 20 clips there, 0 not\n"
+    assert mbt(*run, "--stage", "fetch").out == "fetch: 20 clips found, 0 missing\n"
     assert 20 / 2 * 0.1 <= time.monotonic() - began < 20 * 0.1
     assert sorted(site.asked) == [f"video{number:02}" for number in range(20)]
     by_lane = [options["proxy"] for options in site.options]
@@ -75,7 +76,7 @@ def test_lanes_share_the_videos_and_have_one_in_flight_each(
 def test_each_lane_keeps_its_own_rate(mbt: Door, arguments: Callable[..., list[object]], site: Site) -> None:
     run = arguments(12, '[[lane]]\nname = "slow"\nproxy = "http://slow:1"\nsleep = 0.5\n' + lanes("quick"))
     assert mbt(*run, "--stage", "plan").code == 0
-    assert mbt(*run, "--stage", "fetch").out == "fetch: 12 clips there, 0 not\n"
+    assert mbt(*run, "--stage", "fetch").out == "fetch: 12 clips found, 0 missing\n"
     assert sum(options["proxy"] == "http://slow:1" for options in site.options) == 1
 
 
@@ -87,7 +88,7 @@ def test_a_lane_whose_rate_is_limited_rests_and_another_takes_its_video(
     run = arguments(10, lanes("a", "b"))
     assert mbt(*run, "--stage", "plan").code == 0
     done = mbt(*run, "--stage", "fetch")
-    assert done.out == "fetch: 10 clips there, 0 not\n", done.err
+    assert done.out == "fetch: 10 clips found, 0 missing\n", done.err
     assert "fetch: a rests until" in done.err
     proxies = [options["proxy"] for options in site.options]
     assert (proxies.count("http://a:1"), proxies.count("http://b:1")) == (1, 10)
@@ -104,7 +105,7 @@ def test_a_rest_holds_in_the_next_run(mbt: Door, arguments: Callable[..., list[o
     assert mbt(*run, "--stage", "fetch").code == 0
     (tmp_path / "out/raw/vi/video03.mp4").unlink()
     site.options.clear()
-    assert mbt(*run, "--stage", "fetch").out == "fetch: 5 clips there, 1 not\n"
+    assert mbt(*run, "--stage", "fetch").out == "fetch: 5 clips found, 1 missing\n"
     assert [options["proxy"] for options in site.options] == ["http://b:1"]
 
 
@@ -121,7 +122,7 @@ def test_run_stops_when_half_of_the_lanes_are_blocked(mbt: Door, arguments: Call
     site.refuses = refusing("a", BOT, 1)
     run = arguments(12, lanes("a", "b", "c"))
     assert mbt(*run, "--stage", "plan").code == 0
-    assert mbt(*run, "--stage", "fetch").out == "fetch: 12 clips there, 0 not\n"
+    assert mbt(*run, "--stage", "fetch").out == "fetch: 12 clips found, 0 missing\n"
     run = arguments(24, lanes("a", "b", "c"))
     refusals = refusing("a", BOT, 1), refusing("b", BOT, 1)
     site.refuses = lambda options: refusals[0](options) or refusals[1](options)
@@ -201,7 +202,7 @@ def test_a_cap_over_survivors_is_exact_with_several_workers(capped: tuple[Path, 
 
     def work(rank: int) -> None:
         time.sleep(0.1 * rank)
-        found[rank] = fetch(folder, [Lane(f"{rank}.direct", YtDlp(folder, URL), 0)], share=Share(rank, 3))
+        found[rank] = fetch(folder, [Lane(f"{rank}.direct", YtDlp(folder, URL), 0)], FetchOptions(rank=rank, world=3))
 
     workers = [threading.Thread(target=work, args=(rank,)) for rank in range(3)]
     for worker in workers:
@@ -219,15 +220,14 @@ def test_a_worker_waits_for_another_that_falls_behind(
 ) -> None:
     folder, kept = capped
     monkeypatch.setattr("mbt.prep.fetch.fetch.AHEAD_OF_OTHERS", 20)
-    first = threading.Thread(
-        target=fetch, args=(folder, [Lane("0.direct", YtDlp(folder, URL), 0)]), kwargs={"share": Share(0, 2)}
-    )
+    lane = Lane("0.direct", YtDlp(folder, URL), 0)
+    first = threading.Thread(target=fetch, args=(folder, [lane], FetchOptions(rank=0, world=2)))
     first.start()
     time.sleep(1)
     assert first.is_alive()
     assert len(site.asked) <= 20
     assert "fetch: waits for what worker 1 fetches, such as v" in capsys.readouterr().err
-    fetch(folder, [Lane("1.direct", YtDlp(folder, URL), 0)], share=Share(1, 2))
+    fetch(folder, [Lane("1.direct", YtDlp(folder, URL), 0)], FetchOptions(rank=1, world=2))
     first.join(60)
     assert not first.is_alive()
     assert packed(folder) == kept
@@ -240,8 +240,8 @@ def test_workers_fetch_each_video_once(mbt: Door, arguments: Callable[..., list[
     assert sorted(site.asked) == [f"video{number:02}" for number in range(30)]
     counts = [int(line.split()[1]) for line in told]
     assert (sum(counts), min(counts) >= 4) == (30, True)
-    assert told[1].endswith("0 not (worker 1 of 3)\n")
-    assert mbt(*run, "--stage", "fetch").out == "fetch: 30 clips there, 0 not\n"
+    assert told[1].endswith("0 missing (worker 1 of 3)\n")
+    assert mbt(*run, "--stage", "fetch").out == "fetch: 30 clips found, 0 missing\n"
 
 
 def test_only_fetching_can_be_shared(
@@ -312,5 +312,5 @@ def test_an_interrupt_lets_what_is_in_flight_come(
     assert len(read_ledger(tmp_path / "out")) == asked
     assert len(list((tmp_path / "out/raw").rglob("*.mp4"))) == asked
     site.takes_s = 0.0
-    assert mbt(*run, "--stage", "fetch").out == "fetch: 20 clips there, 0 not\n"
+    assert mbt(*run, "--stage", "fetch").out == "fetch: 20 clips found, 0 missing\n"
     assert len(site.asked) == 20

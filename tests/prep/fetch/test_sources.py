@@ -118,7 +118,7 @@ def test_videos_come_once_and_refusals_are_kept(
     assert mbt("prep", "custom", *run, "--stage", "plan").code == 0
     assert not server.requests
     outcome = mbt("prep", "custom", *run, "--stage", "fetch")
-    assert (outcome.code, outcome.out) == (0, "fetch: 3 clips there, 2 not\n")
+    assert (outcome.code, outcome.out) == (0, "fetch: 3 clips found, 2 missing\n")
     first = paths(server)
     assert set(first) == {"/-two_clips_.mp4", "/_one.mp4", "/gone.mp4", "/busy.mp4"}
     ledger = read_ledger(tmp_path / "out")
@@ -245,7 +245,7 @@ def test_video_that_will_not_be_served_is_asked_for_once(
     site.says = {"video01": (text, "")}
     assert mbt(*listing(3), "--stage", "plan").code == 0
     for _ in range(2):
-        assert mbt(*listing(3), "--stage", "fetch").out == "fetch: 2 clips there, 1 not\n"
+        assert mbt(*listing(3), "--stage", "fetch").out == "fetch: 2 clips found, 1 missing\n"
         clock.now += 1000 * HOUR
     assert sorted(site.asked) == ["video00", "video01", "video02"]
     assert failures(read_ledger(tmp_path / "out")) == {"video01_0": (code, action, True)}
@@ -342,7 +342,7 @@ def test_text_that_is_not_known_is_printed_once(mbt: Door, listing: Listing, sit
     mbt(*listing(5), "--stage", "plan")
     outcome = mbt(*listing(5), "--stage", "fetch")
     told = [line.rpartition(": ")[2] for line in outcome.err.splitlines() if "does not know" in line]
-    assert (outcome.out, told) == ("fetch: 1 clips there, 4 not\n", ["Something new", "Something newer"])
+    assert (outcome.out, told) == ("fetch: 1 clips found, 4 missing\n", ["Something new", "Something newer"])
 
 
 def test_full_disk_is_no_failure_of_a_video(site: Site, tmp_path: Path) -> None:

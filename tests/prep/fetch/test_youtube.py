@@ -131,7 +131,7 @@ def test_refused_bytes_are_asked_for_again_later(
     media.files["/v"] = ServedFile(b"", faults=[Status(status)] * 50)
     mbt(*arguments, "--stage", "plan")
     done = mbt(*arguments, "--stage", "fetch")
-    assert (done.code, done.out) == (0, "fetch: 0 clips there, 4 not\n"), done.err
+    assert (done.code, done.out) == (0, "fetch: 0 clips found, 4 missing\n"), done.err
     lines = (tmp_path / "set" / "work" / "ledger" / "fetch-0.jsonl").read_text().splitlines()
     kept = {row["key"]: (row["code"], row["action"], row["final"]) for row in map(json.loads, lines)}
     assert kept.pop("gone0000003_0") == ("perm.removed_by_uploader", "permanent", True)
@@ -150,7 +150,7 @@ def test_a_rate_limit_of_the_media_makes_the_lane_rest_and_costs_no_attempt(
     media.files["/a"].faults = [Status(429), Status(429)]
     done = mbt(*arguments, "--stage", "plan")
     done = mbt(*arguments, "--stage", "fetch")
-    assert (done.code, done.out) == (0, "fetch: 3 clips there, 1 not\n"), done.err
+    assert (done.code, done.out) == (0, "fetch: 3 clips found, 1 missing\n"), done.err
     assert done.err.count("fetch: direct rests until") == 2
     lines = (tmp_path / "set" / "work" / "ledger" / "fetch-0.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
@@ -183,7 +183,7 @@ def test_live_streams_are_left_for_later(
     text = (tmp_path / "clips.csv").read_text().replace("video000002", f"live_{status}")
     (tmp_path / "clips.csv").write_text(text)
     assert mbt(*arguments, "--stage", "plan").code == 0
-    assert mbt(*arguments, "--stage", "fetch").out == "fetch: 2 clips there, 2 not\n"
+    assert mbt(*arguments, "--stage", "fetch").out == "fetch: 2 clips found, 2 missing\n"
     lines = (tmp_path / "set" / "work" / "ledger" / "fetch-0.jsonl").read_text().splitlines()
     row = next(row for row in map(json.loads, lines) if row["key"].startswith("live"))
     assert (row["code"], row["action"], row["final"]) == ("later.live", "later", False)
@@ -200,7 +200,7 @@ def test_raw_clips_need_not_be_kept(
     youtube.clear()
     again = mbt(*arguments, "--shard-samples", 2, "--no-keep-raw")
     assert (again.code, youtube) == (0, [])
-    assert "fetch: 3 clips there, 1 not" in again.out
+    assert "fetch: 3 clips found, 1 missing" in again.out
     (tmp_path / "set" / "train-000001.tar").unlink()
     assert mbt(*arguments, "--shard-samples", 2, "--no-keep-raw").code == 0
     assert len(youtube) == 1
@@ -213,7 +213,7 @@ def test_options_of_ytdlp_pass_through(
     """A format that the site does not have, and a proxy that is the media server itself: both are obeyed."""
     done = mbt(*arguments, "--stage", "plan", "--ytdlp", "format=nothing")
     done = mbt(*arguments, "--stage", "fetch", "--ytdlp", "format=nothing")
-    assert done.out == "fetch: 0 clips there, 4 not\n"
+    assert done.out == "fetch: 0 clips found, 4 missing\n"
     ledger = (tmp_path / "set" / "work" / "ledger" / "fetch-0.jsonl").read_text()
     assert ledger.count("env.format") == 3
     assert not media.requests

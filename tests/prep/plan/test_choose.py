@@ -16,8 +16,9 @@ from mbt.manifests.balance import Balance, balanced_rows, offered
 from mbt.manifests.clips import SCHEMA, table_clips
 from mbt.manifests.errors import InputError, StorageError
 from mbt.manifests.shards import MediaFormat
-from mbt.prep.plan.choose import Choice
+from mbt.prep.plan.choose import choose, fetch_caps
 from mbt.prep.plan.estimate import check_disk, estimate
+from mbt.prep.plan.options import PlanOptions
 from mbt.prep.state.ledger import Attempt
 from mbt.prep.state.selection import Selection, members
 from tests.conftest import Door, LoopbackServer, serving
@@ -45,7 +46,7 @@ LABELS = st.lists(st.sets(st.integers(0, CLASSES - 1), min_size=1, max_size=3), 
 def test_a_cap_over_survivors_is_filtering_first_and_balancing_afterwards(labels: list[set[int]], cap: int, random) -> None:  # type: ignore[no-untyped-def]
     """And nothing is asked for that could not be taken."""
     listed = table(labels)
-    planned = Choice(balance=Balance(cap)).of(listed, CLASSES)
+    planned = choose(listed, PlanOptions(cap=cap), CLASSES)
     alive = {key: random.random() < 0.7 for key in listed["key"].to_pylist()}
 
     selection, ledger = Selection({"train": cap}, CLASSES), {}
@@ -80,24 +81,24 @@ def test_splits_without_a_cap_are_whole() -> None:
 
 
 def test_a_cap_over_the_list_needs_no_cap_while_fetching() -> None:
-    choice = Choice(balance=Balance(2), over="list")
-    clips = choice.of(table([{0}] * 5 + [{1}]), CLASSES)
+    options = PlanOptions(cap=2, balance="list")
+    clips = choose(table([{0}] * 5 + [{1}]), options, CLASSES)
     assert clips.num_rows == 3
-    assert choice.caps(clips) == {}
-    assert Choice(balance=Balance(2)).caps(clips) == {"train": 2}
+    assert fetch_caps(clips, options) == {}
+    assert fetch_caps(clips, PlanOptions(cap=2)) == {"train": 2}
 
 
 def test_keys_of_another_plan(tmp_path: Path) -> None:
     listed = table([{0}] * 6)
     pq.write_table(listed.slice(2, 2), tmp_path / "clips.parquet")
-    assert Choice(keys=tmp_path / "clips.parquet").of(listed, CLASSES)["key"].to_pylist() == ["k002", "k003"]
+    assert choose(listed, PlanOptions(keys=tmp_path / "clips.parquet"), CLASSES)["key"].to_pylist() == ["k002", "k003"]
     with pytest.raises(InputError, match=r"2 keys of .* are not in the list"):
-        Choice(keys=tmp_path / "clips.parquet").of(listed.slice(0, 2), CLASSES)
+        choose(listed.slice(0, 2), PlanOptions(keys=tmp_path / "clips.parquet"), CLASSES)
     with pytest.raises(InputError, match="cannot read keys"):
-        Choice(keys=tmp_path / "nothing.parquet").of(listed, CLASSES)
+        choose(listed, PlanOptions(keys=tmp_path / "nothing.parquet"), CLASSES)
     pq.write_table(pa.table({"id": ["a"]}), tmp_path / "other.parquet")
     with pytest.raises(InputError, match="cannot read keys"):
-        Choice(keys=tmp_path / "other.parquet").of(listed, CLASSES)
+        choose(listed, PlanOptions(keys=tmp_path / "other.parquet"), CLASSES)
 
 
 def test_the_estimate_is_arithmetic() -> None:
@@ -170,7 +171,7 @@ def test_only_clips_that_can_still_be_taken_are_asked_for(
     assert sorted(pq.read_table(tmp_path / "set" / "train.parquet")["key"].to_pylist()) == ["v0_0", "v2_0", "v3_0"]
     failures = pq.read_table(tmp_path / "set" / "failures.parquet").to_pylist()
     assert [(row["key"], row["code"]) for row in failures] == [("v1_0", "perm.gone")]
-    assert "fetch: 4 clips there, 1 not" in done.out
+    assert "fetch: 4 clips found, 1 missing" in done.out
 
     server.requests.clear()
     server.answer = serving({f"/{name}.mp4": video for name in [*names, "other"]})

@@ -304,7 +304,7 @@ def test_lanes_of_a_real_run(tmp_path: Path, mbt: Door, site: Site) -> None:
     url = "https://www.youtube.com/watch?v={video_id}"
     run = ["prep", "custom", *lists, "--source", url, "--sleep", 0, "--lanes", tmp_path / "lanes.toml"]
     assert mbt(*run, "--stage", "plan").code == 0
-    assert mbt(*run, "--stage", "fetch").out == "fetch: 9 clips there, 3 not\n"
+    assert mbt(*run, "--stage", "fetch").out == "fetch: 9 clips found, 3 missing\n"
     now = time.time()
     a, b = make_report(tmp_path / "out", now).lanes
     assert (a.name, a.attempts, a.rests, b.name, b.attempts, b.rests) == ("a", 2, 1, "b", 10, 0)

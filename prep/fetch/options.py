@@ -1,0 +1,46 @@
+"""Options of the fetch stage."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mbt.manifests.lists.datasets import AUDIOSET
+from mbt.prep.fetch.worker_share import Share, find_share
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchOptions:
+    """Where clips are fetched from, and how fast.
+
+    Attributes:
+        source: folder of media files, or URL with the placeholder `{video_id}`.
+        sleep: seconds between two requests of a lane that sets no other rate.
+        lanes: TOML file of lanes; None: one lane, this machine's own network address.
+        ytdlp: yt-dlp options as `OPTION=VALUE`, for every lane.
+        rank: this worker's number among `world`; None: Slurm's.
+        world: number of workers that fetch the same plan; None: Slurm's.
+        removed: keys and video ids that are not fetched.
+        seed: seed of the order in which videos are fetched.
+    """
+
+    source: str = AUDIOSET.url_template
+    sleep: float = 15.0
+    lanes: Path | None = None
+    ytdlp: tuple[str, ...] = ()
+    rank: int | None = None
+    world: int | None = None
+    removed: frozenset[str] = frozenset()
+    seed: int = 0
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the source is a URL."""
+        return "://" in self.source
+
+    @property
+    def share(self) -> Share:
+        """The videos that this worker fetches.
+
+        Raises:
+            InputError: only one of `rank` and `world` is given, or `rank` is not below `world`.
+        """
+        return find_share(self.rank, self.world)
