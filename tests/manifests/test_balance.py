@@ -13,9 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mbt.manifests.balance import ORDERS, Balance, balanced_rows
+from mbt.manifests.balance import ORDERS, Balance, Order, balanced_rows
 from mbt.manifests.clips import SCHEMA
+from mbt.manifests.lists.audioset import audioset_labels, segments_table
 
+EXCERPT = Path(__file__).parents[1] / "excerpts" / "audioset" / "unbalanced_train_segments.csv"
 CLASSES = 6
 LABELS = st.lists(st.sets(st.integers(0, CLASSES - 1), min_size=1, max_size=4), min_size=1, max_size=60)
 
@@ -66,6 +68,26 @@ def test_no_class_is_above_the_cap_and_no_clip_could_be_added(labels: list[set[i
     counts = [sum(label in labels[row] for row in taken) for label in range(CLASSES)]
     assert max(counts) <= cap
     assert all(any(counts[label] == cap for label in labels[row]) for row in set(range(len(labels))) - taken)
+
+
+@pytest.mark.parametrize(
+    ("cap", "order", "taken", "speech", "music"),
+    [
+        (50, "common-first", 320, 50, 50),
+        (50, "rare-first", 364, 50, 50),
+        (50, "list", 355, 50, 50),
+        (160, "common-first", 540, 160, 160),
+        (160, "rare-first", 544, 160, 143),
+        (160, "list", 544, 160, 157),
+    ],
+)
+def test_subsets_of_an_excerpt_of_the_official_list(cap: int, order: Order, taken: int, speech: int, music: int) -> None:
+    """The counts are those of a loop over the rows of the file, as Python's csv module reads them."""
+    table = segments_table(EXCERPT, "train")
+    rows = balanced_rows(table, Balance(cap, order), 527)
+    labels = table["labels"].combine_chunks().take(pa.array(rows)).flatten().to_pylist()
+    index = audioset_labels().index
+    assert (len(rows), labels.count(index["/m/09x0r"]), labels.count(index["/m/04rlf"])) == (taken, speech, music)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""AudioSet's lists: the parser on its quirks, the shipped tables and the official files against Python's csv module."""
+"""AudioSet's lists: malformed rows, and the parser and the shipped tables against Python's csv module."""
 
 import csv
 import lzma
@@ -9,10 +9,12 @@ import pytest
 
 from mbt.manifests.clips import Clip, table_clips
 from mbt.manifests.errors import InputError
+from mbt.manifests.labels import read_labels
 from mbt.manifests.lists.audioset import audioset_labels, segments_table, shipped_segments
 
 HEADER = "# Segments csv created Sun Mar  5 10:54:25 2017\n# num_ytids=3\n# YTID, start_seconds, end_seconds, positive_labels\n"
 SPEECH, MUSIC = "/m/09x0r", "/m/04rlf"
+EXCERPTS = Path(__file__).parents[2] / "excerpts" / "audioset"
 
 
 def write(folder: Path, text: str) -> Path:
@@ -25,10 +27,11 @@ def read(folder: Path, text: str) -> list[Clip]:
     return table_clips(segments_table(write(folder, text), "train"))
 
 
-def official_rows(path: Path) -> list[tuple[str, float, float, list[str]]]:
+def official_rows(path: Path) -> list[tuple[str, float, float, set[str]]]:
+    """Id, start and end in seconds, and label ids of each row, by Python's csv module."""
     with path.open(newline="") as file:
         rows = [row for row in csv.reader(file, skipinitialspace=True) if not row[0].startswith("#")]
-    return [(video_id, float(start), float(end), mids.split(",")) for video_id, start, end, mids in rows]
+    return [(video_id, float(start), float(end), set(mids.split(","))) for video_id, start, end, mids in rows]
 
 
 def test_rows_become_clips_in_order(tmp_path: Path) -> None:
@@ -121,23 +124,58 @@ def test_shipped_lists_have_the_official_counts(
     assert {clip.split for clip in shipped} == {split}
 
 
+def described(clips: list[Clip]) -> list[tuple[str, float, float, set[str]]]:
+    """Clips as rows of the official files: id, start and end in seconds, label ids."""
+    labels = audioset_labels()
+    return [(clip.video_id, clip.start_ms / 1000, clip.end_ms / 1000, set(labels.ids(clip.labels))) for clip in clips]
+
+
+@pytest.mark.parametrize(
+    ("name", "clips", "labels", "short", "fractional", "dashes", "classes"),
+    [
+        ("balanced_train_segments", 157, 450, 31, 7, 34, 207),
+        ("eval_segments", 152, 456, 31, 3, 32, 234),
+        ("unbalanced_train_segments", 565, 1302, 33, 62, 367, 527),
+    ],
+)
+def test_excerpts_of_the_official_lists_are_parsed(
+    name: str, clips: int, labels: int, short: int, fractional: int, dashes: int, classes: int
+) -> None:
+    """The counts were taken with grep and awk."""
+    parsed = table_clips(segments_table(EXCERPTS / f"{name}.csv", "any"))
+    assert described(parsed) == official_rows(EXCERPTS / f"{name}.csv")
+    assert len(parsed) == len({clip.key for clip in parsed}) == clips
+    assert sum(len(clip.labels) for clip in parsed) == labels
+    assert sum(clip.duration_ms < 10_000 for clip in parsed) == short
+    assert sum(clip.start_ms % 1000 != 0 for clip in parsed) == fractional
+    assert sum(clip.video_id.startswith("-") for clip in parsed) == dashes
+    assert len({label for clip in parsed for label in clip.labels}) == classes
+    assert (min(clip.duration_ms for clip in parsed), max(clip.start_ms for clip in parsed)) == (1000, 590_000)
+
+
+@pytest.mark.parametrize(("subset", "name"), [("balanced", "balanced_train_segments"), ("eval", "eval_segments")])
+def test_shipped_lists_hold_the_rows_of_the_excerpts(subset: str, name: str) -> None:
+    rows = official_rows(EXCERPTS / f"{name}.csv")
+    ids = {video_id for video_id, *_ in rows}
+    assert described([clip for clip in table_clips(shipped_segments(subset)) if clip.video_id in ids]) == rows
+
+
 @pytest.mark.parametrize(("subset", "name"), [("balanced", "balanced_train_segments"), ("eval", "eval_segments")])
 def test_shipped_and_parsed_lists_equal_the_official_ones(official_lists: Path, subset: str, name: str) -> None:
     path = official_lists / "audioset" / f"{name}.csv"
-    mids = [label.id for label in audioset_labels().labels]
     expected = official_rows(path)
-    for clips in (table_clips(shipped_segments(subset)), table_clips(segments_table(path, "any"))):
-        assert [(c.video_id, c.start_ms / 1000, c.end_ms / 1000) for c in clips] == [row[:3] for row in expected]
-        assert [{mids[i] for i in c.labels} for c in clips] == [set(row[3]) for row in expected]
+    assert described(table_clips(shipped_segments(subset))) == expected
+    assert described(table_clips(segments_table(path, "any"))) == expected
 
 
-def test_labels_equal_the_official_ones(official_lists: Path) -> None:
-    with (official_lists / "audioset" / "class_labels_indices.csv").open(newline="") as file:
+def test_labels_equal_the_official_ones() -> None:
+    with (EXCERPTS / "class_labels_indices.csv").open(newline="") as file:
         expected = [(int(row["index"]), row["mid"], row["display_name"]) for row in csv.DictReader(file)]
     labels = audioset_labels()
     assert [(i, label.id, label.display_name) for i, label in enumerate(labels.labels)] == expected
     assert len(labels) == 527
     assert labels.index[MUSIC] == 137
+    assert read_labels(EXCERPTS / "class_labels_indices.csv") == labels
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import torch
 from mbt import MBT, MBTConfig
 from mbt.weights.flax_checkpoint import read_flax_checkpoint
 from mbt.weights.scenic import from_scenic, interior_frames
-from tests.goldens import FOLDER, Golden, close
+from tests.golden import Golden, close, golden_file
 
 
 def packed_array(array: np.ndarray, code: int = 1, dtype: str | None = None) -> msgpack.ExtType:
@@ -82,9 +82,9 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["checkpoint_old_layout", "checkpoint_new_layout"])
-def test_official_checkpoints_give_the_official_logits(layout: str) -> None:
+def test_official_checkpoints_give_the_official_logits(layout: str, tmp_path: Path) -> None:
     golden = Golden("checkpoint_expected")
-    config, state = from_scenic(read_flax_checkpoint(FOLDER / layout), fusion_layer=1)
+    config, state = from_scenic(read_flax_checkpoint(golden_file(layout, tmp_path)), fusion_layer=1)
     assert config == golden.config
     model = MBT(config).eval()
     model.load_state_dict(state)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from mbt import MBT, MBTConfig
 from mbt.weights.surgery import init_from_vit
 from mbt.weights.vit import ViT, read_vit, timm_vit
-from tests.goldens import FOLDER, Golden
+from tests.golden import Golden, golden_file
 
 NAME = "vit_tiny_patch16_224"
 
@@ -193,10 +193,10 @@ def test_surgery_of_the_paper_and_of_the_official_code_differ_where_they_say(tmp
         ("init_surgery_token_arp_t4", "rank_pooling"),
     ],
 )
-def test_the_official_surgery(name: str, inflation: Any) -> None:
+def test_the_official_surgery(name: str, inflation: Any, tmp_path: Path) -> None:
     golden = Golden(name)
     model = golden.model("before")
-    init_from_vit(model, read_vit(FOLDER / f"{name}_vit.npz"), "official", inflation)
+    init_from_vit(model, read_vit(golden_file(f"{name}_vit.npz", tmp_path)), "official", inflation)
     for ours, tensor in golden.tensors("after").items():
         torch.testing.assert_close(model.state_dict()[ours], tensor, rtol=0, atol=1e-6, msg=lambda m, n=ours: f"{n}: {m}")
 

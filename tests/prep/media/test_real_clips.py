@@ -14,7 +14,7 @@ from PIL import Image
 
 from mbt.manifests.shards import VideoFormat
 from mbt.prep.media.decode import ClipError, Stream, decode_clip
-from tests.conftest import Door
+from tests.conftest import Door, each_real_clip
 
 pytestmark = pytest.mark.clips
 BOTH: tuple[Stream, ...] = ("video", "audio")
@@ -96,7 +96,7 @@ def test_the_table_names_every_odd_file(real_clips: Path) -> None:
     assert {path.name for path in (real_clips / "odd").iterdir()} == set(ODD)
 
 
-@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("name", each_real_clip(ODD))
 def test_odd_file_gives_whole_streams(real_clips: Path, name: str) -> None:
     streams, seconds, aspect = ODD[name]
     clip = decode_clip(real_clips / "odd" / name, 0, seconds, VideoFormat(), streams=streams)
@@ -113,7 +113,7 @@ def test_odd_file_gives_whole_streams(real_clips: Path, name: str) -> None:
         assert size[0] / size[1] == pytest.approx(aspect, rel=0.005)
 
 
-@pytest.mark.parametrize("name", [name for name, (streams, *_) in ODD.items() if "video" in streams])
+@pytest.mark.parametrize("name", each_real_clip(name for name, (streams, *_) in ODD.items() if "video" in streams))
 def test_odd_picture_is_upright_and_of_its_time(real_clips: Path, name: str) -> None:
     """Against PyAV's frames: the picture is like the one on the screen and like no turned one (one file is all but black)."""
     path, (streams, seconds, _) = real_clips / "odd" / name, ODD[name]

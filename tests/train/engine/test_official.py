@@ -1,4 +1,4 @@
-"""Training equals the official trainer, where its golden outputs are present."""
+"""Training gives the official trainer's parameters, and the metric its average precision."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from mbt.train.engine.schedule import learning_rate
 from mbt.train.engine.torch_engine import TorchEngine
 from mbt.train.evaluation.metrics import evaluate_logits
 from mbt.train.recipes.recipe import TrainRecipe
-from tests.goldens import Golden, close
+from tests.golden import Golden, close
 
 
 def batch_of(golden: Golden, inputs: str, label: str) -> Batch:
@@ -21,7 +21,7 @@ def batch_of(golden: Golden, inputs: str, label: str) -> Batch:
 
 
 def official_weights(golden: Golden, prefix: str, size: int) -> np.ndarray:
-    """(B, 2): one weight for the whole batch in each modality."""
+    """(size, 2): one mixing weight per modality, the same for every example."""
     weights = [float(golden.arrays[f"{prefix}/{name}"]) for name in ("rgb", "spectrogram")]
     return np.tile(weights, (size, 1))
 
@@ -52,7 +52,7 @@ def test_mixup(name: str, by_modality: bool) -> None:
     ],
 )
 def test_training_steps(name: str, steps: int, alpha: float | None, by_modality: bool) -> None:
-    """Loss with label smoothing, mixup, clipping, momentum and learning rate, several updates long."""
+    """Several updates with label smoothing, mixup, clipping, momentum and the learning-rate schedule."""
     golden = Golden(name)
     recipe = TrainRecipe(
         batch_size=4, learning_rate=0.5, label_smoothing=0.3, mixup_alpha=alpha, modality_mixup=by_modality, precision="float32"
@@ -74,8 +74,8 @@ def test_training_steps(name: str, steps: int, alpha: float | None, by_modality:
     assert compared >= 2
 
 
-def test_groups_are_clipped_and_mixed_apart() -> None:
-    """Two groups of two: the mean of two clipped gradients, each computed here by itself."""
+def test_groups_are_clipped_separately() -> None:
+    """Two groups of two: the mean of two clipped gradients, each computed here in its own step."""
     golden = Golden("train_steps_momentum_clip")
     batch = batch_of(golden, "step0/inputs", "step0/label")
     engine = TorchEngine(golden.model("params0"), "multilabel", TrainRecipe(batch_size=4, group_size=2, precision="float32"))
@@ -92,7 +92,7 @@ def test_groups_are_clipped_and_mixed_apart() -> None:
 
 
 def test_average_precision() -> None:
-    """Classes without a positive count as 0 in the golden file, and are left out by us."""
+    """Classes without a positive example count as 0 in the golden file; ours skips them."""
     golden = Golden("map")
     labels = golden.arrays["labels"]
     metrics = evaluate_logits(golden.arrays["logits"].astype(np.float32), labels.astype(np.float32), "multilabel")

@@ -1,14 +1,12 @@
 """The learning-rate schedule, by hand and against the official implementation's output."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mbt.train.engine.schedule import learning_rate
-
-GOLDEN = Path(__file__).parents[2].parent / "shared" / "goldens" / "lr_schedule.npz"
+from tests.golden import Golden
 
 
 def test_points_of_the_curve() -> None:
@@ -22,9 +20,7 @@ def test_without_warmup_it_starts_at_the_base() -> None:
 
 
 def test_equals_the_official_schedule() -> None:
-    if not GOLDEN.exists():
-        pytest.skip("the golden files are not here")
-    golden = np.load(GOLDEN)
+    golden = Golden("lr_schedule").arrays
     steps = golden["official_steps"]
     inside = steps < 15900
     ours = [learning_rate(int(step), 0.5, 795.0, 15900) for step in steps[inside]]
