@@ -6,163 +6,113 @@ from typing import Any
 
 import click
 
+from mbt.prep.command_line import Command, Location, audioset_options, custom_options, lanes_option, removed_option
+
 FOLDER = click.Path(file_okay=False, path_type=Path)
-FILE = click.Path(path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
 COUNT = click.IntRange(min=1)
-
-
-UNITS = {"": 1} | {f"{k}{i}": (1024 if i else 1000) ** n for n, k in enumerate("kMGT", 1) for i in ("", "i")}
-
-
-class Bytes(click.ParamType[int]):
-    """A number of bytes: `1500000000`, `1.5GB`, `500MB`, `1GiB`."""
-
-    name = "bytes"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number, or an error of the command line."""
-        text = str(value).removesuffix("B").strip()
-        unit = text.lstrip("0123456789.")
-        try:
-            count = round(float(text.removesuffix(unit)) * UNITS[unit.strip()])
-        except (KeyError, ValueError):
-            count = 0
-        if count < 1:
-            self.fail(f"{value!r} is no number of bytes, such as 1GB", param, ctx)
-        return count
-
-
-class Place(click.ParamType["Path | str"]):
-    """A folder of this machine, or the URL of one."""
-
-    name = "folder|url"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
-        """A path, or a URL as it is."""
-        from mbt.manifests.reading.remote import is_url
-
-        return str(value) if is_url(str(value)) else FOLDER.convert(value, param, ctx)
-
-
-BYTES = Bytes()
 RUNS = Path("runs")
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
+dataset_argument = click.argument("folder", metavar="DIR", type=FOLDER)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+shard_workers_option = click.option(
+    "--workers", type=COUNT, metavar="N", help="Shards read at the same time; one per core by default."
+)
+data_option = click.option(
+    "--data", type=Location(), default="audioset", help="Dataset folder written by `mbt prep`, or its URL to stream from."
+)
+checkpoint_option = click.option(
+    "--checkpoint", type=FOLDER, help="Run directory (for its best model) or model folder; the newest run in runs/ by default."
+)
+model_settings_option = click.option(
+    "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Set a field of the model, e.g. fusion_layer=8; repeatable."
+)
+start_option = click.option(
+    "--start", type=click.FloatRange(min=0), metavar="SECONDS", default=0.0, help="Start of the span to label."
+)
+seconds_option = click.option(
+    "--seconds", type=click.FloatRange(min=0.04), metavar="SECONDS", default=10.0, help="Length of the span to label."
+)
+crops_option = click.option("--crops", type=COUNT, metavar="N", default=4, help="Temporal views per clip.")
 
 
 @click.group(context_settings=SETTINGS)
 @click.version_option(package_name="mbt")
 def cli() -> None:
-    """Turn public audio-visual datasets into shards, and train, evaluate and use MBT on them."""
+    """Prepare audio-visual datasets, and train, evaluate and use MBT, the Multimodal Bottleneck Transformer."""
 
 
 @cli.group()
 def prep() -> None:
-    """Media in, shards out: plan, fetch and pack a dataset."""
+    """Turn media into shards: plan, fetch and pack a dataset."""
 
 
-def prep_options(command: Any) -> Any:
-    """Options that every dataset shares."""
-    options = (
-        click.option("--limit", type=COUNT, help="Take the first N clips of each split."),
-        click.option(
-            "--keys", type=FILE, help="Take the clips of this Parquet file's column key, such as another's train.parquet."
-        ),
-        click.option("--cap", type=COUNT, help="Balance greedily: so many clips of a class at the most; as500k: 200,000."),
-        click.option(
-            "--balance", type=click.Choice(["survivors", "list"]), help="Clips that the cap counts; survivors by default."
-        ),
-        click.option(
-            "--order",
-            type=click.Choice(["common-first", "rare-first", "list", "random"]),
-            help="In which clips are offered to the cap; common-first by default.",
-        ),
-        click.option("--dry-run", is_flag=True, help="Print what it will take, and do nothing."),
-        click.option("--keep-raw/--no-keep-raw", default=True, help="Keep what was fetched, to pack again without a request."),
-        click.option("--removed", type=FILE, help="File of keys or video ids, one a line, that are to be left or taken out."),
-        click.option("--ignore-disk", is_flag=True, help="Start even if the disk cannot hold it."),
-        click.option("--stage", type=click.Choice(["plan", "fetch", "pack"]), help="Run this stage alone."),
-        click.option("--short-side", type=click.IntRange(min=16), default=256, help="Shorter side of the frames, pixels."),
-        click.option("--jpeg-qscale", type=click.IntRange(2, 31), default=3, help="Quality of the JPEGs: 2 best, 31 smallest."),
-        click.option("--flac", is_flag=True, help="Store the sound too, as FLAC, 16 kHz mono: 0.2 MB for 10 s."),
-        click.option("--shard-samples", type=COUNT, default=512, help="Samples in a tar at the most."),
-        click.option("--shard-bytes", type=BYTES, help="Bytes of a tar at the most, such as 1GB."),
-        click.option(
-            "--to", metavar="URL", help="Put what is finished there (any fsspec URL: s3://...); --out keeps the rest."
-        ),
-        click.option("--ray", metavar="ADDRESS", help="Pack on a Ray cluster whose nodes share --out: auto, HOST:PORT."),
-        click.option("--seed", default=0, help="Order of the samples in the shards, and of --order random."),
-        click.option("--workers", type=COUNT, help="Clips decoded at a time; one a core by default."),
-        click.option("--clip-timeout", default=60.0, help="Seconds that decoding a clip may take."),
-        click.option("--clip-memory", default=3.0, help="GiB of address space that decoding a clip may take."),
-        click.option(
-            "--sleep", default=15.0, help="Seconds from one request to the next; YouTube allows guests about 300 an hour."
-        ),
-        click.option("--lanes", type=FILE, help="TOML file of network addresses to fetch from, each at its own rate."),
-        click.option("--rank", type=click.IntRange(min=0), help="Fetch as this worker of --world; by default Slurm's."),
-        click.option("--world", type=COUNT, help="Workers that fetch one plan, each its own videos."),
-        click.option("--ytdlp", multiple=True, metavar="OPTION=VALUE", help="Of yt-dlp's API: proxy=..., cookiefile=..., ..."),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-@prep.command()
-@click.option("--subset", required=True, help="balanced, eval, unbalanced or as500k.")
-@click.option("--list", "list_path", type=FILE, help="Official segment list to take instead of the subset's own.")
-@click.option("--source", help="Folder of media files, or a URL with {video_id}; YouTube by default.")
-@click.option("--out", type=FOLDER, default=Path("audioset"), help="Dataset folder to write.")
-@prep_options
+@prep.command(cls=Command)
+@audioset_options
 def audioset(subset: str, list_path: Path | None, source: str | None, **options: Any) -> None:
-    """AudioSet (527 classes, multi-label) from YouTube or from local files."""
+    """Prepare AudioSet, from YouTube or from local files.
+
+    AudioSet has 527 classes; a clip may have several. Interrupt the command at any time and run it again to continue.
+    """
     from mbt.manifests.lists.audioset import audioset_labels
     from mbt.manifests.lists.datasets import AUDIOSET, audioset_clips, find_subset
     from mbt.prep.plan.plan import Plan
     from mbt.prep.run import PrepOptions, prepare
 
-    plan = Plan(dataset=AUDIOSET.name, task=AUDIOSET.task)
     options["source"] = source or AUDIOSET.url_template
     options["cap"] = options["cap"] or find_subset(AUDIOSET, subset).cap
-    prepare(plan, audioset_labels, lambda _: audioset_clips(subset, list_path), PrepOptions.from_command_line(**options))
+    plan = Plan(dataset=AUDIOSET.name, task=AUDIOSET.task)
+    chosen = PrepOptions.from_command_line(**options)
+    prepare(plan, audioset_labels, lambda _: audioset_clips(subset, list_path), chosen)
 
 
-@prep.command()
-@click.option("--list", "list_path", type=FILE, required=True, help="CSV: video_id,start,end,split,labels.")
-@click.option("--labels", "labels_path", type=FILE, required=True, help="CSV: id,display_name.")
-@click.option("--source", required=True, help="Folder of media files, or a URL with {video_id}.")
-@click.option("--name", default="custom", help="Name of the dataset.")
-@click.option("--task", type=click.Choice(["multilabel", "multiclass"]), default="multilabel")
-@click.option("--out", type=FOLDER, required=True, help="Dataset folder to write.")
-@prep_options
-def custom(list_path: Path, labels_path: Path, source: str, name: str, task: Any, **options: Any) -> None:
-    """Your own clips: a CSV of clips, a CSV of labels, and a folder of media files."""
+@prep.command(cls=Command)
+@custom_options
+def custom(list_path: Path, labels_path: Path, name: str, task: Any, **options: Any) -> None:
+    """Prepare your own clips from two CSV files and a folder.
+
+    Interrupt the command at any time and run it again to continue.
+    """
     from mbt.manifests.labels import read_labels
     from mbt.manifests.lists.custom import custom_clips
     from mbt.prep.plan.plan import Plan
     from mbt.prep.run import PrepOptions, prepare
 
     plan = Plan(dataset=name, task=task)
-    chosen = PrepOptions.from_command_line(source=source, **options)
+    chosen = PrepOptions.from_command_line(**options)
     prepare(plan, lambda: read_labels(labels_path), lambda labels: custom_clips(list_path, labels), chosen)
+
+
+@prep.command()
+@dataset_argument
+@click.option("--out", type=FOLDER, help="Folder for report.html and report.json; DIR by default.")
+def report(folder: Path, out: Path | None) -> None:
+    """Report what is fetched, missing and packed, and the time left.
+
+    Counts by split, class and reason. Works while a run is in progress.
+    """
+    from mbt.prep.report.write import table, write_report
+
+    target = out or folder
+    click.echo(f"{table(write_report(folder, target))}\n\nwritten to {target / 'report.html'} and {target / 'report.json'}")
 
 
 @cli.group()
 def shards() -> None:
-    """Shards that are there: check them, look at them, count them, rewrite them."""
-
-
-dataset_argument = click.argument("folder", metavar="DIR", type=FOLDER)
-workers_option = click.option("--workers", type=COUNT, help="Shards worked on at a time; one a core by default.")
+    """Check, view, count and rewrite finished shards."""
 
 
 @shards.command()
 @dataset_argument
-@click.option("--decode", is_flag=True, help="Decode every frame too: far slower.")
-@click.option("--removed", type=FILE, help="File of keys or video ids, one a line, that must not be here.")
-@workers_option
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("--decode", is_flag=True, help="Decode every frame, too: much slower.")
+@removed_option
+@shard_workers_option
+@json_option
 def verify(folder: Path, decode: bool, removed: Path | None, workers: int | None, as_json: bool) -> None:
-    """Read everything again, against checksums and specification; exit with 1 and name each damaged sample if any is."""
+    """Check every sample against checksums and the format.
+
+    Prints each damaged sample, and each unwanted one of --removed; exits with 1 if there is any.
+    """
     from tqdm import tqdm
 
     from mbt.prep.shards.verify import verify as run_verification
@@ -176,9 +126,12 @@ def verify(folder: Path, decode: bool, removed: Path | None, workers: int | None
 @shards.command(context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})
 @dataset_argument
 @click.argument("key")
-@click.option("--out", type=FILE, help="Picture to write; KEY.png by default.")
+@click.option("--out", type=FILE, help="PNG file to write; KEY.png by default.")
 def show(folder: Path, key: str, out: Path | None) -> None:
-    """Draw one sample: frames, spectrogram, labels. KEY may also be SPLIT:ROW, a row of the split's index."""
+    """Draw one sample: frames, spectrogram and labels.
+
+    KEY is the key of a clip, or SPLIT:ROW, a row of the split's index.
+    """
     from mbt.prep.shards.show import show as run_show
 
     click.echo(f"written to {run_show(folder, key, out)}")
@@ -186,9 +139,12 @@ def show(folder: Path, key: str, out: Path | None) -> None:
 
 @shards.command()
 @dataset_argument
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every class.")
+@json_option
 def stats(folder: Path, as_json: bool) -> None:
-    """Count samples, hours, bytes, frame sizes, flags, failures and labels."""
+    """Count samples, hours, bytes, flags, failures and labels.
+
+    With --json, every class is listed.
+    """
     from mbt.prep.shards.stats import dataset_stats, table
 
     counted = dataset_stats(folder)
@@ -198,9 +154,12 @@ def stats(folder: Path, as_json: bool) -> None:
 @shards.command()
 @dataset_argument
 @click.argument("out", type=FOLDER)
-@workers_option
+@shard_workers_option
 def explode(folder: Path, out: Path, workers: int | None) -> None:
-    """Rewrite the shards of DIR into OUT with one .jpg member a frame, for tools that want that."""
+    """Copy shards, with one .jpg file per frame.
+
+    OUT is the folder to write, for tools that expect one .jpg member per frame in a tar.
+    """
     from mbt.prep.shards.explode import explode as run_explode
 
     made = run_explode(folder, out, workers).values()
@@ -208,41 +167,24 @@ def explode(folder: Path, out: Path, workers: int | None) -> None:
     click.echo(f"{len(made):,} tars in {out}: {samples:,} samples, {frames:,} frames, {size / 1e9:.3f} GB")
 
 
-@prep.command()
-@click.argument("folder", type=FOLDER)
-@click.option("--out", type=FOLDER, help="Where to write report.html and report.json; FOLDER by default.")
-def report(folder: Path, out: Path | None) -> None:
-    """Say what is there and why not, by split and class, and how long it will take; also while a run goes on."""
-    from mbt.prep.report.write import table, write_report
-
-    target = out or folder
-    click.echo(f"{table(write_report(folder, target))}\n\nwritten to {target / 'report.html'} and {target / 'report.json'}")
-
-
-data_option = click.option(
-    "--data", type=Place(), default="audioset", help="Dataset folder that `mbt prep` wrote, or the URL of one, to be streamed."
-)
-checkpoint_option = click.option(
-    "--checkpoint", type=FOLDER, help="Run directory (its best model) or model folder; the newest below runs/ by default."
-)
-
-
 @cli.command()
 @data_option
-@click.option("--recipe", default="mbt_paper", help="Name of a recipe, or a TOML file.")
-@click.option("--set", "settings", multiple=True, metavar="SECTION.FIELD=VALUE", help="Set a field of the recipe.")
+@click.option("--recipe", default="mbt_paper", metavar="NAME|FILE", help="Name of a recipe, or a TOML file.")
+@click.option("--set", "settings", multiple=True, metavar="SECTION.FIELD=VALUE", help="Set a field of the recipe; repeatable.")
 @click.option("--out", type=FOLDER, help="Run directory; runs/RECIPE by default.")
 @click.option(
     "--resume",
     is_flag=False,
     flag_value="always",
     type=click.Choice(["always", "auto"]),
-    help="Go on after the newest checkpoint of the run directory; auto: or begin, where there is none.",
+    help="Continue from the newest checkpoint in the run directory; `--resume auto` starts a new run if there is none.",
 )
-@click.option("--gpus", type=COUNT, help="Train with so many processes on this machine, one a GPU; on CPUs where it has none.")
-@click.option("--deepspeed", is_flag=True, help="Train through DeepSpeed (ZeRO).")
-@click.option("--zero-stage", type=click.IntRange(0, 3), help="With --deepspeed: stage of ZeRO; 1 by default.")
-@click.option("--deepspeed-config", type=FILE, help="With --deepspeed: JSON to merge over its configuration.")
+@click.option(
+    "--gpus", type=COUNT, metavar="N", help="Start this many processes on this machine, one per GPU; on CPUs if it has none."
+)
+@click.option("--deepspeed", is_flag=True, help="Train with DeepSpeed (ZeRO).")
+@click.option("--zero-stage", type=click.IntRange(0, 3), metavar="N", help="ZeRO stage, with --deepspeed; 1 by default.")
+@click.option("--deepspeed-config", type=FILE, help="JSON file that overrides DeepSpeed settings, with --deepspeed.")
 def train(
     data: Path | str,
     recipe: str,
@@ -254,9 +196,12 @@ def train(
     zero_stage: int | None,
     deepspeed_config: Path | None,
 ) -> None:
-    """Train a model on shards; also as one rank of many, under torchrun, srun or the DeepSpeed launcher."""
+    """Train a model on shards.
+
+    Use --gpus on one machine; on several, start the command with torchrun, srun or the DeepSpeed launcher.
+    """
     if not deepspeed and (zero_stage is not None or deepspeed_config is not None):
-        raise click.UsageError("--zero-stage and --deepspeed-config need --deepspeed")
+        raise click.UsageError(f"--{'deepspeed-config' if zero_stage is None else 'zero-stage'} requires --deepspeed.")
     from mbt.train.distributed.launcher import is_started_here, start_ranks
 
     if gpus is not None and not is_started_here():
@@ -269,7 +214,7 @@ def train(
 
     folder = out or RUNS / Path(recipe).stem
     if resume == "always" and not (folder / RECIPE).exists():
-        raise ConfigError(f"{folder} holds no run to go on with", "Name one by --out, or begin: --resume auto does either")
+        raise ConfigError(f"--resume: no run in {folder}", "Give its run directory by --out, or start a run: --resume auto")
     zero = Zero(zero_stage, deepspeed_config) if deepspeed else None
     run_training(data, folder, load_recipe(recipe, settings), zero=zero, resume=resume is not None)
 
@@ -277,15 +222,18 @@ def train(
 @cli.command("eval")
 @checkpoint_option
 @data_option
-@click.option("--split", default="eval")
-@click.option("--crops", type=COUNT, default=4, help="Temporal views of each clip.")
-@click.option("--batch-size", type=COUNT, default=32, help="Views at a time.")
-@click.option("--out", type=FILE, help="Where to write the report; CHECKPOINT/eval-SPLIT.json by default.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table.")
+@click.option("--split", default="eval", metavar="NAME", help="Split to score.")
+@crops_option
+@click.option("--batch-size", type=COUNT, metavar="N", default=32, help="Views per batch.")
+@click.option("--out", type=FILE, help="JSON report to write; CHECKPOINT/eval-SPLIT.json by default.")
+@json_option
 def evaluate(
     checkpoint: Path | None, data: Path | str, split: str, crops: int, batch_size: int, out: Path | None, as_json: bool
 ) -> None:
-    """Score a model: mean of the logits over the views, mAP overall and per class."""
+    """Score a model on a split: mAP, overall and per class.
+
+    The logits of a clip are averaged over its views.
+    """
     import json
 
     from mbt.manifests.atomic import write_text
@@ -304,15 +252,18 @@ def evaluate(
 @cli.command()
 @click.argument("files", nargs=-1, required=True, type=FILE)
 @checkpoint_option
-@click.option("--start", type=click.FloatRange(min=0), default=0.0, help="Where the span to label begins, seconds.")
-@click.option("--seconds", type=click.FloatRange(min=0.04), default=10.0, help="Length of the span.")
-@click.option("--crops", type=COUNT, default=4, help="Temporal views of the span.")
-@click.option("--top", type=COUNT, default=5, help="Labels to print.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a file.")
+@start_option
+@seconds_option
+@crops_option
+@click.option("--top", type=COUNT, metavar="N", default=5, help="Labels to print.")
+@json_option
 def predict(
     files: tuple[Path, ...], checkpoint: Path | None, start: float, seconds: float, crops: int, top: int, as_json: bool
 ) -> None:
-    """Name what is seen and heard in media files."""
+    """Label what is seen and heard in media files.
+
+    With --json, prints one object per line and file.
+    """
     import json
     from dataclasses import asdict
 
@@ -330,11 +281,14 @@ def predict(
 @cli.command()
 @click.argument("file", type=FILE)
 @checkpoint_option
-@click.option("--start", type=click.FloatRange(min=0), default=0.0, help="Where the span begins, seconds.")
-@click.option("--seconds", type=click.FloatRange(min=0.04), default=10.0, help="Length of the span; its middle view is shown.")
-@click.option("--out", type=FILE, default=Path("explain.png"), help="Picture to write.")
+@start_option
+@seconds_option
+@click.option("--out", type=FILE, default=Path("explain.png"), help="PNG file to write.")
 def explain(file: Path, checkpoint: Path | None, start: float, seconds: float, out: Path) -> None:
-    """Show where a model looks and listens in a media file: attention rollout, as a picture."""
+    """Draw where a model looks and listens in a media file.
+
+    The picture shows the attention rollout of the span's middle view.
+    """
     from mbt.train.inference.explain import explain as run_explanation
     from mbt.train.run_dir import newest_run
 
@@ -343,13 +297,18 @@ def explain(file: Path, checkpoint: Path | None, start: float, seconds: float, o
 
 
 @cli.command()
-@click.option("--model", default="B/16", help="Size and patch of a ViT, or a model's config.json.")
-@click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Set a field of the model's configuration.")
-@click.option("--sweep", type=click.Choice(["fusion-layer"]), help="Every fusion layer, each way of fusion, and a picture.")
-@click.option("--out", type=FILE, default=Path("flops.png"), help="Picture of the sweep.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, in FLOP.")
+@click.option(
+    "--model", default="B/16", metavar="NAME|FILE", help="Size and patch of a ViT, e.g. B/16, or a model's config.json."
+)
+@model_settings_option
+@click.option("--sweep", type=click.Choice(["fusion-layer"]), help="Compare all fusion layers for each kind of fusion.")
+@click.option("--out", type=FILE, default=Path("flops.png"), help="PNG file to write, with --sweep.")
+@json_option
 def flops(model: str, settings: tuple[str, ...], sweep: str | None, out: Path, as_json: bool) -> None:
-    """Count the work of a forward pass, or compare ways of fusion as in the paper's Figure 3."""
+    """Count the FLOPs of a forward pass.
+
+    In GFLOP, with --json in FLOP. --sweep draws the paper's Figure 3 (right).
+    """
     from mbt.train.flops import cost, sweep_fusion_layer
 
     click.echo(sweep_fusion_layer(model, settings, out, as_json) if sweep else cost(model, settings, as_json))
@@ -358,24 +317,34 @@ def flops(model: str, settings: tuple[str, ...], sweep: str | None, out: Path, a
 @cli.command("import-scenic")
 @click.argument("file", type=FILE)
 @click.argument("out", type=FOLDER)
-@click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="What the shapes do not tell: fusion_layer=8.")
-@click.option("--data", type=FOLDER, help="Dataset folder whose inputs and labels the model takes, to be evaluated on it.")
-@click.option("--rgb-seconds", type=float, help="With --data: span of the frames, where it is not that of the sound.")
+@model_settings_option
+@click.option("--data", type=FOLDER, help="Dataset folder to evaluate the model on; its inputs and labels are adopted.")
+@click.option(
+    "--rgb-seconds", type=float, metavar="SECONDS", help="Span of the frames, if it is not that of the sound, with --data."
+)
 def import_scenic(file: Path, out: Path, settings: tuple[str, ...], data: Path | None, rgb_seconds: float | None) -> None:
-    """Convert a released checkpoint (Scenic, Flax) to model.safetensors and config.json."""
+    """Convert the authors' checkpoint (Scenic, Flax).
+
+    Writes model.safetensors and config.json to OUT. Use --set for fields that the shapes in FILE do not determine.
+    """
     from mbt.train.models.import_scenic import import_scenic as run_import
 
     config = run_import(file, out, settings, data, rgb_seconds)
-    click.echo(f"{config.to_json()}written to {out}; check the fields above: shapes do not tell all of them")
+    click.echo(f"{config.to_json()}written to {out}; check the fields above, since shapes do not determine all of them")
 
 
 @cli.command()
-@click.option("--out", type=FOLDER, default=Path("audioset"), help="Folder whose disk a dataset will be written to.")
-@click.option("--canary", metavar="URL|ID", help="Ask for this video over the network, without downloading it.")
-@click.option("--lanes", type=FILE, help="Ask for it over each network address of this TOML file.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--out", type=FOLDER, default=Path("audioset"), help="Folder where you will write a dataset; its disk is checked."
+)
+@click.option("--canary", metavar="URL|ID", help="Also request this video over the network, without downloading it.")
+@lanes_option
+@json_option
 def doctor(out: Path, canary: str | None, lanes: Path | None, as_json: bool) -> None:
-    """Check what the other commands need; exit with 1 if something fails."""
+    """Check that this machine is ready for the other commands.
+
+    With --lanes, --canary is requested over each lane. Exits with 1 if a check fails.
+    """
     from mbt.prep.doctor import media_checks, report
     from mbt.train.doctor import TRAINING_CHECKS
 
@@ -383,25 +352,26 @@ def doctor(out: Path, canary: str | None, lanes: Path | None, as_json: bool) -> 
 
 
 @cli.command()
-@click.option("--out", type=FOLDER, default=Path("demo"), help="Folder for everything.")
-@click.option("--seed", default=0, help="Of the clips and of the trainings.")
+@click.option("--out", type=FOLDER, default=Path("mbt-demo"), help="Folder for all files of the demo.")
+@click.option("--seed", metavar="N", default=0, help="Seed of the clips and of the training runs.")
 def demo(out: Path, seed: int) -> None:
-    """Render a small data set, pack it, train four models and compare them: minutes on any machine, no download."""
+    """Try everything in minutes on rendered clips.
+
+    Renders a small dataset, packs it, trains four models and compares them. Needs no download and no GPU.
+    """
     from mbt.demo.run import run_demo
 
     run_demo(cli, out, seed)
 
 
 def main() -> None:
-    """Run the command line; errors that the user can mend are one line and exit code 2."""
+    """Run the command line; an error that the user can fix is one line, with exit code 2."""
     from mbt.manifests.errors import MbtError
 
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="mbt", standalone_mode=False)
     except click.exceptions.Abort:
-        click.echo(
-            "interrupted: what is finished is kept; run the same command again to go on (train: with --resume)", err=True
-        )
+        click.echo("interrupted: finished work is kept; run the same command again to continue (train: add --resume)", err=True)
         sys.exit(130)
     except click.ClickException as error:
         error.show()

@@ -72,7 +72,7 @@ def test_a_signal_ends_a_run_after_a_checkpoint(
 def test_resume_needs_a_run_and_auto_does_not(shards: Path, tmp_path: Path, mbt: Door) -> None:
     run = ["train", "--data", shards, "--recipe", "demo", "--out", tmp_path / "run", "--set", "train.max_steps=1"]
     refused = mbt(*run, "--resume")
-    assert (refused.code, "holds no run to go on with" in refused.err) == (2, True)
+    assert (refused.code, "--resume: no run in" in refused.err) == (2, True)
     for _ in range(2):
         done = mbt(*run, "--resume", "auto")
         assert done.code == 0, done.err
