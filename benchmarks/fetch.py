@@ -1,9 +1,9 @@
-"""Cost of fetching: `python -m benchmarks.fetch` prints bytes and requests a clip, and how busy the lanes are.
+"""Cost of fetching: `python -m benchmarks.fetch` prints bytes and requests per clip, and how busy the lanes are.
 
-In one run, against one server on this machine: `mbt prep custom`, and what a user would take instead, yt-dlp with the whole
-video and with `--download-sections`. The server is the stand-in of the tests (so a checkout is needed), with videos of five
-minutes as YouTube serves them: pictures at 550 kb/s in groups of 5 s and sound at 128 kb/s in parts of 10 s, each as one
-fragmented MP4 with its index in front. How YouTube's own servers and files behave was never measured.
+It compares, against one server on this machine, `mbt prep custom` with its alternatives: yt-dlp with the whole video, and with
+`--download-sections`. The server is that of the tests (so a checkout is needed). It serves five-minute videos as YouTube does:
+pictures at 550 kb/s in groups of 5 s and sound at 128 kb/s in segments of 10 s, each as one fragmented MP4 that begins with
+its index. YouTube's own servers and files were never measured.
 """
 
 import csv
@@ -33,29 +33,29 @@ from tests.mediaserver import MediaServer, Request, ServedFile, Slow, media_serv
 VIDEO_S = 300
 CLIP_S = 10
 LOOP_S = 10
-"""Seconds that are rendered; the video repeats them."""
+"""Seconds that are rendered; the video is a loop of them."""
 TARGET_BYTES = 1_500_000
 TARGET_BUSY = 0.95
 OTHERS = 2
-"""Clips of each other contender: each of them costs it the same."""
+"""Clips of each alternative: all of them cost the same."""
 SECTION_BYTES_S = 8_000_000
-"""The server's pace for ffmpeg's requests: what it has sent, but ffmpeg has not read, stays small."""
+"""Speed limit for ffmpeg's requests, so that few bytes are sent that ffmpeg does not read."""
 INDEXED = "+dash+global_sidx+default_base_moof+empty_moov"
 ANY_TIME, TENS, UNTYPED = "mbt, starts at any time", "mbt, starts at multiples of 10 s", "the same, index without types"
-WORST = "mbt, starts just behind a border"
-"""Of the sound, 50 ms behind: of a third part of the sound, and of a third group of pictures, some is needed."""
+WORST = "mbt, starts just after a border"
+"""50 ms after a border between sound segments, so that a third sound segment and a third group of pictures are needed."""
 OURS = (ANY_TIME, TENS, UNTYPED, WORST)
 WHOLE, SECTIONS = "yt-dlp, whole video", "yt-dlp --download-sections"
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip of a video of its own.
+    """The only clip of a video.
 
     Attributes:
-        row: of the table.
-        video_id: of the video.
-        start_s: its start in seconds.
+        row: name of the row in the table.
+        video_id: name of the video.
+        start_s: start of the clip in the video, seconds.
     """
 
     row: str
@@ -65,15 +65,15 @@ class Clip:
 
 @dataclass(frozen=True)
 class Row:
-    """What the clips of one kind cost.
+    """The cost of one kind of clip.
 
     Attributes:
-        name: who fetched, and which clips.
-        clips: how many.
-        requests: for media, a clip.
-        mean_bytes: of media, a clip.
-        max_bytes: the most that a clip cost.
-        share: of the bytes of the whole video.
+        name: who fetched which clips.
+        clips: number of clips.
+        requests: requests for media per clip.
+        mean_bytes: mean bytes of media per clip.
+        max_bytes: maximum bytes of media per clip.
+        share: `mean_bytes` / bytes of the whole video.
     """
 
     name: str
@@ -89,11 +89,11 @@ class Lanes:
     """How busy the lanes were.
 
     Attributes:
-        lanes: how many.
-        sleep_s: seconds from one extraction to the next of a lane.
-        latency_s: seconds before the server answers with a page.
-        made: extractions an hour.
-        allowed: extractions an hour that the rates of the lanes allow.
+        lanes: number of lanes.
+        sleep_s: seconds between two extractions of a lane.
+        latency_s: seconds before the server sends a page.
+        made: extractions per hour.
+        allowed: extractions per hour at the rates of the lanes.
         busy: made / allowed.
     """
 
@@ -106,7 +106,7 @@ class Lanes:
 
 
 def render(folder: Path, seconds: int = VIDEO_S) -> tuple[bytes, bytes]:
-    """A video of 640x360 as two files, with pictures and with sound: 10 s are rendered and then repeated."""
+    """A 640x360 video as two files, with pictures and with sound; the pictures loop every 10 s."""
     picture = f"testsrc2=size=640x360:rate=30:duration={LOOP_S},noise=alls=20:allf=t"
     rate = ["-b:v", "550k", "-minrate", "550k", "-maxrate", "550k", "-bufsize", "550k"]
     rate += ["-x264-params", "nal-hrd=cbr:filler=1:vbv-init=0.6"]
@@ -124,8 +124,8 @@ def _ffmpeg(*arguments: object) -> None:
     subprocess.run([ffmpeg(), "-nostdin", "-v", "error", *map(str, arguments)], check=True)
 
 
-def choose(many: int, audio: bytes, seed: int = 0) -> list[Clip]:
-    """So many clips of each kind of ours, and a few for each other contender; none at either end of the video."""
+def choose(num_clips: int, audio: bytes, seed: int = 0) -> list[Clip]:
+    """`num_clips` clips of each of our kinds, and a few for each alternative; none at either end of the video."""
     draw = random.Random(seed)
     middle = range(CLIP_S, VIDEO_S - 2 * CLIP_S)
     borders = [segment.start_s for segment in parse_index(audio, len(audio)).segments]
@@ -137,13 +137,13 @@ def choose(many: int, audio: bytes, seed: int = 0) -> list[Clip]:
     return [
         Clip(row, f"video-{kind}-{number:05}", round(start.get(row, start[TENS])(), 3))
         for kind, row in enumerate((*OURS, WHOLE, SECTIONS))
-        for number in range(many if row in OURS else min(many, OTHERS))
+        for number in range(num_clips if row in OURS else min(num_clips, OTHERS))
     ]
 
 
 @contextmanager
 def serving(clips: Sequence[Clip], video: bytes, audio: bytes, latency_s: float) -> Iterator[MediaServer]:
-    """A server with a page for each clip's video, and media behind addresses of its own."""
+    """A server with a page and its own media URLs for each clip's video."""
     typed = with_access_points(video)
     with media_server() as server:
         for clip in clips:
@@ -158,7 +158,7 @@ def ours(clips: Sequence[Clip], server: MediaServer, folder: Path, lanes: int, s
     """`mbt prep custom --stage plan`, then `--stage fetch`.
 
     Raises:
-        InputError: a clip did not come.
+        InputError: a clip was not fetched.
     """
     with (folder / "clips.csv").open("w", newline="") as stream:
         writer = csv.writer(stream)
@@ -169,18 +169,20 @@ def ours(clips: Sequence[Clip], server: MediaServer, folder: Path, lanes: int, s
     lists = ["--list", folder / "clips.csv", "--labels", folder / "labels.csv", "--out", folder / "out"]
     rate = ["--source", f"{server.url}/watch/{PLACEHOLDER}", "--lanes", folder / "lanes.toml", "--sleep", sleep_s]
     for stage in ("plan", "fetch"):
-        told = _python("cli", "prep", "custom", *lists, *rate, "--stage", stage)
-    if f"fetch: {len(clips)} clips found, 0 missing" not in told:
-        raise InputError(f"not every clip came: {told.strip()}", "Look at the ledger of a run of mbt prep with this stand-in")
+        output = _python("cli", "prep", "custom", *lists, *rate, "--stage", stage)
+    if f"fetch: {len(clips)} clips found, 0 missing" not in output:
+        raise InputError(
+            f"some clips were not fetched: {output.strip()}", "Read the ledger of a run of mbt prep against this server"
+        )
 
 
 def whole(clip: Clip, server: MediaServer, folder: Path) -> None:
-    """yt-dlp with the whole video."""
+    """Download the whole video with yt-dlp."""
     _ytdlp(clip, server, folder)
 
 
 def section(clip: Clip, server: MediaServer, folder: Path) -> None:
-    """yt-dlp with the clip alone, which lets ffmpeg read from the server; it begins at the key frame before the clip."""
+    """Download the clip with yt-dlp, whose ffmpeg reads from the server, beginning at the keyframe before the clip."""
     for kind in ("video", "audio"):
         server.files[f"/{kind}/{clip.video_id}"].always = Slow(SECTION_BYTES_S)
     _ytdlp(clip, server, folder, "--download-sections", f"*{clip.start_s}-{clip.start_s + CLIP_S}")
@@ -197,12 +199,12 @@ def _python(*arguments: object) -> str:
     run = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True)
     if run.returncode:
         reason = (run.stderr.strip().splitlines() or [f"status {run.returncode}"])[-1]
-        raise InputError(f"a contender failed: {reason}", "Run it by hand to see more")
+        raise InputError(f"a program under test failed: {reason}", "Run it by hand to see its output")
     return run.stdout
 
 
 def count(clips: Sequence[Clip], requests: Sequence[Request], whole_bytes: int) -> list[Row]:
-    """What the server saw, a row a kind of clip."""
+    """The requests that the server received, as one row per kind of clip."""
     rows = []
     for name in dict.fromkeys(clip.row for clip in clips):
         ids = {clip.video_id for clip in clips if clip.row == name}
@@ -214,9 +216,9 @@ def count(clips: Sequence[Clip], requests: Sequence[Request], whole_bytes: int) 
 
 
 def busy(requests: Sequence[Request], lanes: int, sleep_s: float, latency_s: float) -> Lanes | None:
-    """How busy the lanes were, by the times of the pages; None without a rate, or with too few pages.
+    """How busy the lanes were, by the times of page requests; None without a rate, or with too few pages.
 
-    The first page of each lane is left out: it comes late, as Python has still to load.
+    The first page of each lane is ignored: it is late, because Python is still loading.
     """
     times = [request.time for request in requests if request.path.startswith("/watch/")][lanes:]
     if not sleep_s or len(times) <= lanes:
@@ -226,21 +228,21 @@ def busy(requests: Sequence[Request], lanes: int, sleep_s: float, latency_s: flo
     return Lanes(lanes, sleep_s, latency_s, made, allowed, made / allowed)
 
 
-def measure(many: int, folder: Path, lanes: int, sleep_s: float, latency_s: float) -> tuple[list[Row], Lanes | None]:
-    """Run all contenders against one server.
+def measure(num_clips: int, folder: Path, lanes: int, sleep_s: float, latency_s: float) -> tuple[list[Row], Lanes | None]:
+    """Run all programs against one server.
 
     Args:
-        many: clips of each kind.
-        folder: for everything that is written; to be removed by the caller.
-        lanes: how many.
-        sleep_s: seconds from one extraction to the next of a lane.
-        latency_s: seconds before the server answers with a page.
+        num_clips: clips of each kind.
+        folder: folder for all files, which the caller removes.
+        lanes: number of lanes.
+        sleep_s: seconds between two extractions of a lane.
+        latency_s: seconds before the server sends a page.
 
     Raises:
-        InputError: a contender failed.
+        InputError: a program failed.
     """
     video, audio = render(folder)
-    clips = choose(many, audio)
+    clips = choose(num_clips, audio)
     with serving(clips, video, audio, latency_s) as server:
         ours([clip for clip in clips if clip.row in OURS], server, folder, lanes, sleep_s)
         used = busy(server.requests, lanes, sleep_s, latency_s)
@@ -251,33 +253,33 @@ def measure(many: int, folder: Path, lanes: int, sleep_s: float, latency_s: floa
 
 
 def table(rows: Sequence[Row], lanes: Lanes | None) -> str:
-    """All of it as text."""
-    heads = ("clips", "requests", "MB, mean", "MB, most", "of video")
-    lines = [f"{'a clip of ' + str(CLIP_S) + ' s':<36}" + "".join(f"{head:>11}" for head in heads)]
+    """The results as text."""
+    heads = ("clips", "requests", "mean MB", "max MB", "of video")
+    lines = [f"{f'per clip of {CLIP_S} s':<36}" + "".join(f"{head:>11}" for head in heads)]
     for row in rows:
         megabytes = f"{row.mean_bytes / 1e6:.2f}", f"{row.max_bytes / 1e6:.2f}"
         cells = (f"{row.clips}", f"{row.requests:.1f}", *megabytes, f"{row.share:.1%}")
         lines.append(f"{row.name:<36}" + "".join(f"{cell:>11}" for cell in cells))
-    lines += ["", f"target: at most {TARGET_BYTES / 1e6:.1f} MB a clip"]
+    lines += ["", f"target: at most {TARGET_BYTES / 1e6:.1f} MB per clip"]
     if lanes is not None:
         lines.append(
-            f"lanes: {lanes.lanes}, each asks every {lanes.sleep_s:g} s, pages after {lanes.latency_s * 1000:.0f} ms: "
-            f"{lanes.made:,.0f} an hour of {lanes.allowed:,.0f} allowed, {lanes.busy:.0%}; target >= {TARGET_BUSY:.0%}"
+            f"{lanes.lanes} lanes, one request every {lanes.sleep_s:g} s each, page latency {lanes.latency_s * 1000:.0f} ms: "
+            f"{lanes.made:,.0f} of {lanes.allowed:,.0f} requests per hour, {lanes.busy:.0%}; target >= {TARGET_BUSY:.0%}"
         )
     return "\n".join(lines)
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--clips", "many", type=click.IntRange(min=1), default=10, help="Clips of each kind, a video each.")
-@click.option("--lanes", type=click.IntRange(min=1), default=1, help="Lanes.")
-@click.option("--sleep", default=1.0, type=click.FloatRange(min=0), help="Seconds from one extraction to the next of a lane.")
+@click.option("--clips", "num_clips", type=click.IntRange(min=1), default=10, help="Clips of each kind, one per video.")
+@click.option("--lanes", type=click.IntRange(min=1), default=1, help="Number of lanes.")
+@click.option("--sleep", default=1.0, type=click.FloatRange(min=0), help="Seconds between two extractions of a lane.")
 @click.option("--latency", default=300.0, type=click.FloatRange(min=0), help="Milliseconds before the server sends a page.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def main(many: int, lanes: int, sleep: float, latency: float, as_json: bool) -> None:
-    """Measure what fetching a clip takes of a server's bytes and requests, and how busy lanes are."""
+def main(num_clips: int, lanes: int, sleep: float, latency: float, as_json: bool) -> None:
+    """Measure the bytes and requests that fetching a clip costs, and how busy the lanes are."""
     try:
         with tempfile.TemporaryDirectory(prefix="mbt-fetch-") as folder:
-            rows, used = measure(many, Path(folder), lanes, sleep, latency / 1000)
+            rows, used = measure(num_clips, Path(folder), lanes, sleep, latency / 1000)
     except MbtError as error:
         raise click.UsageError(str(error)) from None
     report: dict[str, Any] = {"rows": [asdict(row) for row in rows], "lanes": used and asdict(used)}

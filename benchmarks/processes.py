@@ -1,4 +1,4 @@
-"""Programs run side by side on given cores, and what they and their children took."""
+"""Run programs in parallel on given cores, and measure what they and their child processes use."""
 
 import os
 import re
@@ -14,19 +14,19 @@ from mbt.manifests.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 SAMPLE_EVERY_S = 0.2
-"""How often memory is looked at."""
+"""Seconds between two measurements of memory."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What one run took.
+    """What one run used.
 
     Attributes:
-        core_s: user and system time of all its processes, core-seconds.
-        start_s: part of it that went by before the first clip, core-seconds.
-        wall_s: seconds.
-        idle_s: time in which the cores had nothing to do at all, core-seconds.
-        peak_bytes: largest memory of all its processes together, without mapped files.
+        core_s: user and system time of all processes, core-seconds.
+        start_s: the part of `core_s` before the first clip, core-seconds.
+        wall_s: elapsed time, seconds.
+        idle_s: time in which the cores were idle, core-seconds.
+        peak_bytes: peak memory of all processes together, without mapped files.
     """
 
     core_s: float
@@ -37,12 +37,12 @@ class Usage:
 
 
 def run(commands: Sequence[list[str]], at_once: int, folder: Path) -> Usage:
-    """Run the commands, so many at a time, and measure them with all their child processes.
+    """Run commands, `at_once` of them in parallel, and measure them and all their child processes.
 
     Args:
         commands: programs with their arguments.
-        at_once: how many run at a time.
-        folder: where processes note what they took before their first clip.
+        at_once: number of commands that run in parallel.
+        folder: where each command writes its time before the first clip.
 
     Raises:
         InputError: a command failed.
@@ -52,11 +52,11 @@ def run(commands: Sequence[list[str]], at_once: int, folder: Path) -> Usage:
         path.write_text("")
     idle, begin, peak = _idle_s(), time.perf_counter(), 0
     with ThreadPoolExecutor(at_once) as pool:
-        ends = [pool.submit(_core_s, command, log) for command in commands]
-        while wait(ends, SAMPLE_EVERY_S).not_done:
+        runs = [pool.submit(_core_s, command, log) for command in commands]
+        while wait(runs, SAMPLE_EVERY_S).not_done:
             peak = max(peak, _children_bytes())
         wall = time.perf_counter() - begin
-    core_s = sum(end.result() for end in ends)
+    core_s = sum(each.result() for each in runs)
     return Usage(core_s, sum(map(float, started.read_text().split())), wall, _idle_s() - idle, peak)
 
 
@@ -72,7 +72,7 @@ def _core_s(command: list[str], log: Path) -> float:
 
 
 def _idle_s() -> float:
-    """Seconds that the cores of this process have been idle since the machine started, added up."""
+    """Idle time of this process's cores since boot, core-seconds."""
     cores = {f"cpu{core}" for core in os.sched_getaffinity(0)}
     lines = map(str.split, Path("/proc/stat").read_text().splitlines())
     ticks = sum(int(cells[4]) + int(cells[5]) for cells in lines if cells and cells[0] in cores)
@@ -80,20 +80,20 @@ def _idle_s() -> float:
 
 
 def _children_bytes() -> int:
-    """Memory of this process's descendants without mapped files: code is shared with whoever else runs it."""
+    """Memory of this process's descendants, without mapped files, which are shared with other processes."""
     commands, parents = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             pid = int(folder.name)
             commands[pid] = (folder / "cmdline").read_bytes()
             parents[pid] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-    total, waiting = 0, [os.getpid()]
-    while waiting:
-        parent = waiting.pop()
-        # A process that is being started still has its parent's memory, and its parent's command.
+    total, pending = 0, [os.getpid()]
+    while pending:
+        parent = pending.pop()
+        # A process that is just starting still has its parent's memory and command line.
         children = [pid for pid, above in parents.items() if above == parent and commands[pid] != commands.get(parent)]
         total += sum(map(_anonymous_bytes, children))
-        waiting += children
+        pending += children
     return total
 
 
@@ -106,14 +106,14 @@ def _anonymous_bytes(pid: int) -> int:
 
 @contextmanager
 def pinned(workers: int) -> Iterator[None]:
-    """Lets this process, and those that it starts, run on so many cores.
+    """Restrict this process, and those that it starts, to this many cores.
 
     Raises:
-        InputError: there are fewer.
+        InputError: fewer cores are available.
     """
     cores = os.sched_getaffinity(0)
     if len(cores) < workers:
-        raise InputError(f"{workers} workers on {len(cores)} cores", f"Take --workers {len(cores)} or less")
+        raise InputError(f"--workers {workers}: only {len(cores)} cores are available", f"Use --workers {len(cores)} or fewer")
     os.sched_setaffinity(0, sorted(cores)[:workers])
     try:
         yield

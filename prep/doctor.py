@@ -286,12 +286,12 @@ def ask_for(canary: str, source: "YtDlp | None" = None) -> str | Doubt:
     """What the site offers of a video, which is not downloaded, to a lane's source or to this machine as it is."""
     from mbt.prep.fetch.ytdlp import YtDlp
 
-    offer = (source or YtDlp(Path(os.devnull), _template(canary))).ask(canary)
+    offer = (source or YtDlp(Path(os.devnull), _template(canary))).probe(canary)
     if isinstance(offer, Verdict):
         look = "Check the network and the lane's options, then run again" if source else "Check the network, then run again"
         remedy = offer.remedy or ("Ask for another video" if offer.answered else look)
         raise SourceError(f"{canary}: {offer.code}: {offer.message}".rstrip("."), remedy)
-    part = "the clips' bytes of" if offer.sliced else "the whole of"
+    part = "the clips' bytes of" if offer.by_ranges else "the whole of"
     found = f"{canary}: formats: {offer.num_formats}; mbt prep would fetch {part} {offer.chosen}"
     if offer.warnings:
         return Doubt(f"{found}; yt-dlp warns: {'; '.join(offer.warnings)}".rstrip("."), UPGRADE)

@@ -16,11 +16,12 @@ from mbt.manifests.atomic import one_of_many, sole_writer
 from mbt.manifests.errors import InputError
 from mbt.manifests.labels import LabelSet
 from mbt.manifests.shards import FAILURES_FILE
-from mbt.prep.fetch.fetch import Fetched, fetch, find
+from mbt.prep.fetch.clip_states import Fetched
+from mbt.prep.fetch.fetch import fetch, find_local_clips
 from mbt.prep.fetch.lanes import make_lanes
 from mbt.prep.fetch.local_folder import LocalFolder
 from mbt.prep.fetch.options import FetchOptions
-from mbt.prep.fetch.worker_share import Share
+from mbt.prep.fetch.worker_share import WorkerShare
 from mbt.prep.pack.options import PackOptions
 from mbt.prep.pack.pack import pack
 from mbt.prep.plan.choose import choose, fetch_caps, likely_clips
@@ -84,9 +85,9 @@ class PrepOptions:
         return made
 
     @property
-    def share(self) -> Share:
+    def share(self) -> WorkerShare:
         """The part of the fetch stage that this worker does; everything in the other stages."""
-        return self.fetch.share if self.stage in (None, "fetch") else Share()
+        return self.fetch.share if self.stage in (None, "fetch") else WorkerShare()
 
 
 def _make(group: Any, values: Mapping[str, Any]) -> Any:
@@ -124,7 +125,7 @@ def prepare(
             work()
 
 
-def _lock(out: Path, share: Share) -> AbstractContextManager[None]:
+def _lock(out: Path, share: WorkerShare) -> AbstractContextManager[None]:
     return sole_writer(out) if share.world == 1 else one_of_many(out, f"fetch-{share.rank}")
 
 
@@ -162,7 +163,7 @@ def _fetch(out: Path, options: PrepOptions) -> Work:
     if options.fetch.is_remote:
         run = partial(fetch, out, make_lanes(out, options.fetch), options.fetch)
     else:
-        run = partial(find, out, LocalFolder(Path(options.fetch.source)), options.fetch)
+        run = partial(find_local_clips, out, LocalFolder(Path(options.fetch.source)), options.fetch)
 
     def work() -> None:
         if not options.ignore_disk:
@@ -170,7 +171,7 @@ def _fetch(out: Path, options: PrepOptions) -> Work:
             check_disk(out, _estimate(clips, len(labels), options).disk_bytes)
         fetched = run()
         worker = f" (worker {share.rank} of {share.world})" if share.world > 1 else ""
-        click.echo(f"fetch: {fetched.there:,} clips found, {fetched.missing:,} missing{worker}")
+        click.echo(f"fetch: {fetched.found:,} clips found, {fetched.missing:,} missing{worker}")
 
     return work
 

@@ -1,11 +1,11 @@
-"""A loopback server that behaves like a media server: byte ranges, throttling, expiring addresses, and faults on demand.
+"""A loopback server that behaves like a media server: byte ranges, throttling, expiring URLs, and faults on demand.
 
     with media_server() as server:
         server.files["/video"] = ServedFile(content, faults=[Reset(after=1000), Status(503)])
         ...  # GET server.url + "/video": a reset, then 503, then the bytes
         assert [(r.range, r.sent) for r in server.requests] == [...]
 
-It answers as a proxy too: of `GET http://host/path` it serves `/path`; CONNECT is refused.
+It also works as a proxy: for `GET http://host/path` it serves `/path`. CONNECT is refused.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ from urllib.parse import urlsplit
 TICK_S = 0.02
 CHUNK = 1 << 16
 SIDX_HEAD = {0: 22, 1: 30}
-"""Bytes of the content of a `sidx` box before the number of its entries, by the box's version."""
+"""Bytes of a `sidx` box's content before the number of its entries, by version."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """Answer with this status and no media; `location` makes it a redirection."""
+    """Respond with this status and no media; `location` makes it a redirect."""
 
     code: int
     location: str | None = None
@@ -35,45 +35,45 @@ class Status:
 
 @dataclass(frozen=True)
 class Short:
-    """End the body after so many bytes, in order, though more were promised."""
+    """Close the connection cleanly after this many bytes of the body, though more were announced."""
 
     after: int
 
 
 @dataclass(frozen=True)
 class Reset:
-    """Reset the connection after so many bytes of the body; None: before any answer."""
+    """Reset the connection after this many bytes of the body; None: before any response."""
 
     after: int | None
 
 
 @dataclass(frozen=True)
 class Stall:
-    """Send nothing more after so many bytes of the body, and keep the connection; None: no answer at all."""
+    """Stop sending after this many bytes of the body, but keep the connection; None: no response at all."""
 
     after: int | None
 
 
 @dataclass(frozen=True)
 class Slow:
-    """Send so many bytes a second."""
+    """Send this many bytes per second."""
 
     bytes_s: int
 
 
 @dataclass(frozen=True)
 class Drip:
-    """Send header lines, one every 20 ms, without end."""
+    """Send one header line every 20 ms, without end."""
 
 
 @dataclass(frozen=True)
 class Whole:
-    """Ignore the range: 200 and all bytes."""
+    """Ignore the range: respond 200 with all bytes."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """Replace a header of the answer; None leaves it out."""
+    """Replace a header of the response; None removes it."""
 
     name: str
     value: str | None
@@ -88,14 +88,15 @@ class ServedFile:
 
     Attributes:
         content: the bytes.
-        faults: what becomes of the next requests, one each (None: nothing); after them `always` holds.
-        always: what becomes of every other request.
-        next_content: bytes served from the second request on, if they are to change.
-        max_requests: requests that are served; the address has then expired (403).
-        expires_at: `time.monotonic()` from which on the address has expired (403).
-        throttled_above: bytes; a request for more is sent at `throttled_bytes_s`.
-        throttled_bytes_s: bytes a second.
-        latency_s: seconds before each answer.
+        faults: faults of the next requests, one each (None: no fault); after them `always` applies.
+        always: fault of all other requests.
+        next_content: bytes served from the second request on, if different.
+        max_requests: requests after which the URL has expired (403).
+        expires_at: `time.monotonic()` from which the URL has expired (403).
+        throttled_above: requests for more bytes than this are throttled.
+        throttled_bytes_s: bytes per second of a throttled request.
+        latency_s: seconds before each response.
+        served: number of requests so far.
     """
 
     content: bytes
@@ -110,22 +111,22 @@ class ServedFile:
     served: int = 0
 
     def expired(self) -> bool:
-        """Whether the address has expired."""
+        """Whether the URL has expired."""
         late = self.expires_at is not None and time.monotonic() >= self.expires_at
         return late or (self.max_requests is not None and self.served >= self.max_requests)
 
 
 @dataclass
 class Request:
-    """A request as it was answered.
+    """A request and its response.
 
     Attributes:
-        path: without the query.
-        range: first and last byte asked for, or None; a range without end has the file's last.
-        headers: as they came, names in lower case.
-        status: of the answer; 0 where there was none.
+        path: path without the query.
+        range: first and last byte requested, or None; an open range ends with the file.
+        headers: headers of the request, names in lower case.
+        status: status of the response; 0 if there was none.
         sent: bytes of the body sent.
-        time: `time.monotonic()` when it came.
+        time: `time.monotonic()` when the request arrived.
     """
 
     path: str
@@ -138,7 +139,7 @@ class Request:
 
 @dataclass
 class MediaServer:
-    """The running server: its address, what it serves, and what it was asked for, in order."""
+    """The running server: its URL, what it serves by path, and the requests in order."""
 
     url: str
     files: dict[str, ServedFile] = field(default_factory=dict)
@@ -147,22 +148,23 @@ class MediaServer:
 
 
 def with_access_points(content: bytes, kind: int = 1) -> bytes:
-    """A file whose index says that each segment begins with an access point of this type (ISO/IEC 14496-12, 8.16.3).
+    """Mark each segment in a file's index as beginning with an access point of this type (ISO/IEC 14496-12, 8.16.3).
 
-    ffmpeg leaves the type open (0). Files of YouTube are said to have type 1, a closed group of pictures; that was never
-    checked here.
+    ffmpeg leaves the type unspecified (0). YouTube's files are said to have type 1, a closed group of pictures; this was never
+    checked.
     """
     body = content.index(b"sidx") + 4
-    at = body + SIDX_HEAD[content[body]]
+    count_at = body + SIDX_HEAD[content[body]]
+    count, first = int.from_bytes(content[count_at : count_at + 2], "big"), count_at + 2
     marked = bytearray(content)
-    for entry in range(at + 2, at + 2 + 12 * int.from_bytes(content[at : at + 2], "big"), 12):
+    for entry in range(first, first + 12 * count, 12):
         marked[entry + 8 : entry + 12] = (1 << 31 | kind << 28).to_bytes(4, "big")
     return bytes(marked)
 
 
 @contextlib.contextmanager
 def media_server() -> Iterator[MediaServer]:
-    """Run a media server on 127.0.0.1; requests that stall end with it."""
+    """Run a media server on 127.0.0.1; it ends stalled requests when it stops."""
 
     class Handler(_Handler):
         server_state: MediaServer
@@ -191,8 +193,8 @@ class _Handler(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path
         match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         last = len(state.files[path].content) - 1 if path in state.files else 0
-        asked = (int(match[1]), int(match[2] or last)) if match else None
-        request = Request(path, asked, {name.lower(): value for name, value in self.headers.items()})
+        requested = (int(match[1]), int(match[2] or last)) if match else None
+        request = Request(path, requested, {name.lower(): value for name, value in self.headers.items()})
         state.requests.append(request)
         with contextlib.suppress(OSError):
             if path in state.files:
@@ -219,7 +221,7 @@ class _Handler(BaseHTTPRequestHandler):
             case Drip():
                 self._drip()
             case _:
-                self._answer(file, content, request, fault)
+                self._respond(file, content, request, fault)
 
     def _refuse(self, request: Request, status: Status) -> None:
         request.status = status.code
@@ -229,7 +231,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Location", status.location)
         self.end_headers()
 
-    def _answer(self, file: ServedFile, content: bytes, request: Request, fault: Fault | None) -> None:
+    def _respond(self, file: ServedFile, content: bytes, request: Request, fault: Fault | None) -> None:
         first, last = (0, len(content) - 1) if request.range is None or isinstance(fault, Whole) else request.range
         partial = request.range is not None and not isinstance(fault, Whole)
         if partial and first >= len(content):

@@ -1,4 +1,4 @@
-"""In the place of yt-dlp and of the clock: a site that says what a test wants of each video."""
+"""Stand-ins for yt-dlp and for the clock: a site that serves or refuses each video as a test says."""
 
 import time
 from collections.abc import Callable
@@ -13,20 +13,20 @@ YOUTUBE = "ERROR: [youtube] dQw4w9WgXcQ: "
 
 @dataclass
 class Site:
-    """In the place of `yt_dlp.YoutubeDL`: serves every video of which nothing else is said.
+    """A stand-in for `yt_dlp.YoutubeDL` that serves every video without an error.
 
     Attributes:
-        says: the error for a video, and a warning before it.
-        refuses: the error for whoever asks with these options now, or None.
-        takes_s: seconds of each extraction.
-        asked: ids that were extracted, in order.
-        options: of each extraction.
+        errors: the error for a video, and a warning before it, by video id.
+        refuses: the error for a request with these options, or None.
+        delay_s: seconds of each extraction.
+        requested: video ids in the order of their extraction.
+        options: options of each extraction.
     """
 
-    says: dict[str, tuple[str, str]] = field(default_factory=dict)
+    errors: dict[str, tuple[str, str]] = field(default_factory=dict)
     refuses: Callable[[dict[str, Any]], str | None] = lambda options: None
-    takes_s: float = 0.0
-    asked: list[str] = field(default_factory=list)
+    delay_s: float = 0.0
+    requested: list[str] = field(default_factory=list)
     options: list[dict[str, Any]] = field(default_factory=list)
 
     validate_outtmpl = staticmethod(yt_dlp.YoutubeDL.validate_outtmpl)
@@ -37,7 +37,7 @@ class Site:
 
 @dataclass
 class Session:
-    """One use of the site."""
+    """One use of the site, as of a `YoutubeDL` object."""
 
     site: Site
     options: dict[str, Any]
@@ -51,10 +51,10 @@ class Session:
     def extract_info(self, url: str, download: bool) -> dict[str, Any]:
         assert not download
         video = url.rpartition("=")[2]
-        self.site.asked.append(video)
+        self.site.requested.append(video)
         self.site.options.append(self.options)
-        time.sleep(self.site.takes_s)
-        text, warning = self.site.says.get(video, (None, None))
+        time.sleep(self.site.delay_s)
+        text, warning = self.site.errors.get(video, (None, None))
         text = self.site.refuses(self.options) or text
         if warning:
             self.options["logger"].warning(warning)
@@ -72,7 +72,7 @@ class Session:
 
 @dataclass
 class Clock:
-    """The time of fetching."""
+    """A stand-in for the module `time` in fetching."""
 
     now: float = 1_800_000_000.0
 

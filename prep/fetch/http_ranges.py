@@ -18,11 +18,12 @@ from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 from mbt.manifests.errors import InputError
 
 MAX_RANGE = 10_000_000
-"""Bytes of one request at most: media servers slow larger ones down."""
+"""Maximum bytes per request: media servers throttle larger ones."""
 MAX_REDIRECTS = 5
+REDIRECTS = (301, 302, 303, 307, 308)
 CHUNK = 1 << 16
 TRANSIENT = frozenset({"bytes.short", "net.5xx", "net.dns", "net.reset", "net.timeout", "net.unreachable"})
-"""Faults after which the rest is asked for again at once."""
+"""Errors after which the missing bytes are requested again at once."""
 STATUS_CODES = {
     **{403: "bytes.403", 404: "bytes.gone", 410: "bytes.gone", 416: "bytes.416"},
     **{402: "rate.429", 429: "rate.429", 407: "net.proxy", 408: "net.5xx"},
@@ -32,14 +33,14 @@ SECRET_HEADERS = frozenset({"authorization", "cookie"})
 
 
 class TransferError(Exception):
-    """Bytes did not come.
+    """Bytes could not be read.
 
     Attributes:
-        code: `bytes.403`, `bytes.gone` (404, 410), `bytes.416`, `bytes.short`, `bytes.slow`, `bytes.large` (more than may
-            be fetched), `bytes.wrong` (an answer that does not fit the request), `rate.429` (429, 402), `net.reset`,
+        code: `bytes.403`, `bytes.gone` (404, 410), `bytes.416`, `bytes.short`, `bytes.slow`, `bytes.large` (more than the
+            maximum), `bytes.wrong` (a response that does not fit the request), `rate.429` (429, 402), `net.reset`,
             `net.timeout`, `net.5xx`, `net.dns`, `net.unreachable`, `net.proxy` or `net.tls`.
-        status: the HTTP status, where there was one.
-        message: the error in words, without the address's signed part.
+        status: the HTTP status, if there was one.
+        message: the error in words, without the signed part of the URL.
     """
 
     def __init__(self, code: str, status: int | None, message: str) -> None:
@@ -54,11 +55,11 @@ class TransferLimits:
     """How patient the client is.
 
     Attributes:
-        connect_s: seconds for a connection, with TLS.
-        stall_s: seconds in which the answer must begin, then in which at least `slow_bytes_s` a second must come.
-        slow_bytes_s: bytes a second.
-        tries: attempts at one read, the first one included.
-        backoff_s: pause before the second attempt, give or take a half; each further one is twice as long.
+        connect_s: seconds to connect, including TLS.
+        stall_s: seconds in which the response must begin; then the period over which the speed is measured.
+        slow_bytes_s: minimum speed, bytes per second.
+        tries: attempts per read, including the first.
+        backoff_s: seconds before the second attempt, randomly varied by up to 50 %; doubled for each further one.
     """
 
     connect_s: float = 15.0
@@ -72,27 +73,27 @@ DEFAULT_LIMITS = TransferLimits()
 
 
 @dataclass
-class _Got:
-    """What a read has so far: bytes, and the file's size once it is known."""
+class _Received:
+    """What a read has received so far: bytes, and the file's size once it is known."""
 
     data: bytearray
     size: int | None
 
 
 class MediaClient:
-    """Reads byte ranges of files behind URLs, for one thread.
+    """Reads byte ranges of files behind URLs. Not thread-safe.
 
     Args:
-        proxy: `http://[user:password@]host:port`; None: that of the environment (`http_proxy`, `https_proxy`, `no_proxy`).
-        limits: how patient it is.
-        source_address: of this machine, from which to connect.
+        proxy: `http://[user:password@]host:port`; None: the environment's (`http_proxy`, `https_proxy`, `no_proxy`).
+        limits: how patient the client is.
+        source_address: address of this machine to connect from.
 
     Attributes:
-        requests: requests sent so far, those that failed included.
+        requests: number of requests sent so far, including failed ones.
         transferred: bytes of media received so far.
 
     Raises:
-        InputError: the proxy is of another kind.
+        InputError: the proxy is not of the form `http://host:port`.
     """
 
     def __init__(
@@ -106,110 +107,107 @@ class MediaClient:
         self.transferred = 0
 
     def read(self, url: str, headers: Mapping[str, str], start: int, end: int, size: int | None = None) -> tuple[bytes, int]:
-        """Bytes [start, end) of the file at `url`, or to its end if that comes before, and the file's size.
+        """Bytes [start, end) of the file at `url`, or up to its end if that comes first, and the file's size.
 
-        No request is for more than 10 MB. After a transient fault only what is missing is asked for again. A server that
-        knows no ranges may send a whole file of up to 10 MB when asked for its beginning: then all of it is returned.
+        No request is for more than 10 MB. After a transient error only the missing bytes are requested again. A server without
+        range support may respond to a request for the beginning of a file with the whole file, up to 10 MB; then all of it is
+        returned.
 
         Args:
-            url: an http or https address.
+            url: an http or https URL.
             headers: sent with every request.
             start: first byte.
-            end: the byte behind the last, beyond `start`.
-            size: the file's size, if it is known; a file of another size is `bytes.wrong`.
+            end: the byte after the last; greater than `start`.
+            size: the file's size, if known; a file of another size is `bytes.wrong`.
 
         Raises:
-            TransferError: the bytes did not come.
-            InputError: the proxy of the environment is of another kind than `http://host:port`.
+            TransferError: the bytes could not be read.
+            InputError: the environment's proxy is not of the form `http://host:port`.
         """
-        got = _Got(bytearray(), size)
+        received = _Received(bytearray(), size)
         failures = 0
-        while got.size is None or start + len(got.data) < min(end, got.size):
-            begin = start + len(got.data)
+        while received.size is None or start + len(received.data) < min(end, received.size):
+            begin = start + len(received.data)
             try:
-                self._request(url, headers, begin, min(end, begin + MAX_RANGE, got.size or end), got)
+                self._read_once(url, headers, begin, min(end, begin + MAX_RANGE, received.size or end), received)
             except TransferError as error:
                 failures += 1
                 if error.code not in TRANSIENT or failures >= self._limits.tries:
                     raise
                 time.sleep(self._limits.backoff_s * 2 ** (failures - 1) * random.uniform(0.5, 1.5))
-        return bytes(got.data), got.size
+        return bytes(received.data), received.size
 
-    def _request(self, url: str, headers: Mapping[str, str], start: int, end: int, got: _Got) -> None:
-        """Append bytes [start, end) to what was got, or those that come before the transfer breaks off."""
-        asked = {**headers, "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity", "Connection": "close"}
+    def _read_once(self, url: str, headers: Mapping[str, str], start: int, end: int, received: _Received) -> None:
+        """Append bytes [start, end) to what was received, or those that come before the transfer breaks off."""
+        headers = {**headers, "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity", "Connection": "close"}
         with _typed_errors(None):
-            connection, response = self._answer(url, asked)
+            connection, response = self._follow_redirects(url, headers)
         try:
             with _typed_errors(response.status):
-                length, size = _expected(response, start, end)
-                if got.size not in (None, size):
-                    raise TransferError("bytes.wrong", response.status, f"the file has {size} bytes, not {got.size}")
-                got.size = size
-                came = self._receive(response, got.data)
-            if came < length:
-                raise TransferError("bytes.short", response.status, f"{came} of {length} bytes came")
+                length, size = _check_response(response, start, end)
+                if received.size not in (None, size):
+                    message = f"the file has {size} bytes, not {received.size}"
+                    raise TransferError("bytes.wrong", response.status, message)
+                received.size = size
+                count = self._receive(response, received.data)
+            if count < length:
+                raise TransferError("bytes.short", response.status, f"received {count} of {length} bytes")
         finally:
             response.close()
             connection.close()
 
-    def _receive(self, response: http.client.HTTPResponse, data: bytearray) -> int:
-        limits = self._limits
-        came, counted, since = 0, 0, time.monotonic()
-        while chunk := response.read1(CHUNK):
-            data += chunk
-            came += len(chunk)
-            self.transferred += len(chunk)
-            if (passed := time.monotonic() - since) >= limits.stall_s:
-                if came - counted < limits.slow_bytes_s * passed:
-                    message = f"{(came - counted) / passed / 1024:.1f} KiB a second over {passed:.0f} s"
-                    raise TransferError("bytes.slow", response.status, message)
-                counted, since = came, time.monotonic()
-        return came
-
-    def _answer(self, url: str, headers: dict[str, str]) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        """The first answer that is no redirection."""
+    def _follow_redirects(
+        self, url: str, headers: dict[str, str]
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        """The first response that is not a redirect."""
         for _ in range(MAX_REDIRECTS + 1):
             parts = urlsplit(url)
-            connection, response = self._send(parts, headers)
+            connection, response = self._request(parts, headers)
             location = response.getheader("Location")
-            if response.status not in (301, 302, 303, 307, 308) or location is None:
+            if response.status not in REDIRECTS or location is None:
                 return connection, response
             response.close()
             connection.close()
             url = urljoin(url, location)
             if urlsplit(url).netloc != parts.netloc:
                 headers = {name: value for name, value in headers.items() if name.lower() not in SECRET_HEADERS}
-        raise TransferError("bytes.wrong", response.status, f"more than {MAX_REDIRECTS} redirections")
+        raise TransferError("bytes.wrong", response.status, f"more than {MAX_REDIRECTS} redirects")
 
-    def _send(self, parts: SplitResult, headers: dict[str, str]) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+    def _request(
+        self, parts: SplitResult, headers: dict[str, str]
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        """Connect, send a GET request, and wait for the response to begin."""
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise TransferError("bytes.wrong", None, f"{parts.scheme}://{parts.hostname} is no http address")
-        target = quote((parts.path or "/") + (parts.query and f"?{parts.query}"), safe="!$%&'()*+,/:;=?@[]~")
+            raise TransferError("bytes.wrong", None, f"{parts.scheme}://{parts.hostname} is not an http or https URL")
         proxy = self._proxy_for(parts)
-        host, port = proxy.hostname if proxy else parts.hostname, proxy.port if proxy else parts.port
-        assert host is not None
-        timeout, source = self._limits.connect_s, self._source
-        connection: http.client.HTTPConnection
-        if parts.scheme == "https":
-            connection = http.client.HTTPSConnection(host, port, timeout=timeout, source_address=source, context=self._tls)
-            if proxy:
-                connection.set_tunnel(parts.hostname, parts.port, headers=_credentials(proxy))
-        else:
-            connection = http.client.HTTPConnection(host, port, timeout=timeout, source_address=source)
-            if proxy:
-                target = f"http://{parts.netloc.rpartition('@')[2]}{target}"
-                headers = {**headers, **_credentials(proxy)}
+        target = quote((parts.path or "/") + (parts.query and f"?{parts.query}"), safe="!$%&'()*+,/:;=?@[]~")
+        if proxy and parts.scheme == "http":
+            target = f"http://{parts.netloc.rpartition('@')[2]}{target}"
+            headers = {**headers, **_credentials(proxy)}
+        connection = self._connection(parts, proxy)
         self.requests += 1
         try:
             _connect(connection, proxy)
             connection.sock.settimeout(self._limits.stall_s)
-            with _cut_off(connection.sock, self._limits.stall_s):
+            with _deadline(connection.sock, self._limits.stall_s):
                 connection.request("GET", target, headers=headers)
                 return connection, connection.getresponse()
         except BaseException:
             connection.close()
             raise
+
+    def _connection(self, parts: SplitResult, proxy: SplitResult | None) -> http.client.HTTPConnection:
+        """A connection to the server or to the proxy, not yet open."""
+        first_hop = proxy or parts
+        assert first_hop.hostname is not None
+        host, port, timeout = first_hop.hostname, first_hop.port, self._limits.connect_s
+        if parts.scheme == "http":
+            return http.client.HTTPConnection(host, port, timeout=timeout, source_address=self._source)
+        connection = http.client.HTTPSConnection(host, port, timeout=timeout, source_address=self._source, context=self._tls)
+        if proxy:
+            assert parts.hostname is not None
+            connection.set_tunnel(parts.hostname, parts.port, headers=_credentials(proxy))
+        return connection
 
     def _proxy_for(self, parts: SplitResult) -> SplitResult | None:
         if self._proxy is not None or urllib.request.proxy_bypass(parts.hostname or ""):
@@ -217,32 +215,62 @@ class MediaClient:
         proxy = urllib.request.getproxies().get(parts.scheme)
         return _proxy_parts(proxy) if proxy else None
 
+    def _receive(self, response: http.client.HTTPResponse, data: bytearray) -> int:
+        """Append the body to `data`, and return its length.
 
-def _expected(response: http.client.HTTPResponse, start: int, end: int) -> tuple[int, int]:
-    """Length of the body, and size of the file, of an answer to a request for bytes [start, end)."""
+        Raises:
+            TransferError: `bytes.slow`.
+        """
+        limits = self._limits
+        count, counted, since = 0, 0, time.monotonic()
+        while chunk := response.read1(CHUNK):
+            data += chunk
+            count += len(chunk)
+            self.transferred += len(chunk)
+            if (passed := time.monotonic() - since) >= limits.stall_s:
+                if count - counted < limits.slow_bytes_s * passed:
+                    message = f"only {(count - counted) / passed / 1024:.1f} KiB/s over {passed:.0f} s"
+                    raise TransferError("bytes.slow", response.status, message)
+                counted, since = count, time.monotonic()
+        return count
+
+
+def _check_response(response: http.client.HTTPResponse, start: int, end: int) -> tuple[int, int]:
+    """Length of the body, and size of the file, of a response to a request for bytes [start, end).
+
+    Raises:
+        TransferError: the response does not fit the request.
+    """
     status = response.status
     if status not in (200, 206):
         code = STATUS_CODES.get(status, "net.5xx" if status >= 500 else "bytes.wrong")
-        raise TransferError(code, status, f"the server answers {status} {response.reason}".rstrip())
+        raise TransferError(code, status, f"the server responded {status} {response.reason}".rstrip())
     if response.getheader("Content-Encoding", "identity") != "identity" or response.length is None:
-        raise TransferError("bytes.wrong", status, "an encoded body, or one without a length")
+        raise TransferError("bytes.wrong", status, "the body is encoded, or its length is unknown")
     if status == 200:
-        if not response.length:
-            raise TransferError("bytes.short", status, "the server sends an empty file")
-        if start or response.length > MAX_RANGE:
-            raise TransferError("bytes.wrong", status, f"the server sends all of {response.length} bytes in place of a range")
-        return response.length, response.length
-    text = response.getheader("Content-Range", "")
-    match = re.fullmatch(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15})", text)
+        return _check_whole_file(response.length, start)
+    return _check_range(response.getheader("Content-Range", ""), response.length, start, end)
+
+
+def _check_whole_file(length: int, start: int) -> tuple[int, int]:
+    if not length:
+        raise TransferError("bytes.short", 200, "the server sent an empty file")
+    if start or length > MAX_RANGE:
+        raise TransferError("bytes.wrong", 200, f"the server sent all {length} bytes instead of a range")
+    return length, length
+
+
+def _check_range(content_range: str, length: int, start: int, end: int) -> tuple[int, int]:
+    match = re.fullmatch(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15})", content_range)
     first, last, size = map(int, match.groups()) if match else (0, 0, 0)
-    if match is None or first != start or last + 1 != min(end, size) or response.length != last + 1 - first:
-        message = f"Content-Range {text[:60]!r} and length {response.length} in answer to {start}-{end - 1}"
-        raise TransferError("bytes.wrong", status, message)
-    return response.length, size
+    if match is None or first != start or last + 1 != min(end, size) or length != last + 1 - first:
+        message = f"Content-Range {content_range[:60]!r} and length {length} in response to {start}-{end - 1}"
+        raise TransferError("bytes.wrong", 206, message)
+    return length, size
 
 
 def _connect(connection: http.client.HTTPConnection, proxy: SplitResult | None) -> None:
-    """Connect; what goes wrong before the proxy has opened the way is the proxy's fault."""
+    """Connect; an error before the proxy has opened the tunnel is the proxy's."""
     try:
         connection.connect()
     except ssl.SSLError:
@@ -250,20 +278,20 @@ def _connect(connection: http.client.HTTPConnection, proxy: SplitResult | None) 
     except OSError as error:
         if proxy is None:
             raise
-        raise TransferError("net.proxy", None, f"the proxy {proxy.hostname}:{proxy.port} fails: {error}") from error
+        raise TransferError("net.proxy", None, f"proxy {proxy.hostname}:{proxy.port}: {error}") from error
 
 
 @contextmanager
-def _cut_off(sock: socket.socket, seconds: float) -> Iterator[None]:
-    """End the connection after so many seconds: a timeout of the socket's own begins anew with every byte."""
+def _deadline(sock: socket.socket, seconds: float) -> Iterator[None]:
+    """Shut the connection down after `seconds`; the socket's own timeout starts anew with every byte."""
     expired = threading.Event()
 
-    def cut() -> None:
+    def shut_down() -> None:
         expired.set()
         with suppress(OSError):
             sock.shutdown(socket.SHUT_RDWR)
 
-    timer = threading.Timer(seconds, cut)
+    timer = threading.Timer(seconds, shut_down)
     timer.daemon = True
     timer.start()
     try:
@@ -274,26 +302,26 @@ def _cut_off(sock: socket.socket, seconds: float) -> Iterator[None]:
     finally:
         timer.cancel()
     if expired.is_set():
-        raise TimeoutError(f"no answer within {seconds:g} s")
+        raise TimeoutError(f"no response within {seconds:g} s")
 
 
 @contextmanager
 def _typed_errors(status: int | None) -> Iterator[None]:
-    """Turn what sockets, TLS and http.client raise into a TransferError."""
+    """Turn the exceptions of sockets, TLS and http.client into a TransferError."""
     try:
         yield
     except socket.gaierror as error:
-        raise TransferError("net.dns", status, f"the host's name is not known: {error.strerror}") from error
+        raise TransferError("net.dns", status, f"cannot resolve the host name: {error.strerror}") from error
     except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
         raise TransferError("net.reset", status, f"the TLS connection broke: {error.reason}") from error
     except TimeoutError as error:
-        raise TransferError("net.timeout", status, f"nothing came in time: {error}") from error
+        raise TransferError("net.timeout", status, f"timed out: {error}") from error
     except ssl.SSLError as error:
-        raise TransferError("net.tls", status, f"no trusted connection: {error}") from error
+        raise TransferError("net.tls", status, f"TLS failed: {error}") from error
     except (ValueError, http.client.InvalidURL) as error:
-        raise TransferError("bytes.wrong", status, f"an address that cannot be asked: {type(error).__name__}") from error
+        raise TransferError("bytes.wrong", status, f"not a valid URL: {type(error).__name__}") from error
     except http.client.HTTPException as error:
-        raise TransferError("net.reset", status, f"the answer broke off: {type(error).__name__}") from error
+        raise TransferError("net.reset", status, f"the response broke off: {type(error).__name__}") from error
     except OSError as error:
         code = "net.unreachable" if error.errno in UNREACHABLE else "net.reset"
         raise TransferError(code, status, f"{type(error).__name__}: {error.strerror or error}") from error
@@ -307,7 +335,7 @@ def _proxy_parts(proxy: str) -> SplitResult:
     except ValueError:
         pass
     shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-    raise InputError(f"media cannot be fetched through the proxy {shown}", "Give one of the form http://HOST:PORT")
+    raise InputError(f"cannot fetch media through the proxy {shown}", "Give a proxy of the form http://HOST:PORT")
 
 
 def _credentials(proxy: SplitResult) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Lanes: the network addresses that a source is asked from, each one item at a time, at its own rate, with its own rests."""
+"""Lanes: the network addresses that a source is fetched from. Each makes one request at a time, at its own rate."""
 
 import random
 import time
@@ -18,13 +18,13 @@ from mbt.prep.fetch.ytdlp import Answer, YtDlp, check_options, parse_options
 from mbt.prep.state.failure_codes import HOUR_S, Action
 from mbt.prep.state.ledger import LedgerReader
 
-REST_S = {
+PAUSE_S = {
     Action.COOL.label: (HOUR_S, 2 * HOUR_S, 4 * HOUR_S),
     Action.BLOCK.label: (6 * HOUR_S,),
 }
-"""How long a lane rests after what it was told, the first time in a row, the second, and so on."""
-
-TICK_S = 0.01
+"""By action, seconds of a lane's first pause in a row, its second, and so on; the last value holds for all further ones."""
+DEFAULT_PAUSE_S = (HOUR_S,)
+MIN_WAIT_S = 0.01
 
 T = TypeVar("T")
 
@@ -34,50 +34,50 @@ class Lane:
     """One network address.
 
     Attributes:
-        name: in the ledger.
-        source: asks from there.
-        sleep_s: seconds from one extraction to the next, give or take a fifth.
-        turn: `time.monotonic()` from which on the next may start.
-        rests_until: Unix time in seconds until which it must not ask.
-        rests: how often in a row it had to rest.
+        name: name in the ledger.
+        source: fetches from this address.
+        sleep_s: seconds between the starts of two extractions, randomly varied by up to 20 %.
+        next_start: `time.monotonic()` from which the next extraction may start.
+        paused_until: Unix time in seconds before which the lane makes no request.
+        num_pauses: pauses in a row, without a clip served in between.
     """
 
     name: str
     source: YtDlp
     sleep_s: float
-    turn: float = 0.0
-    rests_until: float = 0.0
-    rests: int = 0
+    next_start: float = 0.0
+    paused_until: float = 0.0
+    num_pauses: int = 0
 
     def fetch(self, video_id: str, clips: Sequence[Clip]) -> list[Answer]:
-        """What came of each clip of a video."""
+        """The result of each clip of a video."""
         return self.source.fetch(video_id, clips)
 
     def wait_s(self) -> float:
-        """Seconds until it may ask again."""
-        return max(self.turn - time.monotonic(), self.rests_until - time.time(), 0.0)
+        """Seconds until the lane may make its next request."""
+        return max(self.next_start - time.monotonic(), self.paused_until - time.time(), 0.0)
 
-    def rest(self, action: str) -> None:
-        """Ask nothing for a while: it is longer each time, until a clip was served."""
-        spans = REST_S.get(action, (HOUR_S,))
-        self.rests_until = time.time() + spans[min(self.rests, len(spans) - 1)]
-        self.rests += 1
+    def pause(self, action: str) -> None:
+        """Pause the lane; pauses in a row grow longer until a clip is served."""
+        pauses = PAUSE_S.get(action, DEFAULT_PAUSE_S)
+        self.paused_until = time.time() + pauses[min(self.num_pauses, len(pauses) - 1)]
+        self.num_pauses += 1
 
 
-def remember(lanes: Iterable[Lane], folder: Path) -> None:
-    """Take up the rests for a rate that a folder's ledger has; who was blocked may try again by a new run."""
-    known = {lane.name: lane for lane in lanes}
+def restore_pauses(lanes: Iterable[Lane], folder: Path) -> None:
+    """Apply the rate-limit pauses in a folder's ledger to the lanes; a blocked lane may try again in a new run."""
+    by_name = {lane.name: lane for lane in lanes}
     for attempt in LedgerReader(folder).new():
-        if lane := known.get(attempt.lane):
+        if lane := by_name.get(attempt.lane):
             if attempt.action == Action.COOL.label:
-                lane.rests += attempt.not_before != lane.rests_until
-                lane.rests_until = attempt.not_before
+                lane.num_pauses += attempt.not_before != lane.paused_until
+                lane.paused_until = attempt.not_before
             elif attempt.code == "ok":
-                lane.rests = 0
+                lane.num_pauses = 0
 
 
 class LaneTable(BaseModel):
-    """A table `[[lane]]` of a lanes file: a name, a rate, and options of yt-dlp for this lane alone."""
+    """A `[[lane]]` table of a lanes file: a name, a rate, and yt-dlp options for this lane only."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -86,7 +86,7 @@ class LaneTable(BaseModel):
 
 
 class LanesFile(BaseModel):
-    """A lanes file: options of yt-dlp for every lane, and the lanes."""
+    """A lanes file: yt-dlp options for every lane, and the lanes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -95,36 +95,41 @@ class LanesFile(BaseModel):
 
 
 def make_lanes(folder: Path, options: FetchOptions) -> list[Lane]:
-    """The lanes of a lanes file, or the one that this machine has by itself.
+    """The lanes in a lanes file; without a file, one lane: this machine's own network address.
 
     Args:
         folder: the dataset folder.
         options: options of the fetch stage. `options.lanes` is TOML: `[[lane]]` with `name`, `sleep` and yt-dlp options
-            (`proxy`, `cookiefile`, `source_address`, ...); `[ytdlp]` with yt-dlp options of every lane, which override
+            (`proxy`, `cookiefile`, `source_address`, ...); `[ytdlp]` with yt-dlp options for every lane, which override
             `options.ytdlp`.
 
     Raises:
-        InputError: the file or an option is malformed, two lanes have one name, or the template lacks its placeholder.
+        InputError: the file or an option is malformed, two lanes have the same name, or the template has no placeholder.
     """
     template, file, ytdlp = options.source, options.lanes, parse_options(options.ytdlp)
     prefix = f"{options.share.rank}." if options.share.world > 1 else ""
     if file is None:
         return [Lane(f"{prefix}direct", YtDlp(folder, template, ytdlp), options.sleep)]
     content = _read_file(file)
-    common = {**ytdlp, **check_options(content.ytdlp, f"{file}: [ytdlp]")}
+    names = [table.name for table in content.lane]
+    if len(set(names)) < len(names):
+        raise InputError(f"{file}: a lane name is used twice", "Give every lane its own name")
+    shared = {**ytdlp, **check_options(content.ytdlp, f"{file}: [ytdlp]")}
     lanes = []
     for table in content.lane:
-        own = check_options(table.model_extra or {}, f"{file}: lane {table.name}")
+        own = _lane_options(table, file)
         sleep = options.sleep if table.sleep is None else table.sleep
-        lanes.append(Lane(f"{prefix}{table.name}", YtDlp(folder, template, {**common, **own}), sleep))
-        cookies = own.get("cookiefile")
-        if cookies is not None and not Path(cookies).is_file():
-            raise InputError(
-                f"{file}: lane {table.name}: there is no file {cookies}", "Give the path of its cookies, or leave them out"
-            )
-    if len({lane.name for lane in lanes}) < len(lanes):
-        raise InputError(f"{file} names a lane twice", "Give each lane its own name")
+        lanes.append(Lane(f"{prefix}{table.name}", YtDlp(folder, template, {**shared, **own}), sleep))
     return lanes
+
+
+def _lane_options(table: LaneTable, file: Path) -> dict[str, Any]:
+    options = check_options(table.model_extra or {}, f"{file}: lane {table.name}")
+    cookies = options.get("cookiefile")
+    if cookies is not None and not Path(cookies).is_file():
+        fix = "Set cookiefile to the path of a cookies file, or remove it"
+        raise InputError(f"{file}: lane {table.name}: cookiefile {cookies} does not exist", fix)
+    return options
 
 
 def _read_file(path: Path) -> LanesFile:
@@ -132,20 +137,20 @@ def _read_file(path: Path) -> LanesFile:
     try:
         return LanesFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"cannot read the lanes of {path}: {error}", fix) from None
+        raise InputError(f"cannot read the lanes file {path}: {error}", fix) from None
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{path} is malformed at {place}: {first['msg']}", fix) from None
+        raise InputError(f"{path}: {place} is not valid: {first['msg']}", fix) from None
 
 
 @dataclass
 class LanePool(Generic[T]):
-    """Lanes at work, each on one item.
+    """Lanes and the items that they work on, one each.
 
     Attributes:
-        lanes: all of them.
-        busy: what is in flight, and on which lane (its place in `lanes`).
+        lanes: all lanes.
+        busy: for each item in flight, the index of its lane and the item.
     """
 
     lanes: Sequence[Lane]
@@ -160,28 +165,32 @@ class LanePool(Generic[T]):
     def __exit__(self, *_: object) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
-    def free(self) -> int | None:
-        """A lane that may ask now, or None."""
-        taken = {lane for lane, _ in self.busy.values()}
-        return next((i for i, lane in enumerate(self.lanes) if i not in taken and not lane.wait_s()), None)
+    def free_lane(self) -> int | None:
+        """Index of a lane that may make a request now, or None."""
+        return next((index for index in self._idle() if not self.lanes[index].wait_s()), None)
 
-    def ask(self, lane: int, item: T, clips: Sequence[Clip]) -> None:
-        """Let a free lane fetch clips of one video."""
+    def start(self, lane: int, item: T, clips: Sequence[Clip]) -> None:
+        """Let a free lane fetch clips of one video, which belong to `item`."""
         chosen = self.lanes[lane]
-        chosen.turn = time.monotonic() + chosen.sleep_s * random.uniform(0.8, 1.2)
+        chosen.next_start = time.monotonic() + chosen.sleep_s * random.uniform(0.8, 1.2)
         self.busy[self._threads.submit(chosen.fetch, clips[0].video_id, clips)] = lane, item
 
-    def answers(self, patience_s: float, more: bool) -> list[tuple[int, T, list[Answer]]]:
-        """Lane, item and answers of what came.
+    def finished(self, timeout_s: float, more: bool) -> list[tuple[int, T, list[Answer]]]:
+        """Lane, item and answers of the items that have finished.
 
         Args:
-            patience_s: how long to wait for the first.
-            more: there are items to ask for: return as soon as a lane may.
+            timeout_s: maximum wait for the first.
+            more: items are waiting, so return as soon as another lane may make a request.
         """
         if more:
-            taken = {lane for lane, _ in self.busy.values()}
-            patience_s = min([patience_s, *(max(lane.wait_s(), TICK_S) for i, lane in enumerate(self.lanes) if i not in taken)])
+            waits = (max(self.lanes[index].wait_s(), MIN_WAIT_S) for index in self._idle())
+            timeout_s = min([timeout_s, *waits])
         if not self.busy:
-            time.sleep(patience_s)
-        done, _ = wait(self.busy, patience_s, FIRST_COMPLETED)
+            time.sleep(timeout_s)
+        done, _ = wait(self.busy, timeout_s, FIRST_COMPLETED)
         return [(*self.busy.pop(future), future.result()) for future in done]
+
+    def _idle(self) -> list[int]:
+        """Indices of the lanes that work on nothing."""
+        at_work = {lane for lane, _ in self.busy.values()}
+        return [index for index in range(len(self.lanes)) if index not in at_work]

@@ -1,12 +1,12 @@
-"""A folder of media files as a source: files named by key or by video id, whole or already cut."""
+"""A folder of media files as a source: whole videos or clips, named by clip key or video id."""
 
 import re
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 
 from mbt.manifests.clips import Clip
 from mbt.manifests.errors import InputError
+from mbt.prep.fetch.byte_ranges import RawClip
 
 MEDIA_SUFFIXES = frozenset(
     f".{suffix}"
@@ -15,25 +15,17 @@ MEDIA_SUFFIXES = frozenset(
         *("aac", "flac", "m4a", "mp3", "ogg", "opus", "wav"),
     )
 )
-CUT = re.compile(r"(.+)_(\d+)")
-
-
-@dataclass(frozen=True)
-class LocalFile:
-    """A media file and the time in its video at which it begins."""
-
-    path: Path
-    offset_ms: int
+CUT_NAME = re.compile(r"(.+)_(\d+)")
 
 
 class LocalFolder:
-    """Finds clips among the media files below a folder, by the stem of their names.
+    """Finds clips among the media files below a folder, by file name without suffix.
 
-    A file is one of: `<key>` or `<video_id>_<start_ms>` (cut at the clip's start), `<video_id>_<SSSSSS>` (cut at that
+    A file name is one of: `<key>` or `<video_id>_<start_ms>` (cut at the clip's start), `<video_id>_<SSSSSS>` (cut at that
     second, six digits, as VGGSound is published), `<video_id>` (the whole video).
 
     Raises:
-        InputError: there is no such folder, or no media file in it.
+        InputError: the folder does not exist, or holds no media file.
     """
 
     name = "local"
@@ -45,25 +37,34 @@ class LocalFolder:
         files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in MEDIA_SUFFIXES and path.is_file())
         if not files:
             raise InputError(
-                f"the source folder {folder} holds no media file", "Give a folder of media files named by key or id"
+                f"the source folder {folder} holds no media file",
+                "Give a folder of media files named by clip key or video id",
             )
         self._by_stem = {path.stem: path for path in reversed(files)}
-        self._cuts: dict[str, list[LocalFile]] = defaultdict(list)
+        self._cuts: dict[str, list[tuple[int, Path]]] = defaultdict(list)
         for path in files:
-            if match := CUT.fullmatch(path.stem):
-                self._cuts[match[1]].append(LocalFile(path.resolve(), _cut_ms(match[2])))
+            if match := CUT_NAME.fullmatch(path.stem):
+                self._cuts[match[1]].append((_cut_ms(match[2]), path))
 
-    def find(self, clip: Clip) -> LocalFile | None:
+    def find(self, clip: Clip) -> RawClip | None:
         """The file that holds the clip's start, or None."""
-        if clip.key in self._by_stem:
-            return LocalFile(self._by_stem[clip.key].resolve(), clip.start_ms)
-        if clip.video_id in self._by_stem:
-            return LocalFile(self._by_stem[clip.video_id].resolve(), 0)
-        cuts = [cut for cut in self._cuts[clip.video_id] if cut.offset_ms <= clip.start_ms]
-        return max(cuts, key=lambda cut: cut.offset_ms, default=None)
+        if path := self._by_stem.get(clip.key):
+            return _raw_clip(path, clip.start_ms)
+        if path := self._by_stem.get(clip.video_id):
+            return _raw_clip(path, 0)
+        cuts = [(offset_ms, path) for offset_ms, path in self._cuts.get(clip.video_id, ()) if offset_ms <= clip.start_ms]
+        if not cuts:
+            return None
+        offset_ms, path = max(cuts, key=lambda cut: cut[0])
+        return _raw_clip(path, offset_ms)
+
+
+def _raw_clip(path: Path, offset_ms: int) -> RawClip:
+    path = path.resolve()
+    return RawClip(path, path.stat().st_size, offset_ms)
 
 
 def _cut_ms(digits: str) -> int:
-    """Milliseconds are written without leading zeros, VGGSound's seconds with six digits."""
-    seconds = len(digits) == 6 and digits.startswith("0")
-    return int(digits) * (1000 if seconds else 1)
+    """Start in milliseconds: milliseconds are written without leading zeros, VGGSound's seconds with six digits."""
+    is_seconds = len(digits) == 6 and digits.startswith("0")
+    return int(digits) * (1000 if is_seconds else 1)

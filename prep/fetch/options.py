@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mbt.manifests.lists.datasets import AUDIOSET
-from mbt.prep.fetch.worker_share import Share, find_share
+from mbt.prep.fetch.worker_share import WorkerShare, find_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class FetchOptions:
         return "://" in self.source
 
     @property
-    def share(self) -> Share:
+    def share(self) -> WorkerShare:
         """The videos that this worker fetches.
 
         Raises:

@@ -1,4 +1,4 @@
-"""yt-dlp as a source: clips of the videos behind a URL template, at about 360 pixels, kept in their own codecs."""
+"""yt-dlp as a source: clips of the videos behind a URL template, at about 360 pixels, in their original codecs."""
 
 import difflib
 import re
@@ -19,46 +19,46 @@ from yt_dlp.utils import DownloadError, ExtractorError, GeoRestrictedError, Yout
 from mbt.manifests.clips import Clip
 from mbt.manifests.errors import InputError, MbtError, StorageError
 from mbt.manifests.settings import toml_value
-from mbt.prep.fetch.byte_ranges import RawClip, Source, fetch_slice
+from mbt.prep.fetch.byte_ranges import RawClip, Source, fetch_clip
 from mbt.prep.fetch.http_ranges import MediaClient, TransferError
 from mbt.prep.media.decode import ClipError, ffmpeg
-from mbt.prep.state.failure_codes import SEVERAL_VIDEOS, UNEXPECTED, Problem, Verdict, classify, known, plain
+from mbt.prep.state.failure_codes import SEVERAL_VIDEOS, UNEXPECTED, Problem, Verdict, classify, plain, verdict_of
 from mbt.prep.state.ledger import Effort
 
 PLACEHOLDER = "{video_id}"
 FORMAT_SORT = ["res:360", "vcodec:h264", "acodec:aac", "proto:https", "+size"]
-LONGEST_WAIT_S = 60.0
+MAX_WAIT_S = 60.0
 UNFINISHED = frozenset({"is_live", "post_live"})
-"""States of a live stream whose recording is not there, or not whole."""
-TRANSFER = re.compile(r"unable to download video data|\[download\] Got error|fragment \d+ not found", re.IGNORECASE)
-"""How yt-dlp begins what it says of the transfer of the media."""
+"""States of a live stream whose recording is missing or incomplete."""
+MEDIA_ERROR = re.compile(r"unable to download video data|\[download\] Got error|fragment \d+ not found", re.IGNORECASE)
+"""How yt-dlp's messages about the transfer of the media begin."""
 
 
 @dataclass(frozen=True)
 class Offer:
-    """What a site has of a video.
+    """What a site offers for a video.
 
     Attributes:
-        num_formats: formats to choose from.
-        chosen: yt-dlp's names of those that would be fetched.
-        sliced: only the bytes of the clips would be, not the whole video.
-        warnings: texts of yt-dlp's warnings, by `plain`.
+        num_formats: number of available formats.
+        chosen: yt-dlp's description of the formats that would be fetched.
+        by_ranges: whether only the byte ranges of the clips would be fetched, not the whole video.
+        warnings: yt-dlp's warnings, as `plain` text.
     """
 
     num_formats: int
     chosen: str
-    sliced: bool
+    by_ranges: bool
     warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Deno:
-    """The JavaScript runtime that yt-dlp runs.
+    """The JavaScript runtime that yt-dlp uses.
 
     Attributes:
-        path: as yt-dlp calls it.
+        path: path by which yt-dlp runs it.
         version: such as 2.9.8.
-        supported: yt-dlp takes this version.
+        supported: whether yt-dlp supports this version.
     """
 
     path: str
@@ -68,22 +68,22 @@ class Deno:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of asking for a clip, and what it took."""
+    """The result of requesting a clip, and what the request cost."""
 
     result: RawClip | Verdict
     effort: Effort
 
 
 class YtDlp:
-    """Fetches clips of the videos behind `template`, with `{video_id}` filled in: yt-dlp extracts, and clips are sliced.
+    """Fetches clips of the videos behind `template`, in which `{video_id}` is replaced. Not thread-safe.
 
-    Of videos with pictures and sound in files of their own, as YouTube serves them, only the bytes of the clips are fetched;
-    others are downloaded whole by yt-dlp. Both go below `folder`/raw. For one thread.
+    yt-dlp extracts the URLs of the media. Where pictures and sound are in separate files, as on YouTube, only the byte ranges
+    of the clips are fetched; other videos are downloaded whole by yt-dlp. Both go below `folder`/raw.
 
     Args:
         folder: the dataset folder.
         template: URL with the placeholder `{video_id}`.
-        options: of yt-dlp's Python API, on top of ours; `proxy` and `source_address` hold for the media too.
+        options: yt-dlp options that override ours; `proxy` and `source_address` apply to the media too.
 
     Raises:
         InputError: the template has no placeholder, or media cannot be fetched through the proxy.
@@ -92,7 +92,7 @@ class YtDlp:
     def __init__(self, folder: Path, template: str, options: Mapping[str, Any] | None = None) -> None:
         if PLACEHOLDER not in template:
             raise InputError(
-                f"the URL template {template!r} lacks {PLACEHOLDER}", f"Such as https://example.org/{PLACEHOLDER}.mp4"
+                f"the URL template {template!r} lacks {PLACEHOLDER}", f"Give one such as https://example.org/{PLACEHOLDER}.mp4"
             )
         self.folder = folder
         self.template = template
@@ -114,7 +114,7 @@ class YtDlp:
         self._client = MediaClient(self._options.get("proxy"), source_address=self._options.get("source_address"))
 
     def fetch(self, video_id: str, clips: Sequence[Clip]) -> list[Answer]:
-        """What came of each clip of a video, from one extraction.
+        """The result of each clip of a video, from one extraction.
 
         Raises:
             StorageError: no space left.
@@ -127,28 +127,25 @@ class YtDlp:
                 info = self._extract(downloader, video_id)
                 effort = replace(effort, extract_s=time.monotonic() - began, warnings=self._warnings.plain())
                 if isinstance(info, Problem):
-                    return _for_all(Answer(classify(info), effort), clips)
+                    return _same_for_all(Answer(classify(info), effort), clips)
                 effort = replace(effort, formats=str(info.get("format_id", "")))
-                sources = _sources(info)
-                if sources is not None:
-                    _wait_until_available(info)
-                    later = replace(effort, extract_s=0.0)
-                    return [self._slice(clip, *sources, later if i else effort) for i, clip in enumerate(clips)]
-                return _for_all(self._whole(downloader, info, effort), clips)
+                if (sources := _sources(info)) is None:
+                    return _same_for_all(self._download(downloader, info, effort), clips)
+                _wait_until_available(info)
+                return self._fetch_clips(clips, *sources, effort)
         except MbtError:
             raise
         except Exception as error:
             if "No space left on device" in str(error):
-                raise StorageError(
-                    f"cannot write below {self.folder}: no space left on the disk", "Free some space, then run again"
-                ) from None
+                fix = "Free some space, then run again"
+                raise StorageError(f"cannot write below {self.folder}: no space left on the disk", fix) from None
             problem = problem_of(error, self._warnings.texts)
             extract_s = effort.extract_s or time.monotonic() - began
             effort = replace(effort, extract_s=extract_s, warnings=self._warnings.plain(), http_status=problem.status)
-            return _for_all(Answer(classify(problem), effort), clips)
+            return _same_for_all(Answer(classify(problem), effort), clips)
 
-    def ask(self, video_id: str) -> Offer | Verdict:
-        """What the site has of a video, or why it does not say; nothing is downloaded."""
+    def probe(self, video_id: str) -> Offer | Verdict:
+        """What the site offers for a video, or why it offers nothing; no media are downloaded."""
         try:
             with yt_dlp.YoutubeDL(dict(self._options)) as downloader:
                 info = self._extract(downloader, video_id)
@@ -159,24 +156,38 @@ class YtDlp:
             return classify(problem_of(error, self._warnings.texts))
 
     def _extract(self, downloader: Any, video_id: str) -> Mapping[str, Any] | Problem:
-        """yt-dlp's description of a video, or why it is none that can be fetched."""
+        """yt-dlp's description of a video, or why the video cannot be fetched."""
         self._warnings.texts.clear()
         info = downloader.extract_info(self.template.replace(PLACEHOLDER, video_id), download=False)
         if info is None or "entries" in info:
             return Problem(SEVERAL_VIDEOS)
         if info.get("live_status") in UNFINISHED:
-            return Problem("the video is a live stream that is not over", frozenset({info["live_status"]}))
+            return Problem("the video is a live stream that has not ended", frozenset({info["live_status"]}))
         return info
 
-    def _slice(self, clip: Clip, video: Source, audio: Source, effort: Effort) -> Answer:
+    def _download(self, downloader: Any, info: Mapping[str, Any], effort: Effort) -> Answer:
+        """Download a whole video with yt-dlp."""
+        began = time.monotonic()
+        downloaded = downloader.process_ie_result(info, download=True)
+        path = Path(downloaded["requested_downloads"][0]["filepath"])
+        size = path.stat().st_size
+        effort = replace(effort, requests=1, transferred=size, transfer_s=time.monotonic() - began)
+        return Answer(RawClip(path, size, 0), effort)
+
+    def _fetch_clips(self, clips: Sequence[Clip], video: Source, audio: Source, effort: Effort) -> list[Answer]:
+        """Fetch the byte ranges of clips; the effort of the extraction is the first clip's."""
+        shared = replace(effort, extract_s=0.0)
+        return [self._fetch_clip(clip, video, audio, shared if i else effort) for i, clip in enumerate(clips)]
+
+    def _fetch_clip(self, clip: Clip, video: Source, audio: Source, effort: Effort) -> Answer:
         target = self.folder / "raw" / clip.video_id[:2] / f"{clip.key}.mkv"
         began, requests, transferred = time.monotonic(), self._client.requests, self._client.transferred
         result: RawClip | Verdict
         status = None
         try:
-            result = fetch_slice(video, audio, clip.start_ms / 1000, clip.end_ms / 1000, target, self._client)
+            result = fetch_clip(video, audio, clip.start_ms / 1000, clip.end_ms / 1000, target, self._client)
         except (TransferError, ClipError) as error:
-            result = known(error.code, error.message)
+            result = verdict_of(error.code, error.message)
             status = error.status if isinstance(error, TransferError) else None
         effort = replace(
             effort,
@@ -187,19 +198,74 @@ class YtDlp:
         )
         return Answer(result, effort)
 
-    def _whole(self, downloader: Any, info: Mapping[str, Any], effort: Effort) -> Answer:
-        began = time.monotonic()
-        downloaded = downloader.process_ie_result(info, download=True)
-        path = Path(downloaded["requested_downloads"][0]["filepath"])
-        size = path.stat().st_size
-        effort = replace(effort, requests=1, transferred=size, transfer_s=time.monotonic() - began)
-        return Answer(RawClip(path, size, 0), effort)
 
-
-def _for_all(answer: Answer, clips: Sequence[Clip]) -> list[Answer]:
-    """The one answer to all clips of a video; what it took is the first one's."""
+def _same_for_all(answer: Answer, clips: Sequence[Clip]) -> list[Answer]:
+    """One answer for all clips of a video; its effort is the first clip's."""
     nothing = replace(answer.effort, requests=0, transferred=0, extract_s=0.0, transfer_s=0.0)
     return [answer, *[replace(answer, effort=nothing)] * (len(clips) - 1)]
+
+
+def _sources(info: Mapping[str, Any]) -> tuple[Source, Source] | None:
+    """The chosen files with the pictures and with the sound; None unless they are two files that serve byte ranges."""
+    formats = info.get("requested_formats") or []
+    if len(formats) != 2 or any(each.get("protocol") not in ("http", "https") for each in formats):
+        return None
+    video, audio = (Source(each["url"], each.get("http_headers") or {}, each.get("filesize")) for each in formats)
+    return video, audio
+
+
+def _wait_until_available(info: Mapping[str, Any]) -> None:
+    """Wait as long as the site demands before its media may be requested."""
+    times = [each.get("available_at") or 0 for each in info["requested_formats"]]
+    time.sleep(min(max(max(times) - time.time(), 0.0), MAX_WAIT_S))
+
+
+class _Warnings:
+    """yt-dlp's logger: keeps warnings, which often hold the real reason for an error."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def plain(self) -> tuple[str, ...]:
+        """The warnings as plain text."""
+        return tuple(map(plain, self.texts))
+
+    def debug(self, message: str) -> None:
+        """Ignore progress."""
+
+    def warning(self, message: str) -> None:
+        """Keep a warning, for the classification of an error that follows."""
+        self.texts.append(message)
+
+    def error(self, message: str) -> None:
+        """Ignore errors: they are raised too."""
+
+
+def parse_options(settings: Sequence[str]) -> dict[str, Any]:
+    """yt-dlp options from `OPTION=VALUE` settings.
+
+    Raises:
+        InputError: a setting has no value, or yt-dlp has no such option.
+    """
+    pairs = [setting.partition("=") for setting in settings]
+    if wrong := next((name for name, equals, _ in pairs if not equals), None):
+        raise InputError(f"--ytdlp {wrong} has no value", "Give it as OPTION=VALUE")
+    return check_options({name.strip(): toml_value(value.strip()) for name, _, value in pairs}, "--ytdlp")
+
+
+def check_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The options, if yt-dlp has all of them.
+
+    Raises:
+        InputError: yt-dlp has no such option; the message begins with `where`.
+    """
+    known_options = yt_dlp.parse_options([]).ydl_opts if options else {}
+    for name in options:
+        if name not in known_options:
+            near = difflib.get_close_matches(name, known_options, n=1)
+            fix = f"Did you mean {near[0]}" if near else "Use the names of yt-dlp's Python API, such as cookiefile"
+            raise InputError(f"{where}: yt-dlp has no option {name}", fix)
+    return dict(options)
 
 
 @cache
@@ -209,48 +275,6 @@ def versions() -> str:
     return f"yt-dlp {yt_dlp.version.__version__}, ejs {yt_dlp_ejs.version}, deno {deno.version if deno else 'none'}"
 
 
-def parse_options(settings: Sequence[str]) -> dict[str, Any]:
-    """Options of yt-dlp's Python API from `OPTION=VALUE`.
-
-    Raises:
-        InputError: one has no such form, or yt-dlp has no such option.
-    """
-    pairs = [setting.partition("=") for setting in settings]
-    if wrong := next((name for name, equals, _ in pairs if not equals), None):
-        raise InputError(f"--ytdlp {wrong} has no value", "Give it as OPTION=VALUE")
-    return check_options({name.strip(): toml_value(value.strip()) for name, _, value in pairs}, "--ytdlp")
-
-
-def check_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The options, if yt-dlp's Python API has them all.
-
-    Raises:
-        InputError: it has not.
-    """
-    known_options = yt_dlp.parse_options([]).ydl_opts if options else {}
-    for name in options:
-        if name not in known_options:
-            near = difflib.get_close_matches(name, known_options, n=1)
-            fix = f"Did you mean {near[0]}" if near else "Options have their names in yt-dlp's Python API, such as cookiefile"
-            raise InputError(f"{where}: yt-dlp has no option {name}", fix)
-    return dict(options)
-
-
-def _sources(info: Mapping[str, Any]) -> tuple[Source, Source] | None:
-    """The files with the pictures and with the sound that were chosen; None if they are not two plain files."""
-    formats = info.get("requested_formats") or []
-    if len(formats) != 2 or any(each.get("protocol") not in ("http", "https") for each in formats):
-        return None
-    video, audio = (Source(each["url"], each.get("http_headers") or {}, each.get("filesize")) for each in formats)
-    return video, audio
-
-
-def _wait_until_available(info: Mapping[str, Any]) -> None:
-    """Sit out the wait that a site demands before its media may be asked for."""
-    moments = [each.get("available_at") or 0 for each in info["requested_formats"]]
-    time.sleep(min(max(max(moments) - time.time(), 0.0), LONGEST_WAIT_S))
-
-
 def find_deno() -> Deno | None:
     """The deno that yt-dlp finds, in the environment's folder of programs or on PATH."""
     info = supported_js_runtimes.value["deno"]().info
@@ -258,11 +282,11 @@ def find_deno() -> Deno | None:
 
 
 def problem_of(error: Exception, warnings: Sequence[str] = ()) -> Problem:
-    """What is known of an error that came out of yt-dlp: a DownloadError, or a bug of an extractor as it is.
+    """What is known about an exception that yt-dlp raised: a DownloadError, or whatever a bug in an extractor raises.
 
     Args:
-        error: as it was caught.
-        warnings: what yt-dlp warned of before.
+        error: the exception.
+        warnings: yt-dlp's warnings before it.
     """
     errors = _causes(error)
     extraction = next((e for e in errors if isinstance(e, ExtractorError)), None)
@@ -288,44 +312,26 @@ def problem_of(error: Exception, warnings: Sequence[str] = ()) -> Problem:
         status=http.status if http else None,
         countries=tuple(region.countries or ()) if region else (),
         warnings=tuple(plain(text) for text in warnings),
-        url_is_media=bool(TRANSFER.match(message)) or (host or "").endswith(".googlevideo.com"),
+        url_is_media=bool(MEDIA_ERROR.match(message)) or (host or "").endswith(".googlevideo.com"),
         extractor=(extraction and extraction.ie) or Problem.extractor,
     )
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """The error and what led to it; of an ExtractorError only what it names, as it may have come amid something else."""
+    """The error and the errors that led to it.
+
+    The context of an ExtractorError is left out: it may have been raised while an unrelated error was handled.
+    """
     found: list[BaseException] = []
-    waiting: list[object] = [error]
-    while waiting:
-        one = waiting.pop(0)
-        if not isinstance(one, BaseException) or one in found:
+    pending: list[object] = [error]
+    while pending:
+        candidate = pending.pop(0)
+        if not isinstance(candidate, BaseException) or candidate in found:
             continue
-        found.append(one)
-        waiting += [getattr(one, "cause", None), one.__cause__]
-        if isinstance(one, DownloadError) and not one.__context__:
-            waiting += (one.exc_info or ())[1:2]
-        if not isinstance(one, ExtractorError):
-            waiting.append(one.__context__)
+        found.append(candidate)
+        pending += [getattr(candidate, "cause", None), candidate.__cause__]
+        if isinstance(candidate, DownloadError) and not candidate.__context__:
+            pending += (candidate.exc_info or ())[1:2]
+        if not isinstance(candidate, ExtractorError):
+            pending.append(candidate.__context__)
     return found
-
-
-class _Warnings:
-    """yt-dlp's logger: keeps warnings, which often hold the real reason of an error."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def plain(self) -> tuple[str, ...]:
-        """Their texts."""
-        return tuple(map(plain, self.texts))
-
-    def debug(self, message: str) -> None:
-        """Progress is of no interest."""
-
-    def warning(self, message: str) -> None:
-        """Keep it for the classification of an error that follows."""
-        self.texts.append(message)
-
-    def error(self, message: str) -> None:
-        """Errors arrive as exceptions too."""

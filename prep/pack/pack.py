@@ -18,10 +18,10 @@ from mbt.prep.pack.pack_shard import Packing, ShardTask, pack_shard
 from mbt.prep.pack.publish import publish
 from mbt.prep.plan.plan import read_plan
 from mbt.prep.state.ledger import Attempt, read_ledger
-from mbt.prep.state.selection import ASSIGNMENT_FILE, Selection, frozen_clips, members, read_assignment
+from mbt.prep.state.selection import ASSIGNMENT_FILE, Selection, frozen_clips, read_assignment, select_clips
 from mbt.prep.state.settings import PackSettings, freeze_settings
 from mbt.prep.state.store import Store
-from mbt.prep.workers.interrupt import gentle_interrupts
+from mbt.prep.workers.interrupt import graceful_interrupts
 from mbt.prep.workers.processes import cores
 from mbt.prep.workers.ray_cluster import on_ray
 
@@ -47,14 +47,14 @@ def pack(folder: Path, options: PackOptions) -> DatasetInfo:
     freeze_settings(folder, settings)
     ledger = {key: attempt.checked(folder) for key, attempt in read_ledger(folder).items()}
     selection = Selection(plan.caps, len(labels), frozen_clips(folder, iter_clips(table)))
-    table = table.take(pa.array([row for row, _ in members(iter_clips(table), ledger, selection)], pa.int64()))
+    table = table.take(pa.array([row for row, _ in select_clips(iter_clips(table), ledger, selection)], pa.int64()))
     splits = dict(zip(table["key"].to_pylist(), table["split"].to_pylist(), strict=True))
     there = [key for key in splits if key in ledger and ledger[key].path is not None]
     assignment = _assign(folder, splits, there, settings)
     workers = options.workers or (cores() if ray is None else 1)
     packing = Packing(folder, labels, store, workers, options)
     tasks = _tasks(table, assignment, ledger)
-    with gentle_interrupts() as stopping, progress(sum(map(len, assignment.values())), "pack", "clip") as bar:
+    with graceful_interrupts() as stopping, progress(sum(map(len, assignment.values())), "pack", "clip") as bar:
         if ray is None:
             for task in tasks:
                 pack_shard(packing, task, bar.update, lambda: not stopping.is_set())

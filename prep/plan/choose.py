@@ -12,7 +12,7 @@ from mbt.manifests.errors import InputError
 from mbt.prep.plan.options import PlanOptions
 
 ALIVE = 0.9125
-"""Share of AudioSet's clips that the paper found: 18,589 of 20,371 of the evaluation list."""
+"""Share of AudioSet's clips that the paper could still find: 18,589 of 20,371 in the evaluation list."""
 
 
 def choose(listed: pa.Table, options: PlanOptions, num_classes: int) -> pa.Table:
@@ -57,8 +57,8 @@ def _with_keys(listed: pa.Table, path: Path) -> pa.Table:
     try:
         keys = pq.read_table(path, columns=["key"])["key"]
     except (OSError, pa.ArrowInvalid, pa.ArrowKeyError) as error:
-        raise InputError(f"cannot read keys of {path}: {error}", "Give a Parquet file with a column key") from None
+        raise InputError(f"cannot read keys from {path}: {error}", "Give a Parquet file with a column named key") from None
     chosen = listed.filter(pc.is_in(listed["key"], value_set=pc.unique(keys)))
     if missing := pc.count_distinct(keys).as_py() - chosen.num_rows:
-        raise InputError(f"{missing:,} keys of {path} are not in the list", "Give the list that the keys were chosen from")
+        raise InputError(f"{missing:,} keys of {path} are not in the list", "Use the list that the keys were taken from")
     return chosen

@@ -1,4 +1,4 @@
-"""The plan: which clips a dataset folder is to hold, written before anything is fetched."""
+"""The plan: the clips that a dataset folder will hold, written before anything is fetched."""
 
 import json
 from pathlib import Path
@@ -19,13 +19,13 @@ PLAN_FILE = "work/plan.json"
 
 
 class Plan(Frozen):
-    """What the clip table of a folder is of.
+    """What a folder's clip table was made from.
 
     Attributes:
-        dataset: its name.
-        task: what its labels are.
-        caps: by split, clips that a class may have at the most; the clips of such a split stand in the order in which they
-            are offered to it.
+        dataset: name of the dataset.
+        task: what kind of labels it has.
+        caps: maximum clips per class, by split; the clip table of such a split is in the order in which clips are considered
+            for the cap.
     """
 
     dataset: str
@@ -36,12 +36,12 @@ class Plan(Frozen):
 def write_plan(folder: Path, plan: Plan, labels: LabelSet, clips: pa.Table) -> pa.Table:
     """Write `folder`/clips.parquet, labels.csv and the plan; return the clip table.
 
-    The clips take the place of those of the same splits in an earlier plan; other splits stay, so that a folder is filled
-    split by split.
+    The clips replace those of the same splits in an earlier plan. Other splits are kept, so a folder can be filled split by
+    split.
 
     Args:
         folder: the dataset folder; made if missing.
-        plan: dataset, task, and the caps of these splits.
+        plan: dataset, task, and caps of the splits of `clips`.
         labels: label set.
         clips: clip table.
 
@@ -49,10 +49,10 @@ def write_plan(folder: Path, plan: Plan, labels: LabelSet, clips: pa.Table) -> p
         InputError: the folder holds another dataset or label set.
     """
     if (folder / PLAN_FILE).exists():
-        plan = _joined(folder, plan, labels, set(pc.unique(clips["split"]).to_pylist()))
+        plan = _with_kept_caps(folder, plan, labels, set(pc.unique(clips["split"]).to_pylist()))
         earlier = read_clips(folder / CLIPS_FILE)
-        others = earlier.filter(pc.invert(pc.is_in(earlier["split"], value_set=pc.unique(clips["split"]))))
-        clips = pa.concat_tables([others, clips])
+        kept = earlier.filter(pc.invert(pc.is_in(earlier["split"], value_set=pc.unique(clips["split"]))))
+        clips = pa.concat_tables([kept, clips])
     write_table(folder / CLIPS_FILE, clips)
     labels.write(folder / LABELS_FILE)
     write_text(folder / PLAN_FILE, plan.model_dump_json(indent=2) + "\n")
@@ -63,7 +63,7 @@ def read_plan(folder: Path) -> tuple[Plan, LabelSet, pa.Table]:
     """The plan of a folder, its label set and its clip table.
 
     Raises:
-        InputError: there is no plan in the folder, or it is damaged.
+        InputError: the folder has no plan, or the plan is damaged.
     """
     try:
         plan = Plan.model_validate(json.loads((folder / PLAN_FILE).read_bytes()))
@@ -74,10 +74,11 @@ def read_plan(folder: Path) -> tuple[Plan, LabelSet, pa.Table]:
     return plan, read_labels(folder / LABELS_FILE), read_clips(folder / CLIPS_FILE)
 
 
-def _joined(folder: Path, plan: Plan, labels: LabelSet, splits: set[str]) -> Plan:
-    """The plan with the caps of the other splits of the folder's earlier one."""
+def _with_kept_caps(folder: Path, plan: Plan, labels: LabelSet, splits: set[str]) -> Plan:
+    """The plan, plus the caps that the folder's earlier plan has for other splits than these."""
     earlier, earlier_labels, _ = read_plan(folder)
     if (earlier.dataset, earlier.task, earlier_labels) != (plan.dataset, plan.task, labels):
-        raise InputError(f"{folder} was planned for {earlier.dataset} with another label set", "Choose another --out")
-    others = {split: cap for split, cap in earlier.caps.items() if split not in splits}
-    return plan.model_copy(update={"caps": {**others, **plan.caps}})
+        what = f"{folder} already holds a plan for {earlier.dataset} ({earlier.task}), with another task or another label set"
+        raise InputError(what, "Choose another --out")
+    kept = {split: cap for split, cap in earlier.caps.items() if split not in splits}
+    return plan.model_copy(update={"caps": {**kept, **plan.caps}})

@@ -1,4 +1,4 @@
-"""Removal lists: clips and videos that must not be in a dataset any more."""
+"""Removal lists: clips and videos that must no longer be in a dataset."""
 
 import re
 from pathlib import Path
@@ -15,16 +15,16 @@ def is_removed(clip: Clip, removed: frozenset[str]) -> bool:
 
 
 def read_removed(path: Path) -> frozenset[str]:
-    """Keys and video ids of a removal list: one a line; `#` at the start of a line or after a blank begins a comment.
+    """The keys and video ids in a removal list, one per line; `#` at the start of a line or after a space begins a comment.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the file cannot be read.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"cannot read the removal list {path}: {error}", "Give a text file, a key or a video id a line"
+            f"cannot read the removal list {path}: {error}", "Give a text file with one key or video id per line"
         ) from None
     entries = (re.split(r"(?:^|\s)#", line, maxsplit=1)[0].strip() for line in lines)
     return frozenset(entry for entry in entries if entry)

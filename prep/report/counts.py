@@ -15,9 +15,9 @@ from mbt.prep.plan.plan import Plan, read_plan
 from mbt.prep.report.lanes import lane_reports, read_rows
 from mbt.prep.report.model import ClassReport, Pace, Reason, Report, Share, Span, SplitReport
 from mbt.prep.state.failure_codes import HOUR_S, Action
-from mbt.prep.state.ledger import LOST, NOT_THE_CLIPS, Attempt, states
+from mbt.prep.state.ledger import LOST, STOPPING_ACTIONS, Attempt, states
 from mbt.prep.state.selection import Selection, frozen_clips, read_assignment
-from mbt.prep.state.settings import store_of
+from mbt.prep.state.settings import open_store
 from mbt.prep.state.shard_record import Failure, ShardRecord, finished_shard
 
 Z_95 = 1.959964
@@ -38,7 +38,7 @@ def make_report(folder: Path, now: float) -> Report:
     plan, labels, table = read_plan(folder)
     clips = table_clips(table)
     rows, media = read_rows(folder)
-    attempts = [row for row in rows if row.action not in NOT_THE_CLIPS]
+    attempts = [row for row in rows if row.action not in STOPPING_ACTIONS]
     records = _read_records(folder)
     sampled = {row["key"] for record in records for row in record.rows}
     unpackable = {failed.key: failed for record in records for failed in record.failures if failed.stage == "pack"}
@@ -65,7 +65,7 @@ def make_report(folder: Path, now: float) -> Report:
 
 
 def _read_records(folder: Path) -> list[ShardRecord]:
-    store = store_of(folder)
+    store = open_store(folder)
     records = (finished_shard(store, name) for name in read_assignment(folder))
     return [record for record in records if record is not None]
 

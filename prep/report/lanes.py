@@ -11,9 +11,9 @@ import numpy as np
 
 from mbt.prep.report.model import LaneReport, Rest
 from mbt.prep.state.failure_codes import HOUR_S, Action
-from mbt.prep.state.ledger import NOT_THE_CLIPS, Attempt, LedgerReader
+from mbt.prep.state.ledger import STOPPING_ACTIONS, Attempt, LedgerReader
 
-REFUSALS = {action.label for action in Action if action.ends == "lane"}
+REFUSALS = {action.label for action in Action if action.stops == "lane"}
 PAUSE_S = 600.0
 """A lane that asks for nothing for longer rests, or no run goes on."""
 AT_ONCE_S = 1.0
@@ -62,7 +62,7 @@ def _by_value(name: str) -> list[str | int]:
 
 
 def _lane(name: str, rows: Sequence[Attempt], media: Media, there: int, now: float) -> LaneReport:
-    times = np.array([row.time for row in rows if row.action not in NOT_THE_CLIPS])
+    times = np.array([row.time for row in rows if row.action not in STOPPING_ACTIONS])
     refusals = [row for row in rows if row.action in REFUSALS and row.not_before > row.time]
     return LaneReport(
         name=name,

@@ -1,4 +1,4 @@
-"""Why a video was not served: one table from what is known of a failure to its code and what is done about it."""
+"""Why a video was not served: one table that maps what is known about a failure to a code and an action."""
 
 import re
 from collections.abc import Container
@@ -9,21 +9,21 @@ from typing import Literal
 
 HOUR_S = 3600.0
 UNEXPECTED = "unexpected"
-"""The kind of a failure that is no answer of the site but a fault of the extractor, which is broken or old."""
+"""Kind of a failure that is not the site's answer but a fault of the extractor, which is broken or outdated."""
 UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is known of a failure.
+    """What is known about a failure.
 
     Attributes:
-        message: the error's text, by `plain`.
+        message: the error's message, as `plain` text.
         kind: class names of the exception and of its causes, a `live_status`, or UNEXPECTED.
-        status: the HTTP status, if it is one's fault.
+        status: the HTTP status that caused it, if any.
         countries: where the video is available, as ISO 3166 codes.
-        warnings: texts of the warnings that came before, by `plain`: they often hold the real reason.
-        url_is_media: what failed is the transfer of the media, not a page or an API.
+        warnings: the warnings before it, as `plain` text: they often hold the real reason.
+        url_is_media: whether the transfer of the media failed, rather than a page or an API.
         extractor: yt-dlp's name of the site.
     """
 
@@ -37,13 +37,13 @@ class Problem:
 
 
 class Action(Enum):
-    """What a failure means.
+    """What is done about a failure.
 
     Attributes:
-        label: its name in the ledger.
-        uses_attempt: it counts against the item.
-        retry_after_s: when asking again is of use, over this lane for COOL and BLOCK; None: never.
-        ends: what must not go on as before: nothing, the lane (one network address), or the whole run.
+        label: name in the ledger.
+        uses_attempt: whether it counts as one of the clip's attempts.
+        retry_after_s: seconds before a retry (on this lane for COOL and BLOCK); None: no retry.
+        stops: what must stop: nothing, the lane (one network address), or the whole run.
     """
 
     PERMANENT = "permanent", True, None, ""
@@ -58,23 +58,23 @@ class Action(Enum):
     BYTES = "bytes", True, HOUR_S, ""
     INPUT = "input", True, None, ""
 
-    def __init__(self, label: str, uses_attempt: bool, retry_after_s: float | None, ends: Literal["", "lane", "run"]) -> None:
+    def __init__(self, label: str, uses_attempt: bool, retry_after_s: float | None, stops: Literal["", "lane", "run"]) -> None:
         self.label = label
         self.uses_attempt = uses_attempt
         self.retry_after_s = retry_after_s
-        self.ends = ends
+        self.stops = stops
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a failure is and what is done about it.
+    """A classified failure.
 
     Attributes:
         code: stable name of the failure.
-        action: what it means.
+        action: what is done about it.
         message: the failure in words.
-        retry_after_s: as of `Action`.
-        remedy: what the user can do; empty where nothing.
+        retry_after_s: seconds before a retry; None: no retry.
+        remedy: what the user can do; empty if nothing.
     """
 
     code: str
@@ -85,26 +85,28 @@ class Verdict:
 
     @property
     def answered(self) -> bool:
-        """Whether the site said what is the matter with this very video."""
+        """Whether the site explained what is wrong with this particular video."""
         vague = (Action.NETWORK, Action.BYTES, Action.COOL, Action.BLOCK, Action.ENVIRONMENT, Action.CONFIRM)
         return self.action not in vague and self.code != UNKNOWN and not self.code.startswith("env.")
 
 
 @dataclass(frozen=True)
 class Row:
-    """How one failure is recognised: by an object (`kinds` or `status`), else by a text.
+    """How one failure is recognized: by its class or HTTP status, otherwise by its message.
 
     Attributes:
-        text: pattern of the message.
-        anywhere: pattern of the message or a warning; where `text` is given too, both must be found.
-        kinds: class names that mean this, whatever the text.
-        vague: class names that mean this if no earlier row knows the text.
-        status: HTTP statuses that mean this.
-        media: only of media, or only of pages.
-        youtube: only of YouTube, or only of other sites.
-        retry_after_s: if other than the action's.
+        code: stable name of the failure.
+        action: what is done about it.
+        text: pattern in the message.
+        anywhere: pattern in the message or a warning; if `text` is given too, both must match.
+        kinds: class names that match, whatever the message.
+        weak_kinds: class names that match unless an earlier row matches the message.
+        status: HTTP statuses that match.
+        media: True: matches media only; False: pages only.
+        youtube: True: matches YouTube only; False: other sites only.
+        retry_after_s: seconds before a retry, if different from the action's.
         remedy: what the user can do.
-        share: above this share of a run's items it is the fault of the environment (see `prep.breaker`).
+        max_share: maximum share of a run's videos; beyond it the environment is at fault (see `Breaker`).
     """
 
     code: str
@@ -113,28 +115,28 @@ class Row:
     text: str | None = None
     anywhere: str | None = None
     kinds: tuple[str, ...] = ()
-    vague: tuple[str, ...] = ()
+    weak_kinds: tuple[str, ...] = ()
     status: Container[int | None] = ()
     media: bool | None = None
     youtube: bool | None = None
     retry_after_s: float | None = None
     remedy: str = ""
-    share: float | None = None
+    max_share: float | None = None
 
-    def concerns(self, problem: Problem) -> bool:
-        """Whether the failure is of the site and of the kind of URL that the row is about."""
+    def applies_to(self, problem: Problem) -> bool:
+        """Whether the row is for the failure's site and kind of URL."""
         youtube = problem.extractor.startswith("youtube")
         return self.media in (None, problem.url_is_media) and self.youtube in (None, youtube)
 
-    def knows_object(self, problem: Problem) -> bool:
-        """Whether the failure's objects are the row's."""
+    def matches_kind(self, problem: Problem) -> bool:
+        """Whether the row matches the failure's HTTP status or one of its classes."""
         return problem.status in self.status or any(name in self.kinds for name in problem.kind)
 
-    def knows_text(self, problem: Problem) -> bool:
-        """Whether the failure's texts are the row's."""
-        if any(name in self.vague for name in problem.kind):
+    def matches_text(self, problem: Problem) -> bool:
+        """Whether the row matches the failure's message and warnings."""
+        if any(name in self.weak_kinds for name in problem.kind):
             return True
-        if UNEXPECTED in problem.kind and not (self.action.ends or self.code.startswith("env.")):
+        if UNEXPECTED in problem.kind and not (self.action.stops or self.code.startswith("env.")):
             return False
         wanted = [(self.text, (problem.message,)), (self.anywhere, (problem.message, *problem.warnings))]
         given = [(pattern, texts) for pattern, texts in wanted if pattern is not None]
@@ -142,13 +144,13 @@ class Row:
         return bool(given) and all(found)
 
     def verdict(self, message: str) -> Verdict:
-        """The verdict of a failure that is the row's."""
+        """The verdict on a failure that the row matches."""
         retry_after_s = self.action.retry_after_s if self.retry_after_s is None else self.retry_after_s
         return Verdict(self.code, self.action, message, retry_after_s, self.remedy)
 
 
-WAIT = "Wait an hour, then run again; what is there stays"
-MOVE = "Wait some hours, or run from another network"
+WAIT = "Wait an hour, then run again; fetched clips are kept"
+MOVE = "Wait a few hours, or run from another network"
 UPGRADE = "Run pip install --upgrade 'yt-dlp[default,deno]', then run again"
 NO_FORMAT = r"Requested format is not available|No video formats found!|Only images are available"
 SEVERAL_VIDEOS = "the URL gives several videos, not one"
@@ -217,7 +219,7 @@ TABLE = (
         Action.CONFIRM,
         text=r"not available on this app|Playback on other websites has been disabled|latest version of YouTube",
         remedy=UPGRADE,
-        share=0.05,
+        max_share=0.05,
     ),
     Row(
         "env.js",
@@ -231,18 +233,18 @@ TABLE = (
         text=NO_FORMAT,
         anywhere=r"forcing SABR streaming|missing a url|require a GVS PO Token",
         remedy=UPGRADE,
-        share=0.05,
+        max_share=0.05,
     ),
-    Row("env.drm", Action.PERMANENT, text=r"DRM protected", remedy=UPGRADE, share=0.01),
+    Row("env.drm", Action.PERMANENT, text=r"DRM protected", remedy=UPGRADE, max_share=0.01),
     Row("env.format", Action.CONFIRM, text=NO_FORMAT, remedy=UPGRADE),
     Row(
         "env.extractor",
         Action.LATER,
         text=r"Failed to extract any player response|Unable to extract|Precondition check failed|HTTP Error 400",
-        vague=(UNEXPECTED,),
+        weak_kinds=(UNEXPECTED,),
         status=(400,),
         remedy=UPGRADE,
-        share=0.05,
+        max_share=0.05,
     ),
     Row(
         "env.ffmpeg",
@@ -281,7 +283,7 @@ TABLE = (
         Action.ENVIRONMENT,
         text=r"CERTIFICATE_VERIFY_FAILED",
         kinds=("CertificateVerifyError",),
-        remedy="Check the clock and what stands between here and the network, then run again",
+        remedy="Check the system clock and any proxy or firewall, then run again",
     ),
     Row(
         "net.dns",
@@ -304,18 +306,20 @@ TABLE = (
     Row("net.timeout", Action.NETWORK, text=r"timed out", kinds=("TimeoutError",)),
     Row("net.5xx", Action.NETWORK, text=r"HTTP Error 408|HTTP Error 5\d\d", status=(408, *range(500, 600))),
     Row("net.404_page", Action.NETWORK, text=r"HTTP Error 404|HTTP Error 410", status=(404, 410), media=False, youtube=True),
-    Row("net.other", Action.NETWORK, text=r"^\[download\] Got error", vague=("TransportError",)),
+    Row("net.other", Action.NETWORK, text=r"^\[download\] Got error", weak_kinds=("TransportError",)),
     Row(UNKNOWN, Action.LATER, text=""),
 )
-"""Checked in this order, objects of all rows before texts. The order matters: a rate limit begins with "Video unavailable"."""
+"""All rows are tried in this order by class and status, then by message: a rate limit begins with "Video unavailable"."""
 
-SHARES = {row.code: row.share for row in TABLE if row.share is not None}
+MAX_SHARES = {row.code: row.max_share for row in TABLE if row.max_share is not None}
 
 
 def classify(problem: Problem) -> Verdict:
-    """The verdict of the first row of TABLE that knows the problem's objects, else its text, else `unknown`."""
-    rows = [row for row in TABLE if row.concerns(problem)]
-    row = next(chain((row for row in rows if row.knows_object(problem)), (row for row in rows if row.knows_text(problem))))
+    """The verdict of the first row of TABLE that matches the problem's class or status, otherwise its message."""
+    rows = [row for row in TABLE if row.applies_to(problem)]
+    by_kind = (row for row in rows if row.matches_kind(problem))
+    by_text = (row for row in rows if row.matches_text(problem))
+    row = next(chain(by_kind, by_text))
     message = problem.message
     if problem.countries:
         message += f" (available in {', '.join(problem.countries)})"
@@ -331,21 +335,17 @@ OWN_CODES = {
     "clip.no_video": Action.PERMANENT,
     "clip.out_of_range": Action.PERMANENT,
 }
-"""Failures that mbt finds itself in bytes that it fetched."""
+"""Codes of failures that mbt itself finds in fetched bytes."""
 
 
-def known(code: str, message: str) -> Verdict:
-    """The verdict of a failure whose code is known; one that neither the table nor `OWN_CODES` has is broken bytes."""
-    row = next((row for row in TABLE if row.code == code), None)
-    if row is None:
-        action = OWN_CODES.get(code, Action.BYTES)
-        return Verdict(code, action, message, action.retry_after_s)
-    retry_after_s = row.action.retry_after_s if row.retry_after_s is None else row.retry_after_s
-    return Verdict(code, row.action, message, retry_after_s, row.remedy)
+def verdict_of(code: str, message: str) -> Verdict:
+    """The verdict on a failure whose code is known; codes that are neither in TABLE nor in OWN_CODES are broken bytes."""
+    row = next((row for row in TABLE if row.code == code), None) or Row(code, OWN_CODES.get(code, Action.BYTES))
+    return row.verdict(message)
 
 
 def plain(message: str) -> str:
-    """One line of yt-dlp's text without colour codes, prefixes, the plea for bug reports and curly apostrophes."""
+    """A message of yt-dlp as one line, without color codes, prefixes, the request to report bugs and curly apostrophes."""
     message = re.sub(r"\x1b\[[0-9;]*m", "", message).replace("’", "'")
     message = re.sub(r"^((ERROR|WARNING): )?(\[[^\]]+\] )?([\w-]{11}: )?", "", message)
     return " ".join(message.partition("; please report this issue")[0].split())

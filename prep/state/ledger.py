@@ -1,4 +1,4 @@
-"""The ledger of fetching: append-only JSON lines, one attempt a line, one file a worker; `fold` gives a clip's state."""
+"""The ledger of fetching: append-only JSON lines, one attempt per line, one file per worker; `fold` gives a clip's state."""
 
 import json
 import os
@@ -13,32 +13,32 @@ from mbt.prep.state.failure_codes import HOUR_S, Action
 
 LEDGER_FOLDER = "work/ledger"
 LOST = "fetch.lost"
-COUNTED = {action.label for action in Action if action.uses_attempt}
-NOT_THE_CLIPS = {action.label for action in Action if action.ends}
-"""Actions that say something of a lane or of the whole run, and nothing of the clip."""
+COUNTED_ACTIONS = {action.label for action in Action if action.uses_attempt}
+STOPPING_ACTIONS = {action.label for action in Action if action.stops}
+"""Actions that stop a lane or the run; they say nothing about the clip."""
 MAX_ATTEMPTS = 6
 WAITS_S = (1 * HOUR_S, 6 * HOUR_S, 24 * HOUR_S, 72 * HOUR_S)
-"""Between the counted attempts at a clip; the last stands for all further ones."""
+"""Seconds between the counted attempts at a clip; the last value holds for all further ones."""
 CONFIRMED_AFTER_S = 24 * HOUR_S
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attempt:
-    """What came of asking a source for a clip.
+    """The result of requesting a clip from a source.
 
     Attributes:
-        key: the clip.
-        source: what served it: "local", or the host of a URL.
-        lane: the network address that asked.
-        path: the media file (relative to the dataset folder, or absolute); None where the attempt failed.
+        key: key of the clip.
+        source: "local", or the host of the URL.
+        lane: name of the lane that made the request.
+        path: the media file, relative to the dataset folder or absolute; None if the attempt failed.
         size: bytes of that file.
         offset_ms: time in the video at which the file begins.
-        code: "ok", or a stable name of the failure.
-        action: the label of the failure's `Action`; empty where there is none.
+        code: "ok", or the stable name of the failure.
+        action: label of the failure's `Action`; empty if there is none.
         message: the failure in words.
-        final: asking again is no use.
-        not_before: Unix time in seconds before which asking again is no use.
-        time: Unix time in seconds.
+        final: whether a retry is useless.
+        not_before: Unix time in seconds before which a retry is useless.
+        time: Unix time in seconds of the attempt.
     """
 
     key: str
@@ -55,28 +55,28 @@ class Attempt:
     time: float = 0.0
 
     def checked(self, folder: Path) -> "Attempt":
-        """This attempt, or `fetch.lost` in its place if what it fetched is not there with the recorded size."""
+        """This attempt, or `fetch.lost` instead if its media file is missing or has another size than recorded."""
         try:
             if self.path is None or (folder / self.path).stat().st_size == self.size:
                 return self
         except OSError:
             pass
-        return replace(self, path=None, code=LOST, message=f"{self.path} is gone or has changed since it was fetched")
+        return replace(self, path=None, code=LOST, message=f"{self.path} is missing or has changed since it was fetched")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Effort:
-    """What an attempt took: further columns of its row, which no state depends on.
+    """The cost of an attempt: further columns of its row, which do not affect the clip's state.
 
     Attributes:
-        http_status: of the answer that made it fail, if there was one.
-        warnings: of the extractor.
-        formats: the site's names of the formats that were chosen.
-        requests: for media.
-        transferred: bytes of media.
-        extract_s: seconds that the extraction took; on the first clip of a video that is asked for.
-        transfer_s: seconds that the media took, with the wait that a site demands before.
-        versions: of the extractor and what it needs.
+        http_status: status of the response that made the attempt fail, if any.
+        warnings: the extractor's warnings.
+        formats: the site's names of the chosen formats.
+        requests: number of requests for media.
+        transferred: bytes of media received.
+        extract_s: seconds of the extraction; counted on the first requested clip of a video.
+        transfer_s: seconds of the transfer, including any wait that the site demands before it.
+        versions: versions of the extractor and its dependencies.
     """
 
     http_status: int | None = None
@@ -89,8 +89,8 @@ class Effort:
     versions: str = ""
 
 
-NEVER_FETCHED = Attempt(key="", source="", code="fetch.pending", message="not asked for yet")
-"""What is known of a clip that the ledger does not have."""
+NEVER_FETCHED = Attempt(key="", source="", code="fetch.pending", message="not fetched yet")
+"""The state of a clip that is not in the ledger."""
 
 
 class LedgerWriter:
@@ -102,9 +102,9 @@ class LedgerWriter:
     def __enter__(self) -> "LedgerWriter":
         with storage_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
+            cut_off = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
             self._file: TextIO = self.path.open("a", encoding="utf-8")
-            if torn:
+            if cut_off:
                 self._file.write("\n")
         return self
 
@@ -113,7 +113,7 @@ class LedgerWriter:
             self._file.close()
 
     def append(self, rows: Iterable[Attempt | tuple[Attempt, Effort]]) -> None:
-        """Append these attempts, with what they took where that is known.
+        """Append attempts, with their cost if it is known.
 
         Raises:
             StorageError: no space left.
@@ -127,7 +127,7 @@ class LedgerWriter:
 
 
 class LedgerReader:
-    """Reads the ledger files of a folder, from where it stopped the time before; a line torn by a crash is passed over.
+    """Reads the ledger files of a folder; each call continues after the last one. Lines cut off by a crash are skipped.
 
     Args:
         folder: the dataset folder.
@@ -138,22 +138,22 @@ class LedgerReader:
         self._read: dict[Path, int] = {}
 
     def new(self) -> Iterator[Attempt]:
-        """The attempts of all workers that have come since, those of a worker in order of time."""
-        return (attempt for attempt, _ in self._rows())
+        """The new attempts of all workers; those of one worker are in order of time."""
+        return (attempt for attempt, _ in self._all_new_rows())
 
     def new_with_effort(self) -> Iterator[tuple[Attempt, Effort]]:
-        """The same, each with what it took."""
-        return ((attempt, _effort(row)) for attempt, row in self._rows())
+        """The new attempts, each with its cost."""
+        return ((attempt, _effort(row)) for attempt, row in self._all_new_rows())
 
-    def _rows(self) -> Iterator[tuple[Attempt, dict[str, Any]]]:
+    def _all_new_rows(self) -> Iterator[tuple[Attempt, dict[str, Any]]]:
         for path in sorted(self._folder.glob("*.jsonl")):
-            yield from self._of(path)
+            yield from self._new_rows(path)
 
-    def _of(self, path: Path) -> Iterator[tuple[Attempt, dict[str, Any]]]:
+    def _new_rows(self, path: Path) -> Iterator[tuple[Attempt, dict[str, Any]]]:
         with path.open("rb") as file:
             file.seek(self._read.get(path, 0))
             for line in file:
-                parsed = _parsed(line)
+                parsed = _parse(line)
                 if parsed is None and not line.endswith(b"\n"):
                     break
                 self._read[path] = self._read.get(path, 0) + len(line)
@@ -165,8 +165,8 @@ COLUMNS = frozenset(field.name for field in fields(Attempt))
 EFFORT_COLUMNS = frozenset(field.name for field in fields(Effort))
 
 
-def _parsed(line: bytes) -> tuple[Attempt, dict[str, Any]] | None:
-    """The attempt of a line, and the whole row."""
+def _parse(line: bytes) -> tuple[Attempt, dict[str, Any]] | None:
+    """The attempt in a line, and its whole row; None if the line is not valid."""
     try:
         row = json.loads(line)
         return Attempt(**{name: value for name, value in row.items() if name in COLUMNS}), row
@@ -185,31 +185,31 @@ def read_ledger(folder: Path) -> dict[str, Attempt]:
 
 
 def states(attempts: Iterable[Attempt]) -> dict[str, Attempt]:
-    """The state of each clip that was served or refused, by `fold`, from attempts in any order."""
-    of_clip: dict[str, list[Attempt]] = {}
+    """The state of each clip that was served or refused, by `fold`; the attempts may come in any order."""
+    by_clip: dict[str, list[Attempt]] = {}
     for attempt in attempts:
-        if attempt.action not in NOT_THE_CLIPS:
-            of_clip.setdefault(attempt.key, []).append(attempt)
-    return {key: fold(sorted(own, key=lambda attempt: attempt.time)) for key, own in of_clip.items()}
+        if attempt.action not in STOPPING_ACTIONS:
+            by_clip.setdefault(attempt.key, []).append(attempt)
+    return {key: fold(sorted(own, key=lambda attempt: attempt.time)) for key, own in by_clip.items()}
 
 
 def fold(attempts: Sequence[Attempt]) -> Attempt:
-    """The last of these attempts at a clip, in order of time, with what the ones before it at the same source add.
+    """The state of a clip after these attempts, in order of time: the last one, made final or delayed by those before it.
 
-    A failure of the action CONFIRM is final when the same was found at least 24 hours earlier, and any is after six attempts
-    that count; until then the waits grow.
+    Only attempts at the same source count. A failure with the action CONFIRM is final if the same failure was found at least
+    24 hours earlier; every other one after six counted attempts. Until then the waits grow.
     """
     last = attempts[-1]
-    if last.action not in COUNTED or last.final:
+    if last.action not in COUNTED_ACTIONS or last.final:
         return last
     failed: list[Attempt] = []
     for attempt in attempts:
         if attempt.code == "ok":
             failed.clear()
-        elif attempt.action in COUNTED and attempt.source == last.source:
+        elif attempt.action in COUNTED_ACTIONS and attempt.source == last.source:
             failed.append(attempt)
-    sure = last.action == Action.CONFIRM.label and any(
+    confirmed = last.action == Action.CONFIRM.label and any(
         attempt.code == last.code and last.time - attempt.time >= CONFIRMED_AFTER_S for attempt in failed
     )
     wait_s = WAITS_S[min(len(failed), len(WAITS_S)) - 1]
-    return replace(last, final=sure or len(failed) >= MAX_ATTEMPTS, not_before=max(last.not_before, last.time + wait_s))
+    return replace(last, final=confirmed or len(failed) >= MAX_ATTEMPTS, not_before=max(last.not_before, last.time + wait_s))

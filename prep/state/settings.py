@@ -1,6 +1,7 @@
-"""What must stay the same over all calls that pack one dataset folder."""
+"""The settings that must be the same in all runs that pack one dataset folder."""
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -13,14 +14,14 @@ SETTINGS_FILE = "work/pack.json"
 
 
 class PackSettings(Frozen):
-    """What decides the bytes of the shards, given the clips, and where they go.
+    """What determines the bytes of the shards, given the clips, and where they are stored.
 
     Attributes:
         media: how samples are stored.
-        shard_samples: clips of a shard at the most.
-        shard_bytes: of a tar at the most, unless one sample alone has more; a shard that has more becomes several tars.
-        seed: of the order of the clips.
-        to: URL of the folder where finished files go; None: the dataset folder itself.
+        shard_samples: maximum clips per shard.
+        shard_bytes: maximum bytes per tar, unless a single sample is larger; a larger shard becomes several tars.
+        seed: seed of the order of the clips.
+        to: URL of the folder to which finished files are uploaded; None: they stay in the dataset folder.
     """
 
     media: MediaFormat = MediaFormat()
@@ -31,23 +32,26 @@ class PackSettings(Frozen):
 
 
 def freeze_settings(folder: Path, settings: PackSettings) -> None:
-    """Note the settings at the first call.
+    """Record the settings of the first run, and check those of later ones.
 
     Raises:
-        InputError: other settings than before.
+        InputError: the settings differ from those of the first run.
     """
     path = folder / SETTINGS_FILE
     if not path.exists():
         write_text(path, settings.model_dump_json(indent=2) + "\n")
-    elif _read(path) != settings:
-        raise InputError(f"{folder} was packed with other settings (see {path})", "Use the same settings, or another --out")
+        return
+    first, now = _flat(_read(path).model_dump()), _flat(settings.model_dump())
+    if different := [f"{name} {first[name]}, not {now[name]}" for name in now if first[name] != now[name]]:
+        what = f"{folder} was packed with other settings: {'; '.join(different)} (see {path})"
+        raise InputError(what, "Use the same settings, or another --out")
 
 
-def store_of(folder: Path) -> Store:
-    """Where the finished files of a folder are.
+def open_store(folder: Path) -> Store:
+    """The store of a folder's finished files.
 
     Raises:
-        InputError: its settings are damaged, or fsspec cannot write to their URL.
+        InputError: the recorded settings are damaged, or fsspec cannot write to their URL.
     """
     path = folder / SETTINGS_FILE
     return Store(folder, _read(path).to if path.exists() else None)
@@ -57,4 +61,14 @@ def _read(path: Path) -> PackSettings:
     try:
         return PackSettings.model_validate_json(path.read_bytes())
     except ValidationError:
-        raise InputError(f"{path} is damaged, or of another release of mbt", "Choose another --out") from None
+        raise InputError(f"{path} is damaged, or was written by another version of mbt", "Choose another --out") from None
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Values by the names of their options, also those of nested settings: `--short-side`, not `media.video.short_side`."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= (
+            _flat(value) if isinstance(value, dict) else {f"--{name.replace('_', '-')}": "unset" if value is None else value}
+        )
+    return flat

@@ -1,4 +1,4 @@
-"""The record of a shard: what came of its clips, and when they are done."""
+"""The record of a shard: its tar files, index rows and failed clips, by which a later run knows that it is finished."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from mbt.prep.state.store import Store
 
 
 class Failure(Frozen):
-    """A clip that is in no shard, and why."""
+    """A clip that is not in any shard, and why."""
 
     key: str
     stage: Literal["fetch", "pack"]
@@ -20,13 +20,15 @@ class Failure(Frozen):
 
 
 class ShardRecord(Frozen):
-    """What came of the clips of a shard; they are done when this is there and every tar has its size.
+    """The result of packing the clips of a shard.
+
+    The shard is finished when its record exists, every tar has its recorded size, and every tar has its DALI index.
 
     Attributes:
-        files: the tars: one, or several where one would be too large; none where every clip failed.
+        files: the tar files: one; several if one would be too large; none if every clip failed.
         rows: index rows of the samples.
         failures: clips that are in no tar.
-        mel: sums over the log-mel of all samples.
+        mel: sums over the log-mel values of all samples.
     """
 
     files: tuple[ShardFile, ...]
@@ -35,9 +37,9 @@ class ShardRecord(Frozen):
     mel: MelSums
 
 
-def tar_file(name: str, number: int) -> str:
-    """Name of a tar of a shard: the first has the shard's own."""
-    return name if number == 0 else f"{name.removesuffix('.tar')}-{number}.tar"
+def tar_file(shard: str, number: int) -> str:
+    """Name of a shard's tar number 0, 1, ...; the first has the name of the shard."""
+    return shard if number == 0 else f"{shard.removesuffix('.tar')}-{number}.tar"
 
 
 def idx_file(tar: str) -> str:
@@ -45,23 +47,26 @@ def idx_file(tar: str) -> str:
     return f"{tar.removesuffix('.tar')}.idx"
 
 
-def record_file(folder: Path, name: str) -> Path:
-    """Where the record of a shard of a dataset folder is."""
-    return folder / "work" / f"{name}.json"
+def record_file(folder: Path, shard: str) -> Path:
+    """Path of a shard's record in a dataset folder."""
+    return folder / "work" / f"{shard}.json"
 
 
-def read_record(folder: Path, name: str) -> ShardRecord | None:
-    """The record of a shard, or None."""
+def read_record(folder: Path, shard: str) -> ShardRecord | None:
+    """The record of a shard; None if it is missing or damaged."""
     try:
-        return ShardRecord.model_validate_json(record_file(folder, name).read_bytes())
+        return ShardRecord.model_validate_json(record_file(folder, shard).read_bytes())
     except (OSError, ValidationError):
         return None
 
 
-def finished_shard(store: Store, name: str) -> ShardRecord | None:
-    """The record of a shard that is done, or None."""
-    record = read_record(store.folder, name)
-    if record is None:
+def finished_shard(store: Store, shard: str) -> ShardRecord | None:
+    """The record of a shard; None unless the shard is finished."""
+    record = read_record(store.folder, shard)
+    if record is None or not all(_is_stored(file, store) for file in record.files):
         return None
-    there = (store.size(file.name) == file.size and store.size(idx_file(file.name)) is not None for file in record.files)
-    return record if all(there) else None
+    return record
+
+
+def _is_stored(tar: ShardFile, store: Store) -> bool:
+    return store.size(tar.name) == tar.size and store.size(idx_file(tar.name)) is not None

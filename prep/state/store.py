@@ -1,11 +1,10 @@
-"""Where finished files go: the dataset folder itself, or a folder behind a URL that fsspec knows."""
+"""Where finished files are stored: in the dataset folder itself, or behind a URL that fsspec supports."""
 
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from mbt.manifests.errors import StorageError
 from mbt.manifests.reading.remote import file_system
@@ -17,11 +16,11 @@ class Store:
     """The finished files of a dataset folder.
 
     Args:
-        folder: the dataset folder, where every file is made.
-        url: such as `s3://bucket/set`; there they go when they are whole. None: files stay.
+        folder: the dataset folder, where every file is written first.
+        url: such as `s3://bucket/set`; finished files are uploaded there. None: they stay in the folder.
 
     Raises:
-        InputError: fsspec knows no such kind of URL, or what it needs for it is not installed.
+        InputError: fsspec does not support the URL's protocol, or a package that it needs is not installed.
     """
 
     def __init__(self, folder: Path, url: str | None = None) -> None:
@@ -38,8 +37,8 @@ class Store:
 
     @cached_property
     def _sizes(self) -> dict[str, int]:
-        """Bytes of what is behind the URL, by name, as listed once and put since."""
-        with self._errors():
+        """Bytes of each file behind the URL, by name: listed once, then kept up to date."""
+        with self._storage_errors():
             try:
                 listed = self._files.ls(self._root, detail=True, refresh=True)
             except FileNotFoundError:
@@ -47,10 +46,10 @@ class Store:
         return {entry["name"].rstrip("/").rpartition("/")[2]: entry["size"] or 0 for entry in listed}
 
     def size(self, name: str) -> int | None:
-        """Bytes of a finished file, or None if it is not there.
+        """Bytes of a finished file, or None if it does not exist.
 
         Raises:
-            StorageError: what is behind the URL cannot be listed.
+            StorageError: the files behind the URL cannot be listed.
         """
         if self.url is not None:
             return self._sizes.get(name)
@@ -60,48 +59,51 @@ class Store:
             return None
 
     def put(self, name: str) -> None:
-        """Bring a file of the folder to its place, whole or not at all.
+        """Upload a file of the folder, completely or not at all; does nothing without a URL.
 
         Raises:
-            StorageError: it cannot be written.
+            StorageError: the upload failed.
         """
         if self.url is None:
             return
         path, target = self.folder / name, f"{self._root}/{name}"
         size = path.stat().st_size
-        with self._errors():
+        with self._storage_errors():
             self._files.makedirs(self._root, exist_ok=True)
             with self._files.transaction, path.open("rb") as source, self._files.open(target, "wb") as file:
                 shutil.copyfileobj(source, file, CHUNK)
             self._files.invalidate_cache()
-            arrived = self._files.info(target)["size"]
-        if arrived != size:
-            raise StorageError(f"{self.url}/{name} has {arrived} bytes, not {size}", "Run the same command again")
+            stored_size = self._files.info(target)["size"]
+        if stored_size != size:
+            raise StorageError(
+                f"{self.url}/{name} has {stored_size} bytes after the upload, not {size}", "Run the same command again"
+            )
         self._sizes[name] = size
 
     def release(self, name: str) -> None:
-        """Delete the folder's copy of a file that was put behind the URL."""
+        """Delete the local copy of an uploaded file."""
         if self.url is not None:
             (self.folder / name).unlink(missing_ok=True)
 
     def remove(self, name: str) -> None:
-        """Remove a finished file, if it is there.
+        """Delete a finished file, if it exists.
 
         Raises:
-            StorageError: it cannot be removed.
+            StorageError: it cannot be deleted.
         """
         if self.url is None:
             (self.folder / name).unlink(missing_ok=True)
         elif self._sizes.pop(name, None) is not None:
-            with self._errors():
+            with self._storage_errors():
                 self._files.rm_file(f"{self._root}/{name}")
 
     @contextmanager
-    def _errors(self) -> Iterator[Any]:
+    def _storage_errors(self) -> Iterator[None]:
+        """Turn fsspec's exceptions into a StorageError."""
         try:
             yield
         except FileNotFoundError:
             raise
         except Exception as error:
-            fix = "Check the address and the credentials, then run the same command again: what is finished is kept"
+            fix = "Check the URL and the credentials, then run the same command again; finished shards are kept"
             raise StorageError(f"cannot reach {self.url}: {error}", fix) from error

@@ -1,4 +1,4 @@
-"""Interrupts from the keyboard: the first lets what is in flight come to its end, the second stops at once."""
+"""Ctrl-C: the first finishes the work in progress, the second stops at once."""
 
 import os
 import signal
@@ -10,36 +10,36 @@ from types import FrameType
 
 from tqdm import tqdm
 
-GENTLE = "interrupted: what is in flight is finished first; once more stops at once"
-AT_ONCE = "stopped: what is finished is kept; run the same command again to go on"
+FINISHING = "interrupted: finishing the work in progress; press Ctrl-C again to stop now"
+STOPPED = "stopped: finished work is kept; run the same command again to resume"
 EXIT_CODE = 130
 
 
 @contextmanager
-def gentle_interrupts() -> Iterator[threading.Event]:
-    """Yield an event that the first SIGINT sets; a second one ends the process, which leaves nothing that a kill would not.
+def graceful_interrupts() -> Iterator[threading.Event]:
+    """Yield an event that the first SIGINT sets. A second one ends the process at once, which is as safe as killing it.
 
-    Outside of the main thread, which alone gets signals, the event is never set.
+    Only the main thread receives signals; in other threads the event is never set.
 
     Raises:
-        KeyboardInterrupt: at the end of the block, if it was interrupted.
+        KeyboardInterrupt: at the end of the block, if the event was set.
     """
-    stopping = threading.Event()
+    stop_requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield stopping
+        yield stop_requested
         return
 
-    def interrupted(number: int, frame: FrameType | None) -> None:
-        if stopping.is_set():
-            os.write(sys.stderr.fileno(), f"\n{AT_ONCE}\n".encode())
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        if stop_requested.is_set():
+            os.write(sys.stderr.fileno(), f"\n{STOPPED}\n".encode())
             os._exit(EXIT_CODE)
-        stopping.set()
-        tqdm.write(GENTLE, file=sys.stderr)
+        stop_requested.set()
+        tqdm.write(FINISHING, file=sys.stderr)
 
-    before = signal.signal(signal.SIGINT, interrupted)
+    previous = signal.signal(signal.SIGINT, on_interrupt)
     try:
-        yield stopping
+        yield stop_requested
     finally:
-        signal.signal(signal.SIGINT, before)
-    if stopping.is_set():
+        signal.signal(signal.SIGINT, previous)
+    if stop_requested.is_set():
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Work spread over processes: results in order, few of them waiting at a time."""
+"""A parallel `map` over processes, with results in order and few of them in memory."""
 
 import multiprocessing
 import os
@@ -13,7 +13,7 @@ R = TypeVar("R")
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
@@ -21,25 +21,25 @@ def in_processes(function: Callable[[T], R], items: Iterable[T], workers: int) -
     """Like `map`, on processes, with at most `2 * workers` items or results in memory.
 
     Args:
-        function: what to do; importable by name, as its items and results are picklable.
-        items: taken only as fast as they are worked on.
-        workers: processes; 1: this process itself.
+        function: importable by name; its items and results must be picklable.
+        items: consumed only as fast as they are processed.
+        workers: number of processes; 1: this process only.
 
     Raises:
-        Exception: what the function raises.
+        Exception: whatever the function raises.
     """
     if workers == 1:
         yield from map(function, items)
         return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _leave_interrupts) as pool:
-        waiting: deque[Future[R]] = deque()
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _ignore_interrupts) as pool:
+        pending: deque[Future[R]] = deque()
         try:
             for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) == 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                pending.append(pool.submit(function, item))
+                if len(pending) == 2 * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         except KeyboardInterrupt:
             for worker in multiprocessing.active_children():
                 worker.terminate()
@@ -48,6 +48,6 @@ def in_processes(function: Callable[[T], R], items: Iterable[T], workers: int) -
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _leave_interrupts() -> None:
-    """Leave an interrupt from the keyboard to the parent, which ends the workers."""
+def _ignore_interrupts() -> None:
+    """Ignore Ctrl-C in a worker: the parent handles it, and ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""The benchmark of fetching at its smallest size, its sums by hand, and what it needs of the stand-in server."""
+"""The fetch benchmark at its smallest size, its sums by hand, and what it needs from the media server."""
 
 import json
 import struct
@@ -18,13 +18,13 @@ from tests.mediaserver import Request, ServedFile, media_server, with_access_poi
 
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
-    """A run with two clips of each kind, as a user would start it."""
+    """The report of a run with two clips of each kind."""
     outcome = CliRunner().invoke(fetch.main, ["--clips", "2", "--lanes", "2", "--sleep", "0.4", "--latency", "20", "--json"])
     assert outcome.exit_code == 0, outcome.output
     return json.loads(outcome.stdout)
 
 
-def test_every_contender_has_its_row(report: dict[str, Any]) -> None:
+def test_every_program_has_its_row(report: dict[str, Any]) -> None:
     rows = {row["name"]: row for row in report["rows"]}
     assert list(rows) == [*OURS, WHOLE, SECTIONS]
     assert {rows[name]["requests"] for name in OURS} == {4.0}
@@ -35,16 +35,16 @@ def test_every_contender_has_its_row(report: dict[str, Any]) -> None:
     assert 0.03 < rows[SECTIONS]["share"] < 0.3
 
 
-def test_segments_that_each_kind_of_clip_needs(report: dict[str, Any]) -> None:
-    """Groups of 344 kB and parts of 162 kB: clips need two parts of the sound or three, the last ones three."""
+def test_the_number_of_segments_that_each_kind_of_clip_needs(report: dict[str, Any]) -> None:
+    """Groups of pictures have 344 kB, sound segments 162 kB: clips need two or three sound segments, the worst kind three."""
     cost = {row["name"]: row["mean_bytes"] - 2 * HEAD for row in report["rows"]}
 
-    def groups(name: str, parts: float) -> float:
-        return (cost[name] - parts * 162_300) / 344_000
+    def groups(name: str, sounds: float) -> float:
+        return (cost[name] - sounds * 162_300) / 344_000
 
-    assert min(abs(groups(ANY_TIME, parts) - 3) for parts in (2, 2.5, 3)) < 0.1
-    assert min(abs(groups(TENS, parts) - 2) for parts in (2, 2.5, 3)) < 0.1
-    assert min(abs(groups(UNTYPED, parts) - 4) for parts in (2, 2.5, 3)) < 0.1
+    assert min(abs(groups(ANY_TIME, sounds) - 3) for sounds in (2, 2.5, 3)) < 0.1
+    assert min(abs(groups(TENS, sounds) - 2) for sounds in (2, 2.5, 3)) < 0.1
+    assert min(abs(groups(UNTYPED, sounds) - 4) for sounds in (2, 2.5, 3)) < 0.1
     assert abs(groups(WORST, 3) - 3) < 0.1
 
 
@@ -58,12 +58,12 @@ def test_lanes_keep_their_rate(report: dict[str, Any]) -> None:
 def test_rows_count_what_the_server_sent() -> None:
     clips = [Clip("a", "v1", 0), Clip("a", "v2", 0), Clip("b", "v3", 0)]
     sent = [("/watch/v1", 9), ("/video/v1", 100), ("/audio/v1", 20), ("/video/v2", 300), ("/video/v3", 7), ("/watch/v3", 9)]
-    first, second = count(clips, [Request(path, None, {}, 206, many) for path, many in sent], 1000)
+    first, second = count(clips, [Request(path, None, {}, 206, size) for path, size in sent], 1000)
     assert (first.clips, first.requests, first.mean_bytes, first.max_bytes, first.share) == (2, 1.5, 210, 300, 0.21)
     assert (second.name, second.clips, second.requests, second.mean_bytes) == ("b", 1, 1, 7)
 
 
-def test_lanes_are_busy_by_the_times_of_their_pages() -> None:
+def test_how_busy_lanes_are_follows_from_page_times() -> None:
     def pages(*times: float) -> list[Request]:
         return [Request("/watch/v", None, {}, time=at) for at in times] + [Request("/video/v", None, {}, time=999)]
 
@@ -73,20 +73,20 @@ def test_lanes_are_busy_by_the_times_of_their_pages() -> None:
     assert busy(pages(8, 10, 12), 1, 0.0, 0.0) is None
 
 
-def test_table_says_bytes_share_and_targets() -> None:
+def test_the_table_shows_bytes_share_and_targets() -> None:
     text = table([fetch.Row("x", 3, 4.0, 1_234_567, 2_345_678, 0.05)], Lanes(2, 1.0, 0.3, 7100, 7200, 0.986))
     _, row, _, target, lanes = text.splitlines()
     assert row.split() == ["x", "3", "4.0", "1.23", "2.35", "5.0%"]
     assert "at most 1.5 MB" in target
-    assert "300 ms: 7,100 an hour of 7,200 allowed, 99%; target >= 95%" in lanes
+    assert "300 ms: 7,100 of 7,200 requests per hour, 99%; target >= 95%" in lanes
 
 
-def test_a_contender_that_fails_is_one_line() -> None:
-    with pytest.raises(InputError, match="a contender failed: Error: No such command 'nothing'"):
+def test_a_program_that_fails_is_a_one_line_error() -> None:
+    with pytest.raises(InputError, match="a program under test failed: Error: No such command 'nothing'"):
         fetch._python("cli", "nothing")
 
 
-def test_clips_lie_in_the_video() -> None:
+def test_clips_are_inside_the_video() -> None:
     for clip in fetch.choose(200, index_of([10_000] * 30)):
         assert 10 <= clip.start_s <= 280.1
         assert clip.row != TENS or clip.start_s % 10 == 0
@@ -94,18 +94,18 @@ def test_clips_lie_in_the_video() -> None:
 
 
 def index_of(milliseconds: list[int]) -> bytes:
-    """The smallest fragmented MP4 with an index of parts of these lengths, 100 bytes each."""
+    """The smallest fragmented MP4 with an index of segments of these durations, 100 bytes each."""
 
     def box(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I4s", 8 + len(content), kind) + content
 
-    entries = b"".join(struct.pack(">III", 100, part, 0) for part in milliseconds)
+    entries = b"".join(struct.pack(">III", 100, duration, 0) for duration in milliseconds)
     sidx = box(b"sidx", struct.pack(">IIIIIHH", 0, 1, 1000, 0, 0, 0, len(milliseconds)) + entries)
-    parts = (box(b"moof", bytes(42)) + box(b"mdat", bytes(42))) * len(milliseconds)
-    return box(b"ftyp", b"dash") + box(b"moov", box(b"mvex", b"")) + sidx + parts
+    segments = (box(b"moof", bytes(42)) + box(b"mdat", bytes(42))) * len(milliseconds)
+    return box(b"ftyp", b"dash") + box(b"moov", box(b"mvex", b"")) + sidx + segments
 
 
-def test_access_points_are_marked_and_nothing_else() -> None:
+def test_only_access_points_are_marked() -> None:
     plain = index_of([10, 20, 30])
     marked = with_access_points(plain, 2)
     start = plain.index(b"sidx") + 28
@@ -117,7 +117,7 @@ def test_access_points_are_marked_and_nothing_else() -> None:
     assert sum(a != b for a, b in zip(plain, marked, strict=True)) == 3
 
 
-def test_server_waits_before_a_page_and_knows_ranges_without_end() -> None:
+def test_the_server_waits_before_a_page_and_supports_open_ranges() -> None:
     with media_server() as server:
         server.files["/page"] = ServedFile(b"0123456789", latency_s=0.2)
         began = time.monotonic()

@@ -126,7 +126,10 @@ def test_all_run_on_as_many_cores_as_workers() -> None:
     with pinned(1):
         assert len(os.sched_getaffinity(0)) == 1
     assert os.sched_getaffinity(0) == before
-    with pytest.raises(InputError, match=f"{len(before) + 1} workers on {len(before)} cores"), pinned(len(before) + 1):
+    with (
+        pytest.raises(InputError, match=f"--workers {len(before) + 1}: only {len(before)} cores are available"),
+        pinned(len(before) + 1),
+    ):
         pass
 
 

@@ -273,7 +273,7 @@ def test_packing_before_fetching_says_what_is_missing(collection: Collection, tm
     assert mbt(*collection.arguments(tmp_path, "--stage", "plan")).code == 0
     outcome = mbt(*collection.arguments(tmp_path, "--stage", "pack"))
     assert outcome.code == 2
-    assert "fetch.pending: not asked for yet" in outcome.err.splitlines()[-1]
+    assert "fetch.pending: not fetched yet" in outcome.err.splitlines()[-1]
 
 
 def test_limit_takes_the_first_clips_of_each_split(collection: Collection, tmp_path: Path, mbt: Door) -> None:

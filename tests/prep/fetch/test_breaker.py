@@ -1,4 +1,4 @@
-"""When the failures of a run, or of one of its lanes, are more than the videos' own."""
+"""When failures stop a run or a lane, because they are not the videos' own."""
 
 import pytest
 
@@ -20,7 +20,7 @@ RELOAD = classify(Problem("The page needs to be reloaded."))
 
 
 def feed(breaker: Breaker, *verdicts: Verdict | None, lane: int = 0, now_s: float = 0.0) -> tuple[int, Stop | None]:
-    """How many were taken in up to the first stop, and that stop."""
+    """Number of verdicts added up to the first stop, and that stop."""
     for number, verdict in enumerate(verdicts, 1):
         if stop := breaker.add(verdict, now_s, lane):
             return number, stop
@@ -28,38 +28,38 @@ def feed(breaker: Breaker, *verdicts: Verdict | None, lane: int = 0, now_s: floa
 
 
 @pytest.mark.parametrize("verdict", [TIMED_OUT, NO_FORMAT, UNKNOWN])
-def test_ten_stalls_in_a_row_stop(verdict: Verdict) -> None:
+def test_ten_stalls_in_a_row_stop_the_run(verdict: Verdict) -> None:
     number, stop = feed(Breaker(), *[verdict] * 20)
     assert number == 10
     assert stop == Stop(
         "run",
-        f"failed for 10 videos in a row; the last: {verdict.message}",
+        f"failed for 10 videos in a row; last error: {verdict.message}",
         verdict.remedy or "Check the network and the URL, then run again",
     )
 
 
 @pytest.mark.parametrize("between", [None, REMOVED, UPCOMING, UNAVAILABLE])
-def test_an_answer_in_between_shows_that_the_source_is_there(between: Verdict | None) -> None:
+def test_an_answer_in_between_resets_the_count(between: Verdict | None) -> None:
     breaker = Breaker()
     assert feed(breaker, *[TIMED_OUT] * 9, between, *[TIMED_OUT] * 9) == (19, None)
     assert feed(breaker, TIMED_OUT)[1] is not None
 
 
-def test_rate_limit_rests_the_lane_and_a_fault_of_the_environment_ends_the_run() -> None:
+def test_a_rate_limit_stops_the_lane_and_an_environment_fault_stops_the_run() -> None:
     breaker = Breaker(lanes=4)
     stop = breaker.add(RATE, 0.0)
     assert stop == Stop(
         "lane",
-        "serves nothing more (rate.429): HTTP Error 429: Too Many Requests",
-        "Wait an hour, then run again; what is there stays",
+        "stopped serving videos (rate.429): HTTP Error 429: Too Many Requests",
+        "Wait an hour, then run again; fetched clips are kept",
     )
     stop = breaker.add(RELOAD, 0.0)
     assert stop
-    assert (stop.scope, stop.reason[:33]) == ("run", "serves nothing more (env.reload):")
+    assert (stop.scope, stop.reason[:36]) == ("run", "stopped serving videos (env.reload):")
     assert "pip install --upgrade" in stop.remedy
 
 
-def test_run_ends_when_half_of_the_lanes_are_out_within_a_quarter_of_an_hour() -> None:
+def test_the_run_stops_when_half_of_the_lanes_go_out_within_15_minutes() -> None:
     breaker = Breaker(lanes=4)
     assert [stop and stop.scope for stop in (breaker.add(BOT, 0.0, 0), breaker.add(BOT, 60.0, 0))] == ["lane", "lane"]
     late = breaker.add(BOT, 961.0, 1)
@@ -70,7 +70,7 @@ def test_run_ends_when_half_of_the_lanes_are_out_within_a_quarter_of_an_hour() -
     assert (number, stop and stop.scope) == (1, "run")
 
 
-def test_a_lane_that_fails_in_a_row_goes_out_alone() -> None:
+def test_ten_failures_in_a_row_on_one_lane_stop_only_that_lane() -> None:
     breaker = Breaker(lanes=3)
     for moment in range(9):
         assert breaker.add(TIMED_OUT, moment, 0) is None
@@ -80,35 +80,38 @@ def test_a_lane_that_fails_in_a_row_goes_out_alone() -> None:
     assert [bool(breaker.add(TIMED_OUT, 10 + n, 0)) for n in range(10)] == [False] * 9 + [True]
 
 
-@pytest.mark.parametrize(("verdict", "most"), [(EXTRACTOR, 10), (DRM, 2)])
-def test_code_above_its_share_of_the_last_200_ends_the_run(verdict: Verdict, most: int) -> None:
-    cycle = [verdict, None] * most + [None] * (200 - 2 * most)
+@pytest.mark.parametrize(("verdict", "allowed"), [(EXTRACTOR, 10), (DRM, 2)])
+def test_a_code_above_its_share_of_the_last_200_stops_the_run(verdict: Verdict, allowed: int) -> None:
+    cycle = [verdict, None] * allowed + [None] * (200 - 2 * allowed)
     number, stop = feed(Breaker(), *cycle * 3, verdict, verdict)
     assert number == 602
     assert stop == Stop(
-        "run", f"gave {verdict.code} for {most + 1} of the last 200 videos; the last: {verdict.message}", verdict.remedy
+        "run",
+        f"returned {verdict.code} for {allowed + 1} of the last 200 videos; last error: {verdict.message}",
+        verdict.remedy,
     )
 
 
-def test_tenth_of_broken_transfers_ends_the_run() -> None:
+def test_a_tenth_of_broken_transfers_stops_the_run() -> None:
     breaker = Breaker()
     assert feed(breaker, *([SHORT, *[None] * 12] * 8)) == (104, None)
     number, stop = feed(breaker, *([SHORT, *[None] * 9] * 5))
     assert stop
-    assert (number, stop.scope, stop.reason[:31]) == (11, "run", "broke off 5 of the last 50 vide")
+    assert (number, stop.scope) == (11, "run")
+    assert stop.reason == "broke off the transfer of 5 of the last 50 videos; last error: content too short"
 
 
-def test_success_rate_below_a_fifth_of_the_last_50_ends_the_run() -> None:
+def test_fewer_than_a_fifth_of_the_last_50_answered_stops_the_run() -> None:
     assert feed(Breaker(), *([None, *[UNAVAILABLE] * 4] * 40)) == (200, None)
     assert feed(Breaker(), *([REMOVED, *[UNAVAILABLE] * 4] * 40)) == (200, None)
     assert feed(Breaker(), *[UNAVAILABLE] * 49) == (49, None)
     number, stop = feed(Breaker(), *[None] * 9, *[UNAVAILABLE] * 60)
     assert stop
     assert (number, stop.scope) == (50, "run")
-    assert stop.reason == "served or explained only 9 of the last 50 videos; the last: Video unavailable"
+    assert stop.reason == "served or explained only 9 of the last 50 videos; last error: Video unavailable"
 
 
-def test_what_uses_no_attempt_is_no_failure_of_an_item() -> None:
+def test_a_refused_lane_does_not_count_as_a_failed_video() -> None:
     breaker = Breaker(lanes=3)
     for _ in range(60):
         stop = breaker.add(RATE, 0.0)
@@ -116,9 +119,9 @@ def test_what_uses_no_attempt_is_no_failure_of_an_item() -> None:
     assert feed(breaker, *[None] * 40, *[TIMED_OUT] * 9) == (49, None)
 
 
-def test_answers_are_told_from_silence() -> None:
-    told = {verdict.code: verdict.answered for verdict in (REMOVED, UPCOMING, DRM, UNAVAILABLE, TIMED_OUT, UNKNOWN, RATE)}
-    assert told == {
+def test_which_failures_are_explained_by_the_site() -> None:
+    answered = {verdict.code: verdict.answered for verdict in (REMOVED, UPCOMING, DRM, UNAVAILABLE, TIMED_OUT, UNKNOWN, RATE)}
+    assert answered == {
         "perm.removed_by_uploader": True,
         "later.upcoming": True,
         "env.drm": False,

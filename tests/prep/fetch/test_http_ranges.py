@@ -1,4 +1,4 @@
-"""Byte ranges from a server that throttles, expires, lies, breaks off and refuses."""
+"""Byte ranges from a server that throttles, expires URLs, sends wrong headers, breaks off and refuses."""
 
 import random
 import socket
@@ -54,7 +54,7 @@ def failure(client: MediaClient, url: str, start: int = 0, end: int = 100_000, s
     return caught.value
 
 
-def test_range_is_read_exactly_with_the_formats_headers(media: MediaServer) -> None:
+def test_a_range_is_read_exactly_and_headers_are_sent(media: MediaServer) -> None:
     client = MediaClient(limits=PATIENT)
     data, size = client.read(serve(media), {"User-Agent": "a browser", "Accept-Encoding": "gzip"}, 1000, 66_536)
     assert (data, size) == (CONTENT[1000:66_536], 300_000)
@@ -65,13 +65,13 @@ def test_range_is_read_exactly_with_the_formats_headers(media: MediaServer) -> N
     assert request.headers["accept-encoding"] == "identity"
 
 
-def test_range_ends_with_the_file(media: MediaServer) -> None:
+def test_a_range_ends_with_the_file(media: MediaServer) -> None:
     client = MediaClient(limits=PATIENT)
     assert client.read(serve(media), {}, 299_990, 400_000) == (CONTENT[-10:], 300_000)
     assert client.requests == 1
 
 
-def test_no_request_is_so_large_that_it_is_throttled(media: MediaServer) -> None:
+def test_no_request_is_larger_than_10_mb(media: MediaServer) -> None:
     content = random.Random(4).randbytes(100_000) * 210
     client = MediaClient(limits=PATIENT)
     data, _ = client.read(serve(media, content=content), {}, 0, 30_000_000)
@@ -94,7 +94,7 @@ def test_no_request_is_so_large_that_it_is_throttled(media: MediaServer) -> None
         Status(408),
     ],
 )
-def test_only_what_is_missing_is_asked_for_again(media: MediaServer, fault: Fault) -> None:
+def test_only_missing_bytes_are_requested_again(media: MediaServer, fault: Fault) -> None:
     client = MediaClient(limits=limits(fault))
     data, _ = client.read(serve(media, fault), {}, 10_000, 110_000)
     assert data == CONTENT[10_000:110_000]
@@ -146,7 +146,7 @@ def test_every_fault_has_its_code(media: MediaServer, fault: Fault, code: str, s
     assert (error.code, error.status, client.requests) == (code, status, requests)
 
 
-def test_faults_of_one_read_are_counted_together(media: MediaServer) -> None:
+def test_different_faults_of_one_read_count_together(media: MediaServer) -> None:
     client = MediaClient(limits=PATIENT)
     assert failure(client, serve(media, Short(1000), Status(500))).code == "net.5xx"
     assert client.requests == 2
@@ -160,7 +160,7 @@ def test_pauses_double(media: MediaServer, monkeypatch: pytest.MonkeyPatch) -> N
     assert all(0.5 * 2**n <= pause <= 1.5 * 2**n for n, pause in enumerate(pauses))
 
 
-def test_server_without_ranges_may_send_a_small_file_whole(media: MediaServer) -> None:
+def test_a_server_without_range_support_may_send_a_small_file_whole(media: MediaServer) -> None:
     client = MediaClient(limits=PATIENT)
     assert client.read(serve(media, always=Whole()), {}, 0, 1000) == (CONTENT, 300_000)
     large = serve(media, always=Whole(), content=bytes(10_000_001))
@@ -169,11 +169,11 @@ def test_server_without_ranges_may_send_a_small_file_whole(media: MediaServer) -
     assert failure(client, serve(media, always=Whole(), content=b""), 0, 1000).code == "bytes.short"
 
 
-def test_start_behind_the_end(media: MediaServer) -> None:
+def test_a_start_after_the_end(media: MediaServer) -> None:
     assert failure(MediaClient(limits=PATIENT), serve(media), 300_000, 300_001).code == "bytes.416"
 
 
-def test_file_of_another_size_is_refused(media: MediaServer) -> None:
+def test_a_file_of_another_size_is_refused(media: MediaServer) -> None:
     client = MediaClient(limits=PATIENT)
     assert failure(client, serve(media), size=300_001).code == "bytes.wrong"
     assert client.transferred == 0
@@ -182,7 +182,7 @@ def test_file_of_another_size_is_refused(media: MediaServer) -> None:
     assert failure(client, url).code == "bytes.wrong"
 
 
-def test_address_expires(media: MediaServer) -> None:
+def test_an_expired_url(media: MediaServer) -> None:
     url = serve(media)
     media.files["/v"].max_requests = 1
     client = MediaClient(limits=PATIENT)
@@ -192,7 +192,7 @@ def test_address_expires(media: MediaServer) -> None:
     assert failure(client, url).code == "bytes.403"
 
 
-def test_throttled_range_is_slow(media: MediaServer) -> None:
+def test_a_throttled_range_is_slow(media: MediaServer) -> None:
     url = serve(media)
     media.files["/v"].throttled_above = 50_000
     client = MediaClient(limits=QUICK)
@@ -201,10 +201,10 @@ def test_throttled_range_is_slow(media: MediaServer) -> None:
     client.read(url, {}, 0, 50_000)
 
 
-def test_redirections_are_followed_and_keep_cookies_at_home(media: MediaServer) -> None:
+def test_redirects_are_followed_without_cookies_to_other_hosts(media: MediaServer) -> None:
     with media_server() as other:
-        other.files["/there"] = ServedFile(CONTENT)
-        url = serve(media, Status(302, "/v"), Status(307, f"{other.url}/there"))
+        other.files["/moved"] = ServedFile(CONTENT)
+        url = serve(media, Status(302, "/v"), Status(307, f"{other.url}/moved"))
         client = MediaClient(limits=PATIENT)
         data, _ = client.read(url, {"Cookie": "login", "Referer": "home"}, 5, 10)
         assert data == CONTENT[5:10]
@@ -214,13 +214,13 @@ def test_redirections_are_followed_and_keep_cookies_at_home(media: MediaServer) 
 
 
 @pytest.mark.parametrize("location", ["/v", "file:///etc/passwd", "http://[", "http://a b/", "http://x:port/", "//"])
-def test_redirections_that_lead_nowhere(media: MediaServer, location: str) -> None:
+def test_redirects_that_lead_nowhere(media: MediaServer, location: str) -> None:
     client = MediaClient(limits=PATIENT)
     assert failure(client, serve(media, always=Status(302, location))).code in ("bytes.wrong", "net.dns")
     assert len(media.requests) <= 6
 
 
-def test_no_such_host_and_nobody_there() -> None:
+def test_an_unknown_host_and_a_closed_port() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -230,11 +230,11 @@ def test_no_such_host_and_nobody_there() -> None:
     assert client.requests == 4
 
 
-def test_server_that_speaks_no_tls(media: MediaServer) -> None:
+def test_a_server_without_tls(media: MediaServer) -> None:
     assert failure(MediaClient(limits=PATIENT), serve(media).replace("http:", "https:")).code in ("net.tls", "net.reset")
 
 
-def test_proxy_is_asked_with_credentials(media: MediaServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_receives_its_credentials(media: MediaServer, monkeypatch: pytest.MonkeyPatch) -> None:
     serve(media)
     proxy = media.url.replace("http://", "http://user:p%40ss@")
     data, _ = MediaClient(proxy, PATIENT).read("http://media.invalid:81/v?a=b", {}, 0, 10)
@@ -248,7 +248,7 @@ def test_proxy_is_asked_with_credentials(media: MediaServer, monkeypatch: pytest
     assert failure(MediaClient(limits=PATIENT), "http://media.invalid/v").code == "net.dns"
 
 
-def test_proxy_that_fails(media: MediaServer) -> None:
+def test_a_proxy_that_fails(media: MediaServer) -> None:
     serve(media)
     assert failure(MediaClient(media.url, PATIENT), "https://media.invalid/v").code == "net.proxy"
     assert failure(MediaClient("http://nowhere.invalid:1", PATIENT), "http://media.invalid/v").code == "net.proxy"
@@ -256,7 +256,7 @@ def test_proxy_that_fails(media: MediaServer) -> None:
 
 
 @pytest.mark.parametrize("proxy", ["socks5://me:secret@127.0.0.1:9", "http://127.0.0.1", "http://127.0.0.1:port", ""])
-def test_proxy_of_another_kind(proxy: str) -> None:
+def test_an_unsupported_proxy(proxy: str) -> None:
     with pytest.raises(InputError, match="http://HOST:PORT") as caught:
         MediaClient(proxy)
     assert "secret" not in str(caught.value)

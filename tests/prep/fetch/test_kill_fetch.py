@@ -1,4 +1,4 @@
-"""`mbt prep --stage fetch` in a process of its own, against stand-ins for the site and its media: killed and interrupted."""
+"""`mbt prep --stage fetch` in its own process, killed and interrupted; a loopback server plays the site."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ def server() -> Iterator[Forks]:
 
 @dataclass
 class Fetching:
-    """A plan of `VIDEOS` videos with a clip each, that is fetched into folders."""
+    """A plan of `VIDEOS` videos with one clip each, to be fetched into folders."""
 
     media: MediaServer
     server: Forks
@@ -40,7 +40,7 @@ class Fetching:
     folder: Path
 
     def plan(self, name: str) -> Path:
-        """A planned folder."""
+        """Plan a folder."""
         assert self.mbt(*self.arguments(self.folder / name), "--stage", "plan").code == 0
         return self.folder / name
 
@@ -49,11 +49,11 @@ class Fetching:
         return ["prep", "custom", *lists, "--source", f"{self.media.url}/watch/{{video_id}}", "--sleep", 0]
 
     def start(self, out: Path) -> Process:
-        """Start fetching, and wait for the first word of the stage."""
+        """Start fetching, and wait for its first output."""
         return self.server.start([*self.arguments(out), "--stage", "fetch"], out.with_suffix(".log"), b"fetch")
 
-    def asked(self) -> Counter[str]:
-        """How often each video's page was asked for."""
+    def page_requests(self) -> Counter[str]:
+        """Number of requests for each video's page."""
         return Counter(request.path for request in list(self.media.requests) if request.path.startswith("/watch/"))
 
 
@@ -72,11 +72,11 @@ def fetching(served: Served, server: Forks, mbt: Door, tmp_path: Path) -> Iterat
 
 
 def stored(folder: Path) -> dict[str, str]:
-    """SHA-256 of each raw clip by its name."""
+    """SHA-256 of each raw clip, by file name."""
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "raw").rglob("*.mkv")}
 
 
-def test_twenty_kills_cost_no_clip_and_no_second_request(fetching: Fetching) -> None:
+def test_twenty_kills_lose_no_clip_and_repeat_no_request(fetching: Fetching) -> None:
     whole, out = fetching.plan("whole"), fetching.plan("out")
     process, begin = fetching.start(whole), time.monotonic()
     assert process.code() == 0
@@ -93,10 +93,10 @@ def test_twenty_kills_cost_no_clip_and_no_second_request(fetching: Fetching) -> 
         code = process.code()
         assert code in (0, -9), process.log.read_text()
         kills += code == -9
-        assert stored(out).items() <= final.items(), "what has its name is whole"
-        asked = fetching.asked()
-        assert all(asked[video] == times for video, times in settled.items()), "what was stored is not asked for again"
-        settled = {f"/watch/{key.partition('_')[0]}": asked[f"/watch/{key.partition('_')[0]}"] for key in read_ledger(out)}
+        assert stored(out).items() <= final.items(), "a file with its final name is complete"
+        requests = fetching.page_requests()
+        assert all(requests[video] == times for video, times in settled.items()), "stored clips are not requested again"
+        settled = {f"/watch/{key.partition('_')[0]}": requests[f"/watch/{key.partition('_')[0]}"] for key in read_ledger(out)}
     assert kills >= KILLS / 2
     assert len(settled) > 0
     process = fetching.start(out)
@@ -108,7 +108,7 @@ def test_twenty_kills_cost_no_clip_and_no_second_request(fetching: Fetching) -> 
     assert not list(out.rglob("*.tmp"))
 
 
-def test_one_interrupt_finishes_the_clip_and_two_stop_at_once(fetching: Fetching) -> None:
+def test_one_interrupt_finishes_the_clip_and_a_second_stops_at_once(fetching: Fetching) -> None:
     out = fetching.plan("out")
     size = len(fetching.media.files["/v"].content)
     fetching.media.files["/v"].always = Slow(size // 4)
@@ -117,7 +117,7 @@ def test_one_interrupt_finishes_the_clip_and_two_stop_at_once(fetching: Fetching
         assert not process.ends_within(0.01)
     process.send(signal.SIGINT)
     assert process.code() == 130
-    assert "what is in flight is finished first" in process.log.read_text()
+    assert "finishing the work in progress" in process.log.read_text()
     assert len(stored(out)) == len(read_ledger(out)) == 1
 
     fetching.media.files["/v"].always = Slow(1000)
@@ -126,7 +126,7 @@ def test_one_interrupt_finishes_the_clip_and_two_stop_at_once(fetching: Fetching
     while not any(request.path == "/v" for request in list(fetching.media.requests)):
         assert not process.ends_within(0.01)
     process.send(signal.SIGINT)
-    process.says(b"once more stops at once")
+    process.wait_for(b"press Ctrl-C again to stop now")
     process.send(signal.SIGINT)
     assert process.ends_within(2)
     assert process.code() == 130

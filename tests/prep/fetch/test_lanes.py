@@ -18,11 +18,11 @@ from mbt.manifests.labels import Label, LabelSet
 from mbt.prep.fetch.fetch import Fetched, fetch
 from mbt.prep.fetch.lanes import Lane
 from mbt.prep.fetch.options import FetchOptions
-from mbt.prep.fetch.worker_share import Share, find_share
+from mbt.prep.fetch.worker_share import WorkerShare, find_share
 from mbt.prep.fetch.ytdlp import YtDlp
 from mbt.prep.plan.plan import Plan, read_plan, write_plan
 from mbt.prep.state.ledger import LedgerReader, read_ledger
-from mbt.prep.state.selection import Selection, members
+from mbt.prep.state.selection import Selection, select_clips
 from tests.conftest import Door
 from tests.site import Site
 
@@ -33,9 +33,9 @@ BOT = "Sign in to confirm you’re not a bot."
 
 @pytest.fixture
 def arguments(tmp_path: Path) -> Callable[..., list[object]]:
-    """Arguments of `mbt` that fetch so many videos, after planning them; lanes by their TOML."""
+    """Makes the arguments of `mbt` for a list with this many videos, and a lanes file with this content."""
 
-    def made(videos: int, lanes: str | None = None) -> list[object]:
+    def make(videos: int, lanes: str | None = None) -> list[object]:
         rows = [f"video{number:02},0,1,train,a" for number in range(videos)]
         (tmp_path / "clips.csv").write_text("\n".join(["video_id,start,end,split,labels", *rows]) + "\n")
         (tmp_path / "labels.csv").write_text("id\na\n")
@@ -46,7 +46,7 @@ def arguments(tmp_path: Path) -> Callable[..., list[object]]:
             run += ["--lanes", tmp_path / "lanes.toml"]
         return run
 
-    return made
+    return make
 
 
 def lanes(*names: str) -> str:
@@ -54,21 +54,21 @@ def lanes(*names: str) -> str:
 
 
 def refusing(proxy: str, text: str, times: int) -> Callable[[dict[str, object]], str | None]:
-    """Whoever asks through this proxy is refused so many times."""
+    """Refuses this many requests through a proxy."""
     left = [text] * times
     return lambda options: left.pop() if options.get("proxy") == f"http://{proxy}:1" and left else None
 
 
-def test_lanes_share_the_videos_and_have_one_in_flight_each(
+def test_lanes_share_the_videos_and_fetch_one_each_at_a_time(
     mbt: Door, arguments: Callable[..., list[object]], site: Site
 ) -> None:
-    site.takes_s = 0.1
+    site.delay_s = 0.1
     run = arguments(20, lanes("a", "b"))
     assert mbt(*run, "--stage", "plan").code == 0
     began = time.monotonic()
     assert mbt(*run, "--stage", "fetch").out == "fetch: 20 clips found, 0 missing\n"
     assert 20 / 2 * 0.1 <= time.monotonic() - began < 20 * 0.1
-    assert sorted(site.asked) == [f"video{number:02}" for number in range(20)]
+    assert sorted(site.requested) == [f"video{number:02}" for number in range(20)]
     by_lane = [options["proxy"] for options in site.options]
     assert 8 <= by_lane.count("http://a:1") <= 12
 
@@ -80,16 +80,16 @@ def test_each_lane_keeps_its_own_rate(mbt: Door, arguments: Callable[..., list[o
     assert sum(options["proxy"] == "http://slow:1" for options in site.options) == 1
 
 
-def test_a_lane_whose_rate_is_limited_rests_and_another_takes_its_video(
+def test_a_rate_limited_lane_pauses_and_another_takes_its_video(
     mbt: Door, arguments: Callable[..., list[object]], site: Site, tmp_path: Path
 ) -> None:
-    site.takes_s = 0.02
+    site.delay_s = 0.02
     site.refuses = refusing("a", LIMITED, 1)
     run = arguments(10, lanes("a", "b"))
     assert mbt(*run, "--stage", "plan").code == 0
     done = mbt(*run, "--stage", "fetch")
     assert done.out == "fetch: 10 clips found, 0 missing\n", done.err
-    assert "fetch: a rests until" in done.err
+    assert "fetch: lane a paused until" in done.err
     proxies = [options["proxy"] for options in site.options]
     assert (proxies.count("http://a:1"), proxies.count("http://b:1")) == (1, 10)
     assert {attempt.code for attempt in read_ledger(tmp_path / "out").values()} == {"ok"}
@@ -97,8 +97,8 @@ def test_a_lane_whose_rate_is_limited_rests_and_another_takes_its_video(
     assert (limited.lane, limited.not_before - limited.time) == ("a", pytest.approx(3600, abs=5))
 
 
-def test_a_rest_holds_in_the_next_run(mbt: Door, arguments: Callable[..., list[object]], site: Site, tmp_path: Path) -> None:
-    site.says = {"video01": ("Private video", "")}
+def test_a_pause_holds_in_the_next_run(mbt: Door, arguments: Callable[..., list[object]], site: Site, tmp_path: Path) -> None:
+    site.errors = {"video01": ("Private video", "")}
     site.refuses = refusing("a", LIMITED, 1)
     run = arguments(6, lanes("a", "b"))
     assert mbt(*run, "--stage", "plan").code == 0
@@ -109,16 +109,18 @@ def test_a_rest_holds_in_the_next_run(mbt: Door, arguments: Callable[..., list[o
     assert [options["proxy"] for options in site.options] == ["http://b:1"]
 
 
-def test_rests_grow_until_a_clip_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pauses_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lane = Lane("a", YtDlp(tmp_path, URL), 15.0)
     monkeypatch.setattr("mbt.prep.fetch.lanes.time.time", lambda: 1000.0)
     for hours in (1, 2, 4, 4):
-        lane.rest("cool")
-        assert lane.rests_until == 1000 + hours * 3600
+        lane.pause("cool")
+        assert lane.paused_until == 1000 + hours * 3600
 
 
-def test_run_stops_when_half_of_the_lanes_are_blocked(mbt: Door, arguments: Callable[..., list[object]], site: Site) -> None:
-    site.takes_s = 0.01
+def test_the_run_stops_when_half_of_the_lanes_are_blocked(
+    mbt: Door, arguments: Callable[..., list[object]], site: Site
+) -> None:
+    site.delay_s = 0.01
     site.refuses = refusing("a", BOT, 1)
     run = arguments(12, lanes("a", "b", "c"))
     assert mbt(*run, "--stage", "plan").code == 0
@@ -129,28 +131,28 @@ def test_run_stops_when_half_of_the_lanes_are_blocked(mbt: Door, arguments: Call
     assert mbt(*run, "--stage", "plan").code == 0
     done = mbt(*run, "--stage", "fetch")
     assert done.code == 2
-    assert "serves nothing more (block.bot)" in done.err.splitlines()[-1]
+    assert "stopped serving videos (block.bot)" in done.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", "lane"),
         ("[[lane]]\nproxy = 'http://a:1'\n", "lane.0.name"),
-        (lanes("a") + lanes("a"), "names a lane twice"),
+        (lanes("a") + lanes("a"), "a lane name is used twice"),
         ("[[lane]]\nname = 'a'\ncookies = 'x'\n", "no option cookies. Did you mean"),
         ("[ytdlp]\nproxi = 'x'\n[[lane]]\nname = 'a'\n", "Did you mean proxy"),
         ("[[lane]]\nname = 'a'\nproxy = 'ftp://a:1'\n", "http://HOST:PORT"),
-        ("[[lane", "cannot read the lanes"),
-        ("[[lane]]\nname = 'a'\ncookiefile = 'nowhere.txt'\n", "there is no file nowhere.txt"),
+        ("[[lane", "cannot read the lanes file"),
+        ("[[lane]]\nname = 'a'\ncookiefile = 'nowhere.txt'\n", "cookiefile nowhere.txt does not exist"),
     ],
 )
-def test_lanes_that_cannot_be_are_refused(mbt: Door, arguments: Callable[..., list[object]], text: str, told: str) -> None:
+def test_malformed_lanes_files_are_refused(mbt: Door, arguments: Callable[..., list[object]], text: str, message: str) -> None:
     done = mbt(*arguments(1, text))
-    assert (done.code, told in done.err) == (2, True), done.err
+    assert (done.code, message in done.err) == (2, True), done.err
 
 
-def test_options_of_all_lanes_and_of_one(mbt: Door, arguments: Callable[..., list[object]], site: Site) -> None:
+def test_options_of_one_lane_override_those_of_all(mbt: Door, arguments: Callable[..., list[object]], site: Site) -> None:
     run = arguments(1, '[ytdlp]\nretries = 7\ngeo_bypass = true\n[[lane]]\nname = "a"\nretries = 9\n')
     assert mbt(*run, "--ytdlp", "geo_bypass=false", "--ytdlp", "socket_timeout=3", "--stage", "plan").code == 0
     assert mbt(*run, "--ytdlp", "geo_bypass=false", "--ytdlp", "socket_timeout=3", "--stage", "fetch").code == 0
@@ -164,14 +166,14 @@ CAP = 25
 
 @pytest.fixture
 def capped(tmp_path: Path, site: Site) -> tuple[Path, set[str]]:
-    """A planned folder with a cap over survivors, of which a quarter of the videos is gone; and what is to survive of it."""
+    """A planned folder with a cap over survivors, where a quarter of the videos is gone; and the keys that must be selected."""
     draws = np.random.default_rng(5)
     labels = [tuple(sorted(draws.choice(NUM_CLASSES, draws.integers(1, 4), replace=False).tolist())) for _ in range(300)]
     clips = clip_table(Clip(f"v{i}_0", f"v{i}", 0, 1000, "train", own) for i, own in enumerate(labels))
     balance = Balance(CAP, "common-first", 0)
     plan = clips.take(pa.array(offered(clips, balance, NUM_CLASSES)))
     gone = {f"v{i}" for i in range(300) if draws.random() < 0.25}
-    site.says = dict.fromkeys(gone, ("Private video", ""))
+    site.errors = dict.fromkeys(gone, ("Private video", ""))
     label_set = LabelSet(tuple(Label(str(i), str(i)) for i in range(NUM_CLASSES)))
     write_plan(tmp_path / "set", Plan(dataset="d", task="multilabel", caps={"train": CAP}), label_set, plan)
     alive = plan.filter(pa.array([video not in gone for video in plan["video_id"].to_pylist()]))
@@ -180,24 +182,24 @@ def capped(tmp_path: Path, site: Site) -> tuple[Path, set[str]]:
 
 
 def packed(folder: Path) -> set[str]:
-    """Keys of what would be packed."""
+    """Keys of the clips that would be packed."""
     plan, labels, table = read_plan(folder)
     ledger = read_ledger(folder)
-    chosen = [clip for _, clip in members(table_clips(table), ledger, Selection(plan.caps, len(labels)))]
+    chosen = [clip for _, clip in select_clips(table_clips(table), ledger, Selection(plan.caps, len(labels)))]
     return {clip.key for clip in chosen if ledger[clip.key].path is not None}
 
 
 def test_a_cap_over_survivors_is_exact_with_several_lanes(capped: tuple[Path, set[str]], site: Site) -> None:
     folder, kept = capped
-    site.takes_s = 0.002
+    site.delay_s = 0.002
     found = fetch(folder, [Lane(name, YtDlp(folder, URL), 0) for name in "abcd"])
     assert packed(folder) == kept
-    assert len(kept) <= found.there + found.missing <= len(site.asked) < 250
+    assert len(kept) <= found.found + found.missing <= len(site.requested) < 250
 
 
 def test_a_cap_over_survivors_is_exact_with_several_workers(capped: tuple[Path, set[str]], site: Site) -> None:
     folder, kept = capped
-    site.takes_s = 0.002
+    site.delay_s = 0.002
     found: dict[int, Fetched] = {}
 
     def work(rank: int) -> None:
@@ -211,7 +213,7 @@ def test_a_cap_over_survivors_is_exact_with_several_workers(capped: tuple[Path, 
         worker.join(60)
     assert set(found) == {0, 1, 2}
     assert packed(folder) == kept
-    assert len(site.asked) == len(set(site.asked)) < 250
+    assert len(site.requested) == len(set(site.requested)) < 250
     assert {path.name for path in (folder / "work/ledger").iterdir()} == {f"fetch-{rank}.jsonl" for rank in range(3)}
 
 
@@ -219,14 +221,14 @@ def test_a_worker_waits_for_another_that_falls_behind(
     capped: tuple[Path, set[str]], site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, kept = capped
-    monkeypatch.setattr("mbt.prep.fetch.fetch.AHEAD_OF_OTHERS", 20)
+    monkeypatch.setattr("mbt.prep.fetch.fetch.OPEN_PER_WORKER", 20)
     lane = Lane("0.direct", YtDlp(folder, URL), 0)
     first = threading.Thread(target=fetch, args=(folder, [lane], FetchOptions(rank=0, world=2)))
     first.start()
     time.sleep(1)
     assert first.is_alive()
-    assert len(site.asked) <= 20
-    assert "fetch: waits for what worker 1 fetches, such as v" in capsys.readouterr().err
+    assert len(site.requested) <= 20
+    assert "fetch: waiting for worker 1 to fetch v" in capsys.readouterr().err
     fetch(folder, [Lane("1.direct", YtDlp(folder, URL), 0)], FetchOptions(rank=1, world=2))
     first.join(60)
     assert not first.is_alive()
@@ -236,31 +238,31 @@ def test_a_worker_waits_for_another_that_falls_behind(
 def test_workers_fetch_each_video_once(mbt: Door, arguments: Callable[..., list[object]], site: Site) -> None:
     run = arguments(30)
     assert mbt(*run, "--stage", "plan").code == 0
-    told = [mbt(*run, "--stage", "fetch", "--rank", rank, "--world", 3).out for rank in range(3)]
-    assert sorted(site.asked) == [f"video{number:02}" for number in range(30)]
-    counts = [int(line.split()[1]) for line in told]
+    outputs = [mbt(*run, "--stage", "fetch", "--rank", rank, "--world", 3).out for rank in range(3)]
+    assert sorted(site.requested) == [f"video{number:02}" for number in range(30)]
+    counts = [int(line.split()[1]) for line in outputs]
     assert (sum(counts), min(counts) >= 4) == (30, True)
-    assert told[1].endswith("0 missing (worker 1 of 3)\n")
+    assert outputs[1].endswith("0 missing (worker 1 of 3)\n")
     assert mbt(*run, "--stage", "fetch").out == "fetch: 30 clips found, 0 missing\n"
 
 
-def test_only_fetching_can_be_shared(
+def test_only_the_fetch_stage_can_be_shared(
     mbt: Door, arguments: Callable[..., list[object]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = mbt(*arguments(1), "--rank", 0, "--world", 2)
     assert (done.code, "--stage fetch with every worker" in done.err) == (2, True)
     done = mbt(*arguments(1), "--stage", "fetch", "--rank", 2, "--world", 2)
-    assert (done.code, "no worker 2 of 2" in done.err) == (2, True)
+    assert (done.code, "--rank 2 does not exist with --world 2" in done.err) == (2, True)
     done = mbt(*arguments(1), "--stage", "fetch", "--rank", 1)
-    assert (done.code, "belong together" in done.err) == (2, True)
+    assert (done.code, "must be given together" in done.err) == (2, True)
 
 
 @pytest.mark.parametrize(
     ("slurm", "share"),
     [
-        ({}, Share(0, 1)),
-        ({"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8"}, Share(3, 8)),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, Share(0, 1)),
+        ({}, WorkerShare(0, 1)),
+        ({"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8"}, WorkerShare(3, 8)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, WorkerShare(0, 1)),
         (
             {
                 "SLURM_ARRAY_TASK_ID": "14",
@@ -268,7 +270,7 @@ def test_only_fetching_can_be_shared(
                 "SLURM_ARRAY_TASK_STEP": "2",
                 "SLURM_ARRAY_TASK_COUNT": "4",
             },
-            Share(2, 4),
+            WorkerShare(2, 4),
         ),
         (
             {
@@ -277,40 +279,40 @@ def test_only_fetching_can_be_shared(
                 "SLURM_PROCID": "2",
                 "SLURM_STEP_NUM_TASKS": "3",
             },
-            Share(5, 6),
+            WorkerShare(5, 6),
         ),
     ],
 )
-def test_slurm_says_which_worker_this_is(slurm: dict[str, str], share: Share) -> None:
+def test_slurm_variables_give_the_share(slurm: dict[str, str], share: WorkerShare) -> None:
     assert find_share(None, None, slurm) == share
-    assert find_share(1, 2, slurm) == Share(1, 2)
+    assert find_share(1, 2, slurm) == WorkerShare(1, 2)
 
 
-def test_shares_are_disjoint_and_whole() -> None:
-    owners = [[share.rank for share in (Share(rank, 5) for rank in range(5)) if share.has(f"v{i}")] for i in range(1000)]
+def test_shares_are_disjoint_and_complete() -> None:
+    owners = [[share.rank for share in (WorkerShare(rank, 5) for rank in range(5)) if share.owns(f"v{i}")] for i in range(1000)]
     assert all(len(own) == 1 for own in owners)
     counts = np.bincount([own for (own,) in owners])
     assert counts.min() > 150
     with pytest.raises(InputError):
-        Share(5, 5)
+        WorkerShare(5, 5)
 
 
-def test_an_interrupt_lets_what_is_in_flight_come(
+def test_an_interrupt_finishes_the_requests_in_flight(
     mbt: Door, arguments: Callable[..., list[object]], site: Site, tmp_path: Path
 ) -> None:
-    """As one from the keyboard: this test's own process gets it."""
-    site.takes_s = 0.3
+    """This test's own process is interrupted, as from the keyboard."""
+    site.delay_s = 0.3
     run = arguments(20, lanes("a", "b"))
     assert mbt(*run, "--stage", "plan").code == 0
     threading.Timer(0.75, os.kill, (os.getpid(), signal.SIGINT)).start()
     done = mbt(*run, "--stage", "fetch")
     assert done.code == 130
-    assert "what is in flight is finished first" in done.err
+    assert "finishing the work in progress" in done.err
     assert "run the same command again" in done.err
-    asked = len(site.asked)
-    assert 2 <= asked <= 8
-    assert len(read_ledger(tmp_path / "out")) == asked
-    assert len(list((tmp_path / "out/raw").rglob("*.mp4"))) == asked
-    site.takes_s = 0.0
+    requested = len(site.requested)
+    assert 2 <= requested <= 8
+    assert len(read_ledger(tmp_path / "out")) == requested
+    assert len(list((tmp_path / "out/raw").rglob("*.mp4"))) == requested
+    site.delay_s = 0.0
     assert mbt(*run, "--stage", "fetch").out == "fetch: 20 clips found, 0 missing\n"
-    assert len(site.asked) == 20
+    assert len(site.requested) == 20

@@ -1,4 +1,4 @@
-"""The segment index against boxes written by hand, PyAV's packets of real files, and hostile bytes."""
+"""The segment index, compared with boxes written by hand and PyAV's packets of real files; and arbitrary bytes."""
 
 import contextlib
 import struct
@@ -31,7 +31,7 @@ def sidx(entries: list[tuple[int, int, int]], version: int = 0, timescale: int =
 
 
 def moov(*handlers: bytes) -> bytes:
-    """Of a fragmented file with these tracks."""
+    """The `moov` box of a fragmented file with tracks of these types."""
     traks = (box(b"trak", box(b"mdia", box(b"hdlr", bytes(8) + handler + bytes(12)))) for handler in handlers)
     return box(b"moov", b"".join(traks) + MVEX)
 
@@ -42,7 +42,7 @@ THREE = [(3000, 5000, SAP), (4000, 5000, SAP), (2000, 2500, SAP)]
 
 
 def file_of(index: bytes, before: bytes = FTYP + MOOV) -> bytes:
-    """A file whose segments have the 9000 bytes of `THREE`."""
+    """A file whose segments are the 9000 bytes of `THREE`."""
     return before + index + box(b"moof", bytes(92)) + box(b"mdat", bytes(8892))
 
 
@@ -56,7 +56,7 @@ def refusal(data: bytes, size: int) -> NoIndexError | None:
 
 @pytest.mark.parametrize("version", [0, 1])
 @pytest.mark.parametrize("large", [False, True])
-def test_index_written_by_hand(version: int, large: bool) -> None:
+def test_an_index_written_by_hand(version: int, large: bool) -> None:
     before = FTYP + box(b"free", bytes(10)) + box(b"moov", MVEX, large)
     data = file_of(sidx(THREE, version), before=before)
     index = parse_index(data, len(data))
@@ -67,10 +67,10 @@ def test_index_written_by_hand(version: int, large: bool) -> None:
         (first + 3000, 4000, 5.0, 10.0),
         (first + 7000, 2000, 10.0, 12.5),
     ]
-    assert index.whole
+    assert index.is_complete
 
 
-def test_segments_begin_behind_the_first_offset() -> None:
+def test_segments_begin_at_the_first_offset() -> None:
     index = sidx(THREE, first_offset=24)
     data = file_of(index + box(b"free", bytes(16)))
     assert parse_index(data, len(data)).segments[0].offset == len(FTYP + MOOV + index) + 24
@@ -80,19 +80,19 @@ def test_segments_begin_behind_the_first_offset() -> None:
     ("start_s", "end_s", "first", "last"),
     [(0, 3, 0, 0), (0, 4.95, 0, 1), (5.05, 9, 0, 1), (5.2, 9.8, 1, 1), (11, 12, 2, 2), (4, 30, 0, 2), (12.4, 22, 2, 2)],
 )
-def test_span_covers_a_tenth_of_a_second_on_both_sides(start_s: float, end_s: float, first: int, last: int) -> None:
+def test_the_span_includes_a_margin_of_100_ms(start_s: float, end_s: float, first: int, last: int) -> None:
     data = file_of(sidx(THREE))
     index = parse_index(data, len(data))
     assert index.span(start_s, end_s) == (index.segments[first].offset, index.segments[last].end)
 
 
-def test_span_of_what_lies_behind_the_end_is_empty() -> None:
+def test_the_span_after_the_end_is_empty() -> None:
     data = file_of(sidx(THREE))
     first, last = parse_index(data, len(data)).span(12.5, 20)
     assert first == last
 
 
-def test_span_begins_where_decoding_can() -> None:
+def test_the_span_begins_at_a_random_access_point() -> None:
     data = file_of(sidx([(3000, 5000, SAP), (4000, 5000, 0), (2000, 2500, 0)]))
     index = parse_index(data, len(data))
     assert index.span(11, 12) == (index.segments[0].offset, index.segments[2].end)
@@ -101,7 +101,7 @@ def test_span_begins_where_decoding_can() -> None:
 
 
 def typed(*access: int, before: bytes = FTYP + moov(b"vide")) -> SegmentIndex:
-    """The index of three segments of 5, 5 and 2.5 s, with these words on how they can be accessed."""
+    """The index of three segments of 5, 5 and 2.5 s, with these access words."""
     data = file_of(sidx([(size, ticks, word) for (size, ticks, _), word in zip(THREE, access, strict=True)]), before=before)
     return parse_index(data, len(data))
 
@@ -111,7 +111,7 @@ def typed(*access: int, before: bytes = FTYP + moov(b"vide")) -> SegmentIndex:
     ("start_s", "end_s", "first", "last"),
     [(5, 10, 1, 1), (4.999, 10, 0, 1), (5, 10.001, 1, 2), (5.001, 9.999, 1, 1), (0, 5, 0, 0), (10, 12.5, 2, 2)],
 )
-def test_span_of_closed_groups_of_pictures_ends_where_they_do(
+def test_the_span_of_closed_groups_of_pictures_has_no_margin(
     kind: int, start_s: float, end_s: float, first: int, last: int
 ) -> None:
     index = typed(*[SAP | kind << 28] * 3)
@@ -130,7 +130,7 @@ def test_span_of_closed_groups_of_pictures_ends_where_they_do(
         (SAP | 1 << 28, FTYP + MOOV),
     ],
 )
-def test_other_borders_keep_a_tenth_of_a_second(word: int, before: bytes) -> None:
+def test_other_borders_keep_the_margin(word: int, before: bytes) -> None:
     index = typed(word, word, word, before=before)
     assert index.span(5, 9.95) == (index.segments[0].offset, index.segments[2].end)
 
@@ -141,7 +141,7 @@ def test_each_border_has_its_own_margin() -> None:
     assert index.span(10.05, 12) == (index.segments[1].offset, index.segments[2].end)
 
 
-def test_index_of_the_beginning_only_serves_the_beginning_only() -> None:
+def test_a_partial_index_serves_only_what_it_covers() -> None:
     data = file_of(sidx(THREE))
     index = parse_index(data, len(data) + 100_000)
     assert index.span(1, 9) == (index.segments[0].offset, index.segments[1].end)
@@ -176,13 +176,13 @@ def test_index_of_the_beginning_only_serves_the_beginning_only() -> None:
         (FTYP + struct.pack(">I4s", 400, b"moov"), "broken"),
     ],
 )
-def test_what_cannot_be_used_is_refused_with_the_reason(data: bytes, reason: str) -> None:
+def test_an_unusable_index_is_refused_with_the_reason(data: bytes, reason: str) -> None:
     error = refusal(data, len(data))
     assert error is not None
     assert (error.reason, error.needed) == (reason, 0)
 
 
-def test_index_behind_the_head_says_how_much_is_needed() -> None:
+def test_an_index_beyond_the_head_says_how_many_bytes_are_needed() -> None:
     data = file_of(sidx(THREE), before=FTYP + box(b"free", bytes(70_000)) + MOOV)
     head, reads = data[:65_536], 0
     while (error := refusal(head, len(data))) is not None:
@@ -203,7 +203,7 @@ def served_file(rendered: Callable[[Spec], Path], folder: Path, *options: str) -
 
 
 @pytest.mark.parametrize("delay", ["", "+delay_moov"])
-def test_packets_lie_where_the_index_says(rendered: Callable[[Spec], Path], tmp_path: Path, delay: str) -> None:
+def test_packets_are_where_the_index_says(rendered: Callable[[Spec], Path], tmp_path: Path, delay: str) -> None:
     path = served_file(
         rendered, tmp_path, "-movflags", f"+dash+global_sidx+frag_keyframe+default_base_moof{delay or '+empty_moov'}"
     )
@@ -222,7 +222,7 @@ def test_packets_lie_where_the_index_says(rendered: Callable[[Spec], Path], tmp_
     assert not are_segments(data[index.segments[1].offset : index.segments[1].end - 1])
 
 
-def test_fragments_with_an_index_each_are_not_taken_for_the_whole(rendered: Callable[[Spec], Path], tmp_path: Path) -> None:
+def test_an_index_per_fragment_is_not_taken_for_the_whole_file(rendered: Callable[[Spec], Path], tmp_path: Path) -> None:
     path = served_file(rendered, tmp_path, "-movflags", "+dash+frag_keyframe+empty_moov+default_base_moof")
     data = path.read_bytes()
     with pytest.raises(NoIndexError, match="partial"):
@@ -230,7 +230,7 @@ def test_fragments_with_an_index_each_are_not_taken_for_the_whole(rendered: Call
 
 
 def survives(data: bytes, size: int) -> None:
-    """A look at the data ends, in an index whose ranges lie in the file or in its own error."""
+    """Parsing the data ends, with an index whose ranges are inside the file or with NoIndexError."""
     are_segments(data)
     error = refusal(data, size)
     if error is not None:
@@ -244,7 +244,7 @@ def survives(data: bytes, size: int) -> None:
 
 @settings(deadline=None, max_examples=300)
 @given(st.binary(max_size=400), st.integers(0, 1 << 50))
-def test_any_bytes_are_an_index_or_its_own_error(data: bytes, more: int) -> None:
+def test_any_bytes_give_an_index_or_its_error(data: bytes, more: int) -> None:
     survives(data, len(data) + more)
     survives(FTYP + data, len(FTYP + data) + more)
     survives(FTYP + MOOV + box(b"sidx", data), len(data) + more + len(FTYP + MOOV) + 8)
@@ -252,7 +252,7 @@ def test_any_bytes_are_an_index_or_its_own_error(data: bytes, more: int) -> None
 
 @settings(deadline=None, max_examples=300)
 @given(st.lists(st.tuples(st.integers(0, 219), st.integers(0, 255)), min_size=1, max_size=8), st.integers(0, 300))
-def test_any_change_of_a_good_head_is_an_index_or_its_own_error(changes: list[tuple[int, int]], cut: int) -> None:
+def test_any_change_to_a_valid_head_gives_an_index_or_its_error(changes: list[tuple[int, int]], cut: int) -> None:
     data = bytearray(file_of(sidx(THREE, version=1)))
     for position, value in changes:
         data[position] = value

@@ -1,4 +1,4 @@
-"""Where media come from: names in a local folder, and yt-dlp against a loopback server; the ledger between them."""
+"""Sources of media: files in a local folder by name, and yt-dlp against a loopback server; and the ledger."""
 
 import dataclasses
 import json
@@ -45,7 +45,7 @@ def clip(video_id: str, start_ms: int, key: str | None = None) -> Clip:
         (["abcd.mp4", "xabc.mp4"], clip("abc", 0), None),
     ],
 )
-def test_file_is_found_by_its_name(tmp_path: Path, files: list[str], wanted: Clip, found: tuple[str, int] | None) -> None:
+def test_a_file_is_found_by_its_name(tmp_path: Path, files: list[str], wanted: Clip, found: tuple[str, int] | None) -> None:
     for name in [*files, "unrelated.mp4", "abc.txt", "abc_30000.json"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -53,7 +53,7 @@ def test_file_is_found_by_its_name(tmp_path: Path, files: list[str], wanted: Cli
     assert (file and (str(file.path.relative_to(tmp_path.resolve())), file.offset_ms)) == found
 
 
-def test_folder_that_is_missing_or_without_media_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_missing_or_without_media_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         LocalFolder(tmp_path / "nothing")
     (tmp_path / "notes.txt").touch()
@@ -61,7 +61,7 @@ def test_folder_that_is_missing_or_without_media_is_refused(tmp_path: Path) -> N
         LocalFolder(tmp_path)
 
 
-def test_ledger_keeps_the_last_attempt_of_each_clip(tmp_path: Path) -> None:
+def test_the_last_attempt_is_the_state_of_a_clip(tmp_path: Path) -> None:
     for worker, code, moment in [("fetch-1", "perm.gone", 2.0), ("fetch-0", "unknown", 1.0), ("fetch-2", "region.other", 3.0)]:
         with LedgerWriter(tmp_path, worker) as writer:
             writer.append([Attempt(key="a", source="s", code=code, time=moment), Attempt(key=worker, source="s", time=moment)])
@@ -70,7 +70,7 @@ def test_ledger_keeps_the_last_attempt_of_each_clip(tmp_path: Path) -> None:
     assert set(ledger) == {"a", "fetch-0", "fetch-1", "fetch-2"}
 
 
-def test_line_torn_by_a_crash_is_passed_over(tmp_path: Path) -> None:
+def test_a_line_cut_off_by_a_crash_is_skipped(tmp_path: Path) -> None:
     with LedgerWriter(tmp_path, "fetch-0") as writer:
         writer.append([Attempt(key="a", source="s"), Attempt(key="b", source="s")])
     path = tmp_path / "work/ledger/fetch-0.jsonl"
@@ -80,7 +80,7 @@ def test_line_torn_by_a_crash_is_passed_over(tmp_path: Path) -> None:
     assert set(read_ledger(tmp_path)) == {"a", "c"}
 
 
-def test_media_count_only_with_their_recorded_size(tmp_path: Path) -> None:
+def test_media_files_must_have_their_recorded_size(tmp_path: Path) -> None:
     (tmp_path / "file.mp4").write_bytes(b"12345")
     attempt = Attempt(key="a", source="s", path="file.mp4", size=5)
     assert attempt.checked(tmp_path) == attempt
@@ -98,17 +98,18 @@ def lists(tmp_path: Path) -> list[object]:
     return ["--list", tmp_path / "clips.csv", "--labels", tmp_path / "labels.csv"]
 
 
-def paths(server: LoopbackServer) -> list[str]:
-    asked = [path for path, _ in server.requests]
+def new_paths(server: LoopbackServer) -> list[str]:
+    """Paths requested since the last call."""
+    requested = [path for path, _ in server.requests]
     server.requests.clear()
-    return asked
+    return requested
 
 
 def failures(ledger: dict[str, Attempt]) -> dict[str, tuple[str, str, bool]]:
     return {key: (attempt.code, attempt.action, attempt.final) for key, attempt in ledger.items() if attempt.code != "ok"}
 
 
-def test_videos_come_once_and_refusals_are_kept(
+def test_videos_are_fetched_once_and_failures_are_recorded(
     server: LoopbackServer, tmp_path: Path, lists: list[object], mbt: Door, rendered: Callable[[Spec], Path]
 ) -> None:
     video = rendered(Spec("25.mp4")).read_bytes()
@@ -119,7 +120,7 @@ def test_videos_come_once_and_refusals_are_kept(
     assert not server.requests
     outcome = mbt("prep", "custom", *run, "--stage", "fetch")
     assert (outcome.code, outcome.out) == (0, "fetch: 3 clips found, 2 missing\n")
-    first = paths(server)
+    first = new_paths(server)
     assert set(first) == {"/-two_clips_.mp4", "/_one.mp4", "/gone.mp4", "/busy.mp4"}
     ledger = read_ledger(tmp_path / "out")
     assert failures(ledger) == {"gone_0": ("perm.gone", "permanent", True), "busy_0": ("net.5xx", "network", False)}
@@ -129,11 +130,11 @@ def test_videos_come_once_and_refusals_are_kept(
     assert len(written) == 5
 
     assert mbt("prep", "custom", *run, "--stage", "fetch").code == 0
-    assert set(paths(server)) == {"/busy.mp4"}
+    assert set(new_paths(server)) == {"/busy.mp4"}
 
     server.answer = serving({"/busy.mp4": video})
     assert mbt("prep", "custom", *run).code == 0
-    assert set(paths(server)) == {"/busy.mp4"}
+    assert set(new_paths(server)) == {"/busy.mp4"}
     described = json.loads((tmp_path / "out/dataset.json").read_text())
     counts = {name: (split["samples"], split["failures"]) for name, split in described["splits"].items()}
     assert counts == {"train": (3, 1), "eval": (1, 0)}
@@ -160,7 +161,7 @@ def test_one_download_serves_all_clips_of_a_video(
     assert len(server.requests) < 2 * first
 
 
-def test_page_without_a_video_is_a_refusal(server: LoopbackServer, tmp_path: Path) -> None:
+def test_a_page_without_a_video_is_refused(server: LoopbackServer, tmp_path: Path) -> None:
     def page(request: BaseHTTPRequestHandler) -> None:
         request.send_response(200)
         request.send_header("Content-Type", "text/html")
@@ -174,7 +175,7 @@ def test_page_without_a_video_is_a_refusal(server: LoopbackServer, tmp_path: Pat
     assert (result.code, result.action) == ("input.bad_url", Action.INPUT)
 
 
-def test_page_with_several_videos_is_a_refusal(
+def test_a_page_with_several_videos_is_refused(
     server: LoopbackServer, tmp_path: Path, rendered: Callable[[Spec], Path]
 ) -> None:
     def page(request: BaseHTTPRequestHandler) -> None:
@@ -195,7 +196,7 @@ def test_page_with_several_videos_is_a_refusal(
     assert (result.code, result.action) == ("input.playlist", Action.INPUT)
 
 
-def test_template_without_a_place_for_the_id_is_refused(tmp_path: Path) -> None:
+def test_a_template_without_a_placeholder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"lacks \{video_id\}"):
         YtDlp(tmp_path, "https://example.org/video.mp4")
 
@@ -206,7 +207,7 @@ Listing = Callable[..., list[object]]
 
 @pytest.fixture
 def listing(tmp_path: Path) -> Listing:
-    """Arguments of `mbt` that fetch clips of the given number of videos from YouTube's URL."""
+    """Makes the arguments of `mbt` that fetch one clip of each of this many videos from YouTube's URL."""
 
     def arguments(videos: int) -> list[object]:
         rows = [f"video{number:02},0,1,train,a" for number in range(videos)]
@@ -218,8 +219,8 @@ def listing(tmp_path: Path) -> Listing:
     return arguments
 
 
-def asked_in_order(videos: int) -> list[str]:
-    """Ids of `listing` in the pseudo-random order of the seed 0."""
+def in_fetching_order(videos: int) -> list[str]:
+    """Video ids of `listing` in the pseudo-random order of seed 0."""
     return sorted((f"video{number:02}" for number in range(videos)), key=lambda video: sha256(f"0:{video}".encode()).digest())
 
 
@@ -239,33 +240,33 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
         ("Unsupported URL: x", "input.bad_url", "input"),
     ],
 )
-def test_video_that_will_not_be_served_is_asked_for_once(
+def test_a_permanent_failure_is_not_retried(
     mbt: Door, listing: Listing, tmp_path: Path, site: Site, clock: Clock, text: str, code: str, action: str
 ) -> None:
-    site.says = {"video01": (text, "")}
+    site.errors = {"video01": (text, "")}
     assert mbt(*listing(3), "--stage", "plan").code == 0
     for _ in range(2):
         assert mbt(*listing(3), "--stage", "fetch").out == "fetch: 2 clips found, 1 missing\n"
         clock.now += 1000 * HOUR
-    assert sorted(site.asked) == ["video00", "video01", "video02"]
+    assert sorted(site.requested) == ["video00", "video01", "video02"]
     assert failures(read_ledger(tmp_path / "out")) == {"video01_0": (code, action, True)}
 
 
 def fetches(mbt: Door, arguments: list[object], site: Site, clock: Clock, hours: list[float]) -> list[int]:
-    """How often the site is asked by runs after each of these waits."""
+    """Number of requests in each of several runs, each after a wait of so many hours."""
     counts = []
     for wait in hours:
         clock.now += wait * HOUR
         assert mbt(*arguments, "--stage", "fetch").code == 0
-        counts.append(len(site.asked))
-        site.asked.clear()
+        counts.append(len(site.requested))
+        site.requested.clear()
     return counts
 
 
-def test_unavailable_video_is_final_when_that_is_confirmed_a_day_later(
+def test_an_unavailable_video_is_final_once_confirmed_a_day_later(
     mbt: Door, listing: Listing, tmp_path: Path, site: Site, clock: Clock
 ) -> None:
-    site.says = {"video00": ("Video unavailable", "")}
+    site.errors = {"video00": ("Video unavailable", "")}
     mbt(*listing(1), "--stage", "plan")
     assert fetches(mbt, listing(1), site, clock, [0]) == [1]
     assert failures(read_ledger(tmp_path / "out")) == {"video00_0": ("confirm.unavailable", "confirm", False)}
@@ -273,15 +274,15 @@ def test_unavailable_video_is_final_when_that_is_confirmed_a_day_later(
     assert failures(read_ledger(tmp_path / "out")) == {"video00_0": ("confirm.unavailable", "confirm", True)}
 
 
-def test_waits_for_a_video_grow_up_to_six_attempts_and_a_network_failure_does_not_count(
+def test_waits_grow_up_to_six_attempts_and_network_failures_do_not_count(
     mbt: Door, listing: Listing, tmp_path: Path, site: Site, clock: Clock
 ) -> None:
-    site.says = {"video00": ("Something new", "")}
+    site.errors = {"video00": ("Something new", "")}
     mbt(*listing(1), "--stage", "plan")
     assert fetches(mbt, listing(1), site, clock, [0, 0.9, 0.2, 5.9, 0.2]) == [1, 0, 1, 0, 1]
-    site.says = {"video00": ("The read operation timed out", "")}
+    site.errors = {"video00": ("The read operation timed out", "")}
     assert fetches(mbt, listing(1), site, clock, [23.9, 0.2, *[0] * 9]) == [0, 1, *[1] * 9]
-    site.says = {"video00": ("Did not get any data blocks", "")}
+    site.errors = {"video00": ("Did not get any data blocks", "")}
     assert fetches(mbt, listing(1), site, clock, [0, 71.9, 0.2, 71.9, 0.2, 1000]) == [1, 0, 1, 0, 1, 0]
     assert failures(read_ledger(tmp_path / "out")) == {"video00_0": ("bytes.short", "bytes", True)}
 
@@ -304,49 +305,51 @@ def test_waits_for_a_video_grow_up_to_six_attempts_and_a_network_failure_does_no
         ),
     ],
 )
-def test_source_that_serves_nobody_stops_the_run_and_costs_no_attempt(
+def test_a_source_that_refuses_us_stops_the_run_and_uses_no_attempt(
     mbt: Door, listing: Listing, tmp_path: Path, site: Site, code: str, text: str, warning: str, remedy: str
 ) -> None:
-    first, second, _ = asked_in_order(3)
-    site.says = {second: (text, warning)}
+    first, second, _ = in_fetching_order(3)
+    site.errors = {second: (text, warning)}
     mbt(*listing(3), "--stage", "plan")
     outcome = mbt(*listing(3), "--stage", "fetch")
     last = outcome.err.splitlines()[-1]
     assert outcome.code == 2
-    assert f"error: www.youtube.com serves nothing more ({code}): " in last
+    assert f"error: www.youtube.com stopped serving videos ({code}): " in last
     assert remedy in last
-    assert site.asked == [first, second]
+    assert site.requested == [first, second]
     assert set(read_ledger(tmp_path / "out")) == {f"{first}_0"}
 
 
-def test_failures_in_a_row_stop_the_run(mbt: Door, listing: Listing, tmp_path: Path, site: Site) -> None:
-    videos = asked_in_order(20)
-    site.says = {video: ("The read operation timed out", "") for video in videos if video != videos[5]}
+def test_ten_failures_in_a_row_stop_the_run(mbt: Door, listing: Listing, tmp_path: Path, site: Site) -> None:
+    videos = in_fetching_order(20)
+    site.errors = {video: ("The read operation timed out", "") for video in videos if video != videos[5]}
     mbt(*listing(20), "--stage", "plan")
     outcome = mbt(*listing(20), "--stage", "fetch")
     assert outcome.code == 2
-    assert "error: www.youtube.com failed for 10 videos in a row; the last: The read operation timed out. Check" in outcome.err
-    assert site.asked == videos[:16]
+    assert (
+        "error: www.youtube.com failed for 10 videos in a row; last error: The read operation timed out. Check" in outcome.err
+    )
+    assert site.requested == videos[:16]
     assert len(read_ledger(tmp_path / "out")) == 16
 
 
-def test_leftovers_that_fail_as_before_do_not_stop_a_later_run(mbt: Door, listing: Listing, site: Site, clock: Clock) -> None:
-    site.says = dict.fromkeys(asked_in_order(60)[::3], ("Something new", ""))
+def test_videos_that_fail_as_before_do_not_stop_a_later_run(mbt: Door, listing: Listing, site: Site, clock: Clock) -> None:
+    site.errors = dict.fromkeys(in_fetching_order(60)[::3], ("Something new", ""))
     mbt(*listing(60), "--stage", "plan")
     assert fetches(mbt, listing(60), site, clock, [0, 1.1]) == [60, 20]
 
 
-def test_text_that_is_not_known_is_printed_once(mbt: Door, listing: Listing, site: Site) -> None:
+def test_an_unknown_message_is_printed_once(mbt: Door, listing: Listing, site: Site) -> None:
     texts = ["Something new", "Something new", "Private video", "Something newer"]
-    site.says = {video: (text, "") for video, text in zip(asked_in_order(5), texts, strict=False)}
+    site.errors = {video: (text, "") for video, text in zip(in_fetching_order(5), texts, strict=False)}
     mbt(*listing(5), "--stage", "plan")
     outcome = mbt(*listing(5), "--stage", "fetch")
-    told = [line.rpartition(": ")[2] for line in outcome.err.splitlines() if "does not know" in line]
-    assert (outcome.out, told) == ("fetch: 1 clips found, 4 missing\n", ["Something new", "Something newer"])
+    printed = [line.rpartition(": ")[2] for line in outcome.err.splitlines() if "unknown failure, will retry" in line]
+    assert (outcome.out, printed) == ("fetch: 1 clips found, 4 missing\n", ["Something new", "Something newer"])
 
 
-def test_full_disk_is_no_failure_of_a_video(site: Site, tmp_path: Path) -> None:
-    site.says = {"v": ("unable to write data: [Errno 28] No space left on device", "")}
+def test_a_full_disk_is_not_a_failure_of_a_video(site: Site, tmp_path: Path) -> None:
+    site.errors = {"v": ("unable to write data: [Errno 28] No space left on device", "")}
     with pytest.raises(StorageError, match="no space left"):
         YtDlp(tmp_path, "https://www.youtube.com/watch?v={video_id}").fetch("v", [clip("v", 0)])
 
@@ -372,13 +375,13 @@ def failed(hours: float, code: str = "unknown", action: str = "later", source: s
         ([failed(0, "local.missing", "")] * 9, False, 0),
     ],
 )
-def test_state_of_a_clip_is_the_fold_of_its_attempts(attempts: list[Attempt], final: bool, hours: float | None) -> None:
+def test_the_state_of_a_clip_is_the_fold_of_its_attempts(attempts: list[Attempt], final: bool, hours: float | None) -> None:
     state = fold(attempts)
     assert (state.code, state.final) == (attempts[-1].code, final)
     assert final or state.not_before == hours * HOUR
 
 
-def test_ledgers_of_earlier_versions_are_read(tmp_path: Path) -> None:
+def test_ledgers_of_earlier_versions_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "work/ledger").mkdir(parents=True)
     line = {"key": "a", "source": "s", "path": None, "size": 0, "offset_ms": 0, "message": "", "final": False, "time": 1.0}
     rows = [{**line, "code": "fetch.failed"}, {**line, "key": "b", "code": "perm.removed", "final": True}]

@@ -1,4 +1,4 @@
-"""The whole road from a video's id to shards, against a stand-in for YouTube: an extractor of yt-dlp and a media server."""
+"""From video ids to shards, against a stand-in for YouTube: an extractor of yt-dlp and a media server."""
 
 import json
 from collections.abc import Iterator
@@ -32,8 +32,8 @@ def media(served: Served) -> Iterator[MediaServer]:
 
 @pytest.fixture
 def youtube(media: MediaServer, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Ids that were extracted. Videos named `gone...` are removed; the others have pictures and sound in two files."""
-    asked: list[str] = []
+    """Ids of extracted videos. Videos named `gone...` are removed; the others have pictures and sound in two files."""
+    extracted: list[str] = []
 
     class StandInIE(InfoExtractor):
         _VALID_URL = r"https://www\.youtube\.com/watch\?v=(?P<id>.+)"
@@ -41,7 +41,7 @@ def youtube(media: MediaServer, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         def _real_extract(self, url: str) -> dict[str, Any]:
             video_id = self._match_id(url)
-            asked.append(video_id)
+            extracted.append(video_id)
             if video_id.startswith("gone"):
                 raise ExtractorError(GONE, expected=True, video_id=video_id)
             pictures = {"vcodec": "avc1.4d401e", "acodec": "none", "width": 640, "height": 360, "ext": "mp4"}
@@ -62,7 +62,7 @@ def youtube(media: MediaServer, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             self.add_info_extractor(StandInIE())
 
     monkeypatch.setattr(yt_dlp, "YoutubeDL", StandIn)
-    return asked
+    return extracted
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def arguments(tmp_path: Path) -> list[object]:
     ]
 
 
-def test_clips_of_a_video_are_sliced_after_one_extraction_and_exact_in_time(
+def test_clips_of_a_video_share_one_extraction_and_are_exact_in_time(
     arguments: list[object], youtube: list[str], media: MediaServer, tmp_path: Path, mbt: Door
 ) -> None:
     done = mbt(*arguments)
@@ -107,7 +107,7 @@ def test_clips_of_a_video_are_sliced_after_one_extraction_and_exact_in_time(
     assert raw == ["video000001_20000.mkv", "video000001_3300.mkv", "video000002_27777.mkv"]
 
 
-def test_packing_again_costs_no_request(
+def test_packing_again_makes_no_request(
     arguments: list[object], youtube: list[str], media: MediaServer, tmp_path: Path, mbt: Door
 ) -> None:
     assert mbt(*arguments).code == 0
@@ -125,7 +125,7 @@ def test_packing_again_costs_no_request(
     ("status", "code"),
     [(403, "bytes.403"), (404, "bytes.gone"), (410, "bytes.gone"), (416, "bytes.416")],
 )
-def test_refused_bytes_are_asked_for_again_later(
+def test_refused_bytes_are_retried_later(
     status: int, code: str, arguments: list[object], youtube: list[str], media: MediaServer, tmp_path: Path, mbt: Door
 ) -> None:
     media.files["/v"] = ServedFile(b"", faults=[Status(status)] * 50)
@@ -138,7 +138,7 @@ def test_refused_bytes_are_asked_for_again_later(
     assert set(kept.values()) == {(code, "bytes", False)}
 
 
-def test_a_rate_limit_of_the_media_makes_the_lane_rest_and_costs_no_attempt(
+def test_a_rate_limit_on_media_pauses_the_lane_and_uses_no_attempt(
     arguments: list[object],
     youtube: list[str],
     media: MediaServer,
@@ -146,12 +146,12 @@ def test_a_rate_limit_of_the_media_makes_the_lane_rest_and_costs_no_attempt(
     mbt: Door,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("mbt.prep.fetch.lanes.REST_S", {"cool": (0.3, 0.6)})
+    monkeypatch.setattr("mbt.prep.fetch.lanes.PAUSE_S", {"cool": (0.3, 0.6)})
     media.files["/a"].faults = [Status(429), Status(429)]
-    done = mbt(*arguments, "--stage", "plan")
+    mbt(*arguments, "--stage", "plan")
     done = mbt(*arguments, "--stage", "fetch")
     assert (done.code, done.out) == (0, "fetch: 3 clips found, 1 missing\n"), done.err
-    assert done.err.count("fetch: direct rests until") == 2
+    assert done.err.count("fetch: lane direct paused until") == 2
     lines = (tmp_path / "set" / "work" / "ledger" / "fetch-0.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     limited = [row for row in rows if row["code"] == "rate.429"]
@@ -160,7 +160,7 @@ def test_a_rate_limit_of_the_media_makes_the_lane_rest_and_costs_no_attempt(
     assert (first, second) == (pytest.approx(0.3, abs=0.1), pytest.approx(0.6, abs=0.1))
 
 
-def test_ledger_says_what_each_clip_took(
+def test_the_ledger_holds_the_cost_of_each_clip(
     arguments: list[object], youtube: list[str], media: MediaServer, tmp_path: Path, mbt: Door
 ) -> None:
     assert mbt(*arguments, "--stage", "plan").code == 0
@@ -177,7 +177,7 @@ def test_ledger_says_what_each_clip_took(
 
 
 @pytest.mark.parametrize("status", ["is_live", "post_live"])
-def test_live_streams_are_left_for_later(
+def test_live_streams_are_retried_later(
     status: str, arguments: list[object], youtube: list[str], media: MediaServer, tmp_path: Path, mbt: Door
 ) -> None:
     text = (tmp_path / "clips.csv").read_text().replace("video000002", f"live_{status}")
@@ -192,7 +192,7 @@ def test_live_streams_are_left_for_later(
 def test_raw_clips_need_not_be_kept(
     arguments: list[object], youtube: list[str], media: MediaServer, tmp_path: Path, mbt: Door
 ) -> None:
-    """And what is packed is not asked for again, unless its shard is lost."""
+    """Packed clips are not requested again, unless their shard is lost."""
     assert mbt(*arguments, "--shard-samples", 2, "--no-keep-raw").code == 0
     assert not list((tmp_path / "set" / "raw").rglob("*.mkv"))
     tars = {path.name: path.read_bytes() for path in (tmp_path / "set").glob("*.tar")}
@@ -207,11 +207,11 @@ def test_raw_clips_need_not_be_kept(
     assert {path.name: path.read_bytes() for path in (tmp_path / "set").glob("*.tar")} == tars
 
 
-def test_options_of_ytdlp_pass_through(
+def test_ytdlp_options_pass_through(
     arguments: list[object], youtube: list[str], media: MediaServer, tmp_path: Path, mbt: Door
 ) -> None:
-    """A format that the site does not have, and a proxy that is the media server itself: both are obeyed."""
-    done = mbt(*arguments, "--stage", "plan", "--ytdlp", "format=nothing")
+    """An unavailable format makes every video fail, and a misspelled option is refused."""
+    mbt(*arguments, "--stage", "plan", "--ytdlp", "format=nothing")
     done = mbt(*arguments, "--stage", "fetch", "--ytdlp", "format=nothing")
     assert done.out == "fetch: 0 clips found, 4 missing\n"
     ledger = (tmp_path / "set" / "work" / "ledger" / "fetch-0.jsonl").read_text()
@@ -221,7 +221,7 @@ def test_options_of_ytdlp_pass_through(
     assert (wrong.code, "Did you mean cookiefile" in wrong.err) == (2, True)
 
 
-def test_a_proxy_carries_the_media_too(
+def test_a_proxy_applies_to_the_media_too(
     arguments: list[object], youtube: list[str], media: MediaServer, tmp_path: Path, mbt: Door
 ) -> None:
     assert mbt(*arguments, "--stage", "plan").code == 0

@@ -1,4 +1,4 @@
-"""What of a list is planned, what it will cost, and which clips a cap over survivors lets in."""
+"""Which clips of a list are planned, what they will cost, and which of them a cap over survivors selects."""
 
 import shutil
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from mbt.prep.plan.choose import choose, fetch_caps
 from mbt.prep.plan.estimate import check_disk, estimate
 from mbt.prep.plan.options import PlanOptions
 from mbt.prep.state.ledger import Attempt
-from mbt.prep.state.selection import Selection, members
+from mbt.prep.state.selection import Selection, select_clips
 from tests.conftest import Door, LoopbackServer, serving
 from tests.media import Spec
 
@@ -43,8 +43,8 @@ LABELS = st.lists(st.sets(st.integers(0, CLASSES - 1), min_size=1, max_size=3), 
 
 
 @given(LABELS, st.integers(1, 20), st.randoms(use_true_random=False))
-def test_a_cap_over_survivors_is_filtering_first_and_balancing_afterwards(labels: list[set[int]], cap: int, random) -> None:  # type: ignore[no-untyped-def]
-    """And nothing is asked for that could not be taken."""
+def test_a_cap_over_survivors_equals_balancing_the_survivors(labels: list[set[int]], cap: int, random) -> None:  # type: ignore[no-untyped-def]
+    """And no clip is requested that could not be selected."""
     listed = table(labels)
     planned = choose(listed, PlanOptions(cap=cap), CLASSES)
     alive = {key: random.random() < 0.7 for key in listed["key"].to_pylist()}
@@ -59,25 +59,25 @@ def test_a_cap_over_survivors_is_filtering_first_and_balancing_afterwards(labels
     order = offered(listed, Balance(cap), CLASSES)
     survivors = listed.take(pa.array([row for row in order if alive[listed["key"][row].as_py()]], pa.int64()))
     expected = survivors.take(pa.array(balanced_rows(survivors, Balance(cap, "list"), CLASSES)))["key"].to_pylist()
-    chosen = [clip for _, clip in members(table_clips(planned), ledger, Selection({"train": cap}, CLASSES))]
+    chosen = [clip for _, clip in select_clips(table_clips(planned), ledger, Selection({"train": cap}, CLASSES))]
     assert [clip.key for clip in chosen if alive[clip.key]] == expected
     assert [clip.key for clip in chosen] == list(ledger)
     in_order = np.array([alive[key] for key in planned["key"].to_pylist()])
-    asked = planned.take(pa.array(balanced_rows(planned, Balance(cap, "list"), CLASSES, in_order)))["key"].to_pylist()
-    assert asked == list(ledger)
+    requested = planned.take(pa.array(balanced_rows(planned, Balance(cap, "list"), CLASSES, in_order)))["key"].to_pylist()
+    assert requested == list(ledger)
 
 
-def test_what_is_packed_keeps_its_room() -> None:
-    """A clip that comes back to life later takes no place of one that is in a shard."""
+def test_packed_clips_keep_their_room() -> None:
+    """A clip that becomes available later does not replace one that is in a shard."""
     clips = table_clips(table([{0}, {0}, {0}]))
     ledger = {clip.key: attempt(clip.key, True) for clip in clips}
-    chosen = [clip for _, clip in members(clips, ledger, Selection({"train": 2}, CLASSES, frozen=[clips[2]]))]
+    chosen = [clip for _, clip in select_clips(clips, ledger, Selection({"train": 2}, CLASSES, frozen=[clips[2]]))]
     assert [clip.key for clip in chosen] == ["k000", "k002"]
 
 
-def test_splits_without_a_cap_are_whole() -> None:
+def test_splits_without_a_cap_are_complete() -> None:
     clips = table_clips(table([{0}] * 5, "eval"))
-    assert list(members(clips, {}, Selection({"train": 1}, CLASSES))) == list(enumerate(clips))
+    assert list(select_clips(clips, {}, Selection({"train": 1}, CLASSES))) == list(enumerate(clips))
 
 
 def test_a_cap_over_the_list_needs_no_cap_while_fetching() -> None:
@@ -118,7 +118,7 @@ def test_a_disk_that_is_too_small_is_refused(tmp_path: Path) -> None:
         check_disk(tmp_path, 10**18)
 
 
-def test_what_lies_in_the_folder_already_counts_as_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_folder_already_holds_counts_as_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "a.mkv").write_bytes(bytes(1000))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=500))
@@ -132,7 +132,7 @@ def test_the_dry_run_prints_and_writes_nothing(tmp_path: Path, mbt: Door) -> Non
     assert done.code == 0, done.err
     lines = dict(line.split(maxsplit=1) for line in done.out.strip().splitlines())
     assert lines["clips"] == "22,160"
-    assert lines["requests"] == "22,160, one a video"
+    assert lines["requests"] == "22,160, one per video"
     assert lines["time"] == "92.3 h on 1 network address"
     assert not (tmp_path / "set").exists()
 
@@ -152,10 +152,10 @@ def test_any_list_can_be_capped(tmp_path: Path, mbt: Door) -> None:
     assert np.bincount(labels).max() == 50
 
 
-def test_only_clips_that_can_still_be_taken_are_asked_for(
+def test_only_clips_that_can_still_be_selected_are_requested(
     server: LoopbackServer, rendered: Callable[[Spec], Path], tmp_path: Path, mbt: Door
 ) -> None:
-    """Ten videos of one class and a cap of three: the dead one uses up nothing, and the seventh is never asked for."""
+    """Ten videos of one class and a cap of three: a dead video takes no room, and the fifth is never requested."""
     video = rendered(Spec("25.mp4")).read_bytes()
     names = [f"v{number}" for number in range(10)]
     (tmp_path / "clips.csv").write_text(
@@ -177,4 +177,4 @@ def test_only_clips_that_can_still_be_taken_are_asked_for(
     server.answer = serving({f"/{name}.mp4": video for name in [*names, "other"]})
     again = mbt(*arguments)
     assert again.code == 0, again.err
-    assert not server.requests, "what is packed keeps its place"
+    assert not server.requests, "packed clips keep their room"

@@ -1,4 +1,4 @@
-"""Whatever bytes a parser of packing is given, it gives its result or its own error."""
+"""Given arbitrary bytes, every parser of prep returns a result or raises its own error."""
 
 import contextlib
 from collections.abc import Callable
@@ -45,7 +45,7 @@ LISTS: dict[str, Parser] = {
 
 
 def survives(data: bytes) -> None:
-    """Frames that are together the stream, of which each has a size, or a ClipError."""
+    """The stream splits into frames that together equal it and each have a size, or a ClipError is raised."""
     try:
         frames = split_jpegs(data)
     except ClipError:
@@ -60,14 +60,14 @@ def survives(data: bytes) -> None:
 @given(st.binary(max_size=200))
 @example(b"\xff\xd8\xff\xda\x00\x02\xff\xd9")
 @example(b"\xff\xd8\xff\xc0\x00\x02\xff\xda\x00\x02\xff\xd9")
-def test_any_bytes_are_jpegs_or_an_error(data: bytes) -> None:
+def test_any_bytes_give_jpegs_or_an_error(data: bytes) -> None:
     survives(data)
     survives(b"\xff\xd8\xff" + data + b"\xff\xd9")
 
 
 @many
 @given(CHANGES, st.integers(0, len(JPEGS)))
-def test_any_change_of_jpegs_leaves_jpegs_or_an_error(changes: list[tuple[int, int]], cut: int) -> None:
+def test_any_change_to_jpegs_gives_jpegs_or_an_error(changes: list[tuple[int, int]], cut: int) -> None:
     data = bytearray(JPEGS)
     for position, value in changes:
         data[position] = value
@@ -77,7 +77,7 @@ def test_any_change_of_jpegs_leaves_jpegs_or_an_error(changes: list[tuple[int, i
 
 @many
 @given(st.text(max_size=300))
-def test_any_log_names_a_size_or_none(log: str) -> None:
+def test_any_log_gives_a_size_or_none(log: str) -> None:
     source_size(log)
     source_size(f"  Stream #0:0: Video: {log}, 64x48")
 
@@ -85,7 +85,7 @@ def test_any_log_names_a_size_or_none(log: str) -> None:
 @pytest.mark.parametrize("name", LISTS)
 @many
 @given(data=st.one_of(st.binary(max_size=300), LINES.map(str.encode)))
-def test_any_file_is_a_list_or_an_error(name: str, data: bytes, tmp_path: Path) -> None:
+def test_any_file_gives_a_list_or_an_error(name: str, data: bytes, tmp_path: Path) -> None:
     headers = {"labels": b"id,display_name\n", "custom": CUSTOM.encode(), "audioset": b"# a comment\n"}
     for content in (data, headers.get(name, b"") + data):
         (tmp_path / "list").write_bytes(content)
@@ -105,7 +105,7 @@ def test_any_file_is_a_list_or_an_error(name: str, data: bytes, tmp_path: Path) 
     ],
     ids=["time 1e300", "time 1e16", "quote not closed", "quote not closed", "time 1e20", "time 1e400"],
 )
-def test_what_no_program_can_hold_is_one_line(name: str, content: str, tmp_path: Path) -> None:
+def test_values_out_of_range_give_an_input_error(name: str, content: str, tmp_path: Path) -> None:
     (tmp_path / "list").write_text(content)
     with pytest.raises(InputError):
         LISTS[name](tmp_path / "list")
@@ -113,7 +113,7 @@ def test_what_no_program_can_hold_is_one_line(name: str, content: str, tmp_path:
 
 @many
 @given(data=st.one_of(st.binary(max_size=200), LINES.map(str.encode)))
-def test_any_state_of_a_folder_is_read_or_an_error(data: bytes, tmp_path: Path) -> None:
+def test_any_state_file_is_read_or_refused(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "work/ledger").mkdir(parents=True, exist_ok=True)
     (tmp_path / PLAN_FILE).write_bytes(data)
     with pytest.raises(InputError):
@@ -126,7 +126,7 @@ def test_any_state_of_a_folder_is_read_or_an_error(data: bytes, tmp_path: Path) 
         read_description(data)
 
 
-def test_table_of_no_clip_is_an_error(tmp_path: Path) -> None:
+def test_a_table_without_clips_is_refused(tmp_path: Path) -> None:
     pq.write_table(clip_table([]), tmp_path / "clips.parquet")
     with pytest.raises(InputError, match="holds no clip"):
         read_clips(tmp_path / "clips.parquet")

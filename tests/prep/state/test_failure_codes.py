@@ -1,4 +1,4 @@
-"""Every row of the table of failures by the texts that YouTube and yt-dlp really send, and yt-dlp's own exceptions."""
+"""Every row of the table of failure codes, by real messages of YouTube and yt-dlp and by yt-dlp's own exceptions."""
 
 import io
 import re
@@ -233,7 +233,7 @@ TEXTS = {
     "net.other": ("network", "[download] Got error: [SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)"),
     "unknown": ("later", "Something quite new happened."),
 }
-"""For each code: its action, and what is known of it by text alone, each alternative of the row's pattern once."""
+"""For each code: its action, and messages that match by text alone, one for each alternative in the row's pattern."""
 
 OTHERS = {
     "rate.429": [
@@ -279,7 +279,7 @@ OTHERS = {
     "net.other": [Problem("decompression failed", frozenset({"TransportError"}))],
     "unknown": [Problem("Unable to download webpage: HTTP Error 403: Forbidden", status=403)],
 }
-"""What is known by more than a text."""
+"""Problems that match by more than their message."""
 
 
 def by_text(text: str) -> Problem:
@@ -292,7 +292,7 @@ def fixtures() -> list[tuple[str, str, Problem]]:
 
 
 @pytest.mark.parametrize(("code", "action", "problem"), fixtures())
-def test_each_failure_is_of_its_row(code: str, action: str, problem: Problem) -> None:
+def test_each_failure_has_its_code(code: str, action: str, problem: Problem) -> None:
     verdict = classify(problem)
     assert (verdict.code, verdict.action.label) == (code, action)
 
@@ -308,12 +308,12 @@ def test_no_row_and_no_alternative_is_shadowed() -> None:
         own = [problem for problem, code in found if code == row.code]
         assert own, row.code
         for problem in own:
-            earlier = [other for other in TABLE[:number] if other.concerns(problem)]
-            if row.knows_object(problem):
-                assert not any(other.knows_object(problem) for other in earlier), row.code
+            earlier = [other for other in TABLE[:number] if other.applies_to(problem)]
+            if row.matches_kind(problem):
+                assert not any(other.matches_kind(problem) for other in earlier), row.code
             else:
-                assert not any(other.knows_object(problem) for other in TABLE if other.concerns(problem)), row.code
-                assert not any(other.knows_text(problem) for other in earlier), row.code
+                assert not any(other.matches_kind(problem) for other in TABLE if other.applies_to(problem)), row.code
+                assert not any(other.matches_text(problem) for other in earlier), row.code
         for pattern in filter(None, (row.text, row.anywhere)):
             for part in alternatives(pattern):
                 texts = [text for problem in own for text in (problem.message, *problem.warnings)]
@@ -321,7 +321,7 @@ def test_no_row_and_no_alternative_is_shadowed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("action", "uses_attempt", "hours", "ends"),
+    ("action", "uses_attempt", "hours", "stops"),
     [
         (Action.PERMANENT, True, None, ""),
         (Action.CONFIRM, True, 24, ""),
@@ -336,10 +336,10 @@ def test_no_row_and_no_alternative_is_shadowed() -> None:
         (Action.INPUT, True, None, ""),
     ],
 )
-def test_what_an_action_means(action: Action, uses_attempt: bool, hours: float | None, ends: str) -> None:
+def test_what_each_action_means(action: Action, uses_attempt: bool, hours: float | None, stops: str) -> None:
     assert len(Action) == 11
     wait_s = None if hours is None else hours * 3600
-    assert (action.uses_attempt, action.retry_after_s, action.ends) == (uses_attempt, wait_s, ends)
+    assert (action.uses_attempt, action.retry_after_s, action.stops) == (uses_attempt, wait_s, stops)
 
 
 @pytest.mark.parametrize(("text", "hours"), [("Premieres in 5 days", 24), ("still being processed", 6), ("whatever", 1)])
@@ -347,20 +347,20 @@ def test_some_rows_have_their_own_wait(text: str, hours: float) -> None:
     assert classify(Problem(text)).retry_after_s == hours * 3600
 
 
-def test_what_ends_a_run_comes_with_a_remedy_and_the_rest_is_explained_in_the_specification() -> None:
+def test_codes_that_stop_have_a_remedy_and_the_others_are_in_the_specification() -> None:
     specification = (ROOT / "docs/shards.md").read_text()
     for row in TABLE:
-        assert bool(row.remedy) == (bool(row.action.ends) or row.code.startswith("env.")), row.code
-        assert (f"`{row.code}`" in specification) == (not row.action.ends), row.code
+        assert bool(row.remedy) == (bool(row.action.stops) or row.code.startswith("env.")), row.code
+        assert (f"`{row.code}`" in specification) == (not row.action.stops), row.code
 
 
-def test_warning_that_decided_is_told() -> None:
+def test_the_message_includes_the_decisive_warning() -> None:
     warning = "n challenge solving failed: Some formats may be missing."
-    verdict = classify(Problem("Requested format is not available", warnings=("of no interest", warning)))
+    verdict = classify(Problem("Requested format is not available", warnings=("irrelevant", warning)))
     assert verdict.message == f"Requested format is not available ({warning})"
 
 
-def test_text_is_stripped_of_what_is_around_it() -> None:
+def test_plain_text() -> None:
     raw = f"\x1b[0;31mERROR:\x1b[0m [youtube] {VIDEO}: It isn’t\n there; please report this issue on  https://github.com/yt-dlp"
     assert plain(raw) == "It isn't there"
 
@@ -369,7 +369,7 @@ Extraction = Callable[["Fake"], Any]
 
 
 class Fake(InfoExtractor):
-    """An extractor in the place of YouTube's, which does what it is told."""
+    """An extractor in place of YouTube's, which does what a test says."""
 
     IE_NAME = "youtube"
     _VALID_URL = r"fake:(?P<id>.+)"
@@ -401,7 +401,7 @@ Run = Callable[..., tuple[Problem, Verdict]]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Runs yt-dlp itself with a fake extractor, and gives what is known of the error."""
+    """Runs yt-dlp itself with a fake extractor, and returns the classified error."""
 
     def extract(extraction: Extraction, **options: Any) -> tuple[Problem, Verdict]:
         warnings = Warnings()
@@ -438,8 +438,8 @@ def status(code: int, reason: str, url: str = "https://www.youtube.com/youtubei/
     return HTTPError(Response(io.BytesIO(), url, {}, status=code, reason=reason))
 
 
-def meeting(error: Exception) -> Extraction:
-    """A page whose request meets with this error, which is then reported as yt-dlp does."""
+def failing_page(error: Exception) -> Extraction:
+    """A page whose request fails with this error, which yt-dlp then reports."""
 
     def extraction(fake: Fake) -> Any:
         fake._downloader.urlopen = raising(error)
@@ -451,14 +451,14 @@ def meeting(error: Exception) -> Extraction:
 @pytest.mark.parametrize(
     "code", ["perm.private", "rate.session", "block.bot", "creds.age", "perm.account_terminated", "confirm.unavailable"]
 )
-def test_reason_of_youtube_comes_through_yt_dlp(run: Run, code: str) -> None:
+def test_reasons_of_youtube_come_through_yt_dlp(run: Run, code: str) -> None:
     _, text = TEXTS[code][:2]
     problem, verdict = run(lambda fake: fake.raise_no_formats(text, expected=True))
     assert (verdict.code, verdict.message) == (code, " ".join(text.replace("’", "'").split()))
     assert UNEXPECTED not in problem.kind
 
 
-def test_region_wins_over_a_misleading_text_and_names_the_countries(run: Run) -> None:
+def test_a_region_lock_wins_over_a_misleading_message_and_names_the_countries(run: Run) -> None:
     for extraction in (
         lambda fake: fake.raise_geo_restricted("This video is private", ["DE", "FR"]),
         raising(GeoRestrictedError("This video is private", countries=["DE", "FR"])),
@@ -493,16 +493,16 @@ def test_region_wins_over_a_misleading_text_and_names_the_countries(run: Run) ->
     ],
 )
 def test_network_errors_of_yt_dlp(run: Run, code: str, error: Exception) -> None:
-    problem, verdict = run(meeting(error))
+    problem, verdict = run(failing_page(error))
     assert (verdict.code, problem.status) == (code, getattr(error, "status", None))
     assert {type(error).__name__, "ExtractorError"} <= problem.kind
     assert UNEXPECTED not in problem.kind
 
 
-def test_error_amid_another_is_not_taken_for_it(run: Run) -> None:
+def test_an_error_raised_while_handling_another_is_not_taken_for_it(run: Run) -> None:
     def extraction(fake: Fake) -> None:
         try:
-            meeting(status(404, "Not Found"))(fake)
+            failing_page(status(404, "Not Found"))(fake)
         except ExtractorError:
             raise ExtractorError("This video has been removed by the uploader", expected=True) from None
 
@@ -519,18 +519,18 @@ def test_error_amid_another_is_not_taken_for_it(run: Run) -> None:
         ("env.format", lambda _: {"id": VIDEO, "title": "t", "formats": []}, "ExtractorError"),
     ],
 )
-def test_fault_of_an_extractor_is_never_the_videos(run: Run, code: str, extraction: Extraction, kind: str) -> None:
+def test_a_fault_of_the_extractor_is_never_the_videos_own(run: Run, code: str, extraction: Extraction, kind: str) -> None:
     problem, verdict = run(extraction)
     assert verdict.code == code
     assert {kind, UNEXPECTED} <= problem.kind
     assert "please report" not in verdict.message
 
 
-def test_unsupported_url(run: Run) -> None:
+def test_an_unsupported_url(run: Run) -> None:
     assert run(raising(UnsupportedError("https://example.org/removed by the uploader")))[1].code == "input.bad_url"
 
 
-def test_reason_is_found_in_the_warnings(run: Run) -> None:
+def test_the_reason_is_found_in_the_warnings(run: Run) -> None:
     def extraction(fake: Fake) -> None:
         fake.report_warning("n challenge solving failed: Some formats may be missing.", VIDEO)
         fake.raise_no_formats("Video unavailable", expected=True)
@@ -554,7 +554,7 @@ def test_real_connections_that_fail(run: Run, code: str, url: str, options: dict
 
 
 @pytest.mark.parametrize(("number", "code"), [(403, "bytes.403"), (410, "bytes.gone"), (416, "bytes.416"), (429, "rate.429")])
-def test_media_that_are_refused(server: LoopbackServer, run: Run, number: int, code: str) -> None:
+def test_refused_media(server: LoopbackServer, run: Run, number: int, code: str) -> None:
     server.answer = lambda request: request.send_error(number)
     problem, verdict = run(media(f"{server.url}/v.mp4"))
     assert (verdict.code, problem.status, problem.url_is_media) == (code, number, True)
@@ -572,16 +572,16 @@ def test_media_that_break_off(server: LoopbackServer, run: Run) -> None:
     assert run(page(f"{server.url}/v"))[1].code == "net.reset"
 
 
-def test_server_that_says_nothing_or_something_else(server: LoopbackServer, run: Run) -> None:
+def test_a_server_without_a_response_or_without_tls(server: LoopbackServer, run: Run) -> None:
     server.answer = lambda request: None
     assert run(page(f"{server.url}/v"))[1].code == "net.reset"
     assert run(media(server.url.replace("http:", "https:") + "/v.mp4"))[1].code == "net.other"
 
 
-def test_error_without_a_context_is_read_from_what_it_carries() -> None:
+def test_an_error_without_a_context_is_read_from_its_exc_info() -> None:
     cause = ContentTooShortError(10, 1000)
     error = DownloadError("ERROR: no", (ContentTooShortError, cause, None))
     assert problem_of(error).kind == {"DownloadError", "ContentTooShortError"}
     assert classify(problem_of(error)).code == "bytes.short"
-    plea = DownloadError("ERROR: [youtube] x: Odd; please report this issue on  https://github.com/yt-dlp/yt-dlp/issues")
-    assert classify(problem_of(plea)).code == "env.extractor"
+    bug = DownloadError("ERROR: [youtube] x: Odd; please report this issue on  https://github.com/yt-dlp/yt-dlp/issues")
+    assert classify(problem_of(bug)).code == "env.extractor"

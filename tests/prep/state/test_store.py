@@ -1,4 +1,4 @@
-"""Shards that go behind a URL: a real S3 server on loopback, and fsspec's own file systems."""
+"""Shards uploaded to a URL: a real S3 server on loopback, and fsspec's own file systems."""
 
 import hashlib
 import json
@@ -13,14 +13,14 @@ from tests.conftest import Collection, Door
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of what readers see of a dataset folder."""
+    """SHA-256 of the files that readers of a dataset folder use."""
     paths = [
         path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".") and path.name != "clips.parquet"
     ]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-def test_shards_on_s3_are_those_of_a_folder(
+def test_shards_on_s3_equal_those_in_a_folder(
     packed: Path,
     collection: Collection,
     bucket: "boto3.resources.base.ServiceResource",
@@ -61,18 +61,18 @@ def test_shards_on_s3_are_those_of_a_folder(
     assert (moved.code, "packed with other settings" in moved.err) == (2, True)
 
 
-def test_what_is_packed_but_not_brought_is_brought_without_decoding(
+def test_packed_but_not_uploaded_shards_are_uploaded_without_decoding(
     collection: Collection,
     bucket: "boto3.resources.base.ServiceResource",
     tmp_path: Path,
     mbt: Door,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A server that goes away in the middle: one line, and going on does nothing twice."""
+    """A server that goes away midway gives a one-line error; resuming repeats no work."""
     arguments = [*collection.arguments(tmp_path / "out"), "--to", "s3://shards/set"]
     put = Store.put
 
-    def breaks_off(self: Store, name: str) -> None:
+    def server_stops(self: Store, name: str) -> None:
         if name == "train-000001.tar":
             monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
             self._files.clear_instance_cache()
@@ -82,7 +82,7 @@ def test_what_is_packed_but_not_brought_is_brought_without_decoding(
     with monkeypatch.context() as patch:
         patch.setattr("s3fs.S3FileSystem.retries", 1)
         patch.setenv("AWS_MAX_ATTEMPTS", "1")
-        patch.setattr(Store, "put", breaks_off)
+        patch.setattr(Store, "put", server_stops)
         done = mbt(*arguments)
     assert done.code == 2
     assert "error: cannot reach s3://shards/set: " in done.err.splitlines()[-1]
@@ -90,14 +90,14 @@ def test_what_is_packed_but_not_brought_is_brought_without_decoding(
     Store(tmp_path, "s3://x")._files.clear_instance_cache()
     decoded = []
 
-    def note(path: Path, *more: object) -> object:
+    def record(path: Path, *more: object) -> object:
         decoded.append(path.stem)
         return decode(path, *more)  # type: ignore[arg-type]
 
     from mbt.prep.pack import pack_shard
 
     decode = pack_shard.decode_clip
-    monkeypatch.setattr("mbt.prep.pack.pack_shard.decode_clip", note)
+    monkeypatch.setattr("mbt.prep.pack.pack_shard.decode_clip", record)
     assert mbt(*arguments).code == 0
     assignment = json.loads((tmp_path / "out/work/assignment.json").read_text())
     after = list(assignment)[list(assignment).index("train-000001.tar") + 1 :]
@@ -108,18 +108,18 @@ def test_what_is_packed_but_not_brought_is_brought_without_decoding(
 
 @pytest.mark.parametrize("protocol", ["file", "memory"])
 def test_any_file_system(protocol: str, tmp_path: Path) -> None:
-    url = f"{protocol}://{tmp_path}/there"
-    store = Store(tmp_path / "here", url)
-    (tmp_path / "here").mkdir()
-    (tmp_path / "here/a.tar").write_bytes(b"12345")
+    url = f"{protocol}://{tmp_path}/remote"
+    store = Store(tmp_path / "local", url)
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local/a.tar").write_bytes(b"12345")
     assert store.size("a.tar") is None
     store.put("a.tar")
-    assert (store.size("a.tar"), (tmp_path / "here/a.tar").exists()) == (5, True)
+    assert (store.size("a.tar"), (tmp_path / "local/a.tar").exists()) == (5, True)
     store.release("a.tar")
-    assert (Store(tmp_path / "here", url).size("a.tar"), (tmp_path / "here/a.tar").exists()) == (5, False)
+    assert (Store(tmp_path / "local", url).size("a.tar"), (tmp_path / "local/a.tar").exists()) == (5, False)
     store.remove("a.tar")
     store.remove("a.tar")
-    assert Store(tmp_path / "here", url).size("a.tar") is None
+    assert Store(tmp_path / "local", url).size("a.tar") is None
 
 
 def test_urls_that_cannot_be_written_to(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Work on several processes is `map` that takes no more items than it has room for, errors included."""
+"""`in_processes` is a `map` that consumes items only as needed and raises the function's errors."""
 
 import itertools
 
@@ -15,16 +15,16 @@ def half(number: int) -> int:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_results_come_in_order_from_items_taken_as_needed(workers: int) -> None:
-    taken = []
-    results = in_processes(half, (taken.append(n) or n for n in itertools.count(step=2)), workers)
+def test_results_are_in_order_and_items_are_consumed_as_needed(workers: int) -> None:
+    consumed = []
+    results = in_processes(half, (consumed.append(n) or n for n in itertools.count(step=2)), workers)
     assert list(itertools.islice(results, 10)) == list(range(10))
-    assert 10 <= len(taken) <= 10 + 2 * workers
+    assert 10 <= len(consumed) <= 10 + 2 * workers
     results.close()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_errors_are_those_of_the_function(workers: int) -> None:
+def test_errors_of_the_function_are_raised(workers: int) -> None:
     results = in_processes(half, [0, 2, 5, 8], workers)
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(ShardError, match=r"^5 is odd\. Give an even one\.$") as caught:

@@ -1,4 +1,4 @@
-"""Packing on a Ray cluster of two nodes on one machine, one of which is killed midway."""
+"""Packing on a Ray cluster of two nodes on one machine; one of them is killed midway."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ SLOW_S = 0.4
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> "Iterator[Cluster]":
-    """A head that does no work, and two nodes with a core each."""
+    """A cluster whose head runs no tasks; tests add the nodes."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -31,7 +31,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> "Iterator[Cluster]":
 
 @pytest.fixture
 def many(collection: Collection, tmp_path: Path) -> Collection:
-    """Clips that take a while, by a decoder that waits first."""
+    """`CLIPS` clips, one of them broken."""
     rows = [f"whole,{start / 8},{start / 8 + 1},train,a" for start in range(CLIPS - 1)]
     clips = tmp_path / "many.csv"
     clips.write_text("\n".join(["video_id,start,end,split,labels", *rows, "broken,0,1,train,a"]) + "\n")
@@ -43,7 +43,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for pattern in patterns for path in folder.glob(pattern)}
 
 
-def test_a_node_that_is_killed_costs_no_shard(
+def test_killing_a_node_loses_no_shard(
     cluster: "Cluster", many: Collection, tmp_path: Path, mbt: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, out = tmp_path / "whole", tmp_path / "out"
@@ -81,6 +81,6 @@ def ffmpeg_path() -> str:
     return imageio_ffmpeg.get_ffmpeg_exe()
 
 
-def test_no_cluster_is_one_line(many: Collection, tmp_path: Path, mbt: Door) -> None:
+def test_a_missing_cluster_is_a_one_line_error(many: Collection, tmp_path: Path, mbt: Door) -> None:
     done = mbt(*many.arguments(tmp_path / "out"), "--ray", "127.0.0.1:9")
     assert (done.code, "no Ray cluster answers at 127.0.0.1:9" in done.err) == (2, True), done.err

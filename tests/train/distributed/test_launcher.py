@@ -14,7 +14,6 @@ import pytest
 
 from mbt.manifests.errors import ConfigError
 from mbt.train.distributed.launcher import start_ranks
-from mbt.train.distributed.process_group import first_host, slurm_step
 from mbt.train.distributed.signals import RESUME_ME
 from mbt.train.trainer import train
 from tests.tiny import TINY, tiny
@@ -29,13 +28,6 @@ SETTINGS = (
     "eval.split=none",
     "train.precision=float32",
 )
-SRUN = {
-    "SLURM_PROCID": "3",
-    "SLURM_LOCALID": "1",
-    "SLURM_STEP_NUM_TASKS": "4",
-    "SLURM_STEP_NODELIST": "gpu[07-08]",
-    "SLURM_JOB_ID": "1234567",
-}
 
 
 def losses(run: Path) -> list[float]:
@@ -106,47 +98,6 @@ def test_ranks_start_no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(ConfigError, match="a launcher has started this one"):
         start_ranks(2, ["train"])
-
-
-def test_a_task_of_srun_is_a_rank() -> None:
-    assert slurm_step(SRUN) == {
-        "RANK": "3",
-        "LOCAL_RANK": "1",
-        "WORLD_SIZE": "4",
-        "MASTER_ADDR": "gpu07",
-        "MASTER_PORT": str(20_000 + 1_234_567 % 40_000),
-    }
-
-
-@pytest.mark.parametrize(
-    "others",
-    [
-        {"RANK": "0"},
-        {"SLURM_STEP_NUM_TASKS": "1"},
-    ],
-)
-def test_a_launcher_inside_a_step_and_a_step_of_one_task_are_left_alone(others: dict[str, str]) -> None:
-    assert slurm_step({**SRUN, **others}) == {}
-
-
-def test_a_batch_script_is_no_step() -> None:
-    assert slurm_step({"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"}) == {}
-
-
-@pytest.mark.parametrize(
-    ("hosts", "first"),
-    [
-        ("a", "a"),
-        ("a,b", "a"),
-        ("a-[03-05,9],b", "a-03"),
-        ("a[7,9]", "a7"),
-        ("x.y,a[1-2]", "x.y"),
-        ("r[1-2]n[08-10]", "r1n08"),
-        ("a-[03-05]-x,b[1-2]", "a-03-x"),
-    ],
-)
-def test_the_first_of_slurms_hosts(hosts: str, first: str) -> None:
-    assert first_host(hosts) == first
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""An extractor plug-in of yt-dlp: the stand-in for YouTube's pages that `tests/mediaserver.py` serves at /watch/ID."""
+"""A yt-dlp extractor plug-in for pages that stand in for YouTube's; `tests/mediaserver.py` serves them at /watch/ID."""
 
 import json
 from typing import Any
@@ -8,9 +8,9 @@ from yt_dlp.utils import ExtractorError
 
 
 class StandInIE(InfoExtractor):
-    """A page is JSON: `{"error": text}`, or `{"video": path, "audio": path}` of the files with pictures and sound.
+    """A page is JSON: `{"error": text}`, or `{"video": path, "audio": path}` with the paths of pictures and sound.
 
-    As of YouTube, yt-dlp downloads them in chunks of 10 MiB.
+    As with YouTube, yt-dlp downloads the files in chunks of 10 MiB.
     """
 
     _VALID_URL = r"(?P<site>http://127\.0\.0\.1:\d+)/watch/(?P<id>[\w-]+)"
