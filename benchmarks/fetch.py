@@ -154,7 +154,7 @@ def serving(clips: Sequence[Clip], video: bytes, audio: bytes, latency_s: float)
         yield server
 
 
-def ours(clips: Sequence[Clip], server: MediaServer, folder: Path, lanes: int, sleep_s: float) -> None:
+def fetch_with_mbt(clips: Sequence[Clip], server: MediaServer, folder: Path, lanes: int, sleep_s: float) -> None:
     """`mbt prep custom --stage plan`, then `--stage fetch`.
 
     Raises:
@@ -176,12 +176,12 @@ def ours(clips: Sequence[Clip], server: MediaServer, folder: Path, lanes: int, s
         )
 
 
-def whole(clip: Clip, server: MediaServer, folder: Path) -> None:
+def download_whole(clip: Clip, server: MediaServer, folder: Path) -> None:
     """Download the whole video with yt-dlp."""
     _ytdlp(clip, server, folder)
 
 
-def section(clip: Clip, server: MediaServer, folder: Path) -> None:
+def download_section(clip: Clip, server: MediaServer, folder: Path) -> None:
     """Download the clip with yt-dlp, whose ffmpeg reads from the server, beginning at the keyframe before the clip."""
     for kind in ("video", "audio"):
         server.files[f"/{kind}/{clip.video_id}"].always = Slow(SECTION_BYTES_S)
@@ -203,7 +203,7 @@ def _python(*arguments: object) -> str:
     return run.stdout
 
 
-def count(clips: Sequence[Clip], requests: Sequence[Request], whole_bytes: int) -> list[Row]:
+def cost_rows(clips: Sequence[Clip], requests: Sequence[Request], whole_bytes: int) -> list[Row]:
     """The requests that the server received, as one row per kind of clip."""
     rows = []
     for name in dict.fromkeys(clip.row for clip in clips):
@@ -215,7 +215,7 @@ def count(clips: Sequence[Clip], requests: Sequence[Request], whole_bytes: int) 
     return rows
 
 
-def busy(requests: Sequence[Request], lanes: int, sleep_s: float, latency_s: float) -> Lanes | None:
+def lane_usage(requests: Sequence[Request], lanes: int, sleep_s: float, latency_s: float) -> Lanes | None:
     """How busy the lanes were, by the times of page requests; None without a rate, or with too few pages.
 
     The first page of each lane is ignored: it is late, because Python is still loading.
@@ -244,12 +244,12 @@ def measure(num_clips: int, folder: Path, lanes: int, sleep_s: float, latency_s:
     video, audio = render(folder)
     clips = choose(num_clips, audio)
     with serving(clips, video, audio, latency_s) as server:
-        ours([clip for clip in clips if clip.row in OURS], server, folder, lanes, sleep_s)
-        used = busy(server.requests, lanes, sleep_s, latency_s)
+        fetch_with_mbt([clip for clip in clips if clip.row in OURS], server, folder, lanes, sleep_s)
+        used = lane_usage(server.requests, lanes, sleep_s, latency_s)
         for clip in clips:
             if clip.row not in OURS:
-                (whole if clip.row == WHOLE else section)(clip, server, folder)
-        return count(clips, server.requests, len(video) + len(audio)), used
+                (download_whole if clip.row == WHOLE else download_section)(clip, server, folder)
+        return cost_rows(clips, server.requests, len(video) + len(audio)), used
 
 
 def table(rows: Sequence[Row], lanes: Lanes | None) -> str:

@@ -10,7 +10,7 @@ IN_A_ROW = 10
 SHARE_WINDOW = 200
 ANSWER_WINDOW = 50
 MIN_ANSWERED = 0.2
-MAX_BYTES = 0.1
+MAX_BROKEN = 0.1
 LANES_OUT_WITHIN_S = 900.0
 CHECK_NETWORK = "Check the network and the URL, then run again"
 
@@ -80,7 +80,7 @@ class Breaker:
             return Stop("run", reason, verdict.remedy)
         last = list(self._recent)[-ANSWER_WINDOW:]
         broken = sum(other is not None and other.action is Action.BYTES for other in last)
-        if verdict.action is Action.BYTES and broken >= MAX_BYTES * ANSWER_WINDOW:
+        if verdict.action is Action.BYTES and broken >= MAX_BROKEN * ANSWER_WINDOW:
             return Stop("run", f"broke off the transfer of {broken} of the last {len(last)} videos; {last_error}", UPGRADE)
         answered = sum(other is None or other.answered for other in last)
         if len(last) == ANSWER_WINDOW and answered < MIN_ANSWERED * ANSWER_WINDOW:

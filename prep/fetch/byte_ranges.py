@@ -31,7 +31,7 @@ TIMES = re.compile(r"^\[info\]   Duration: (?:(\d+):(\d+):(\d+\.\d+)|N/A), start
 
 @dataclass(frozen=True)
 class Source:
-    """One file of a video, behind a URL.
+    """One file of a video, at a URL.
 
     Attributes:
         url: address of the file.
@@ -97,8 +97,8 @@ def fetch_clip(
 ) -> RawClip:
     """Fetch the part of a video that holds seconds [start_s, end_s), and write it to `target`, a Matroska file.
 
-    From a fragmented MP4, only the first 16 KiB and one range of segments are read, or two where the last picture stays on
-    the screen for so long that only the following segment tells its end. Any other file is fetched whole, and what is far from
+    From a fragmented MP4, only the first 16 KiB and one range of segments are read; both are read again, with the next
+    segment, if only that one tells how long the last picture is shown. Any other file is fetched whole, and what is far from
     the clip is dropped. The start of each source is time 0 of the video, as if both had been merged whole.
 
     The file is Matroska because it holds every codec and keeps the video's timestamps to 1 ms, also for streams that begin at

@@ -81,7 +81,7 @@ class _Received:
 
 
 class MediaClient:
-    """Reads byte ranges of files behind URLs. Not thread-safe.
+    """Reads byte ranges of files at URLs. Not thread-safe.
 
     Args:
         proxy: `http://[user:password@]host:port`; None: the environment's (`http_proxy`, `https_proxy`, `no_proxy`).

@@ -1,4 +1,4 @@
-"""yt-dlp as a source: clips of the videos behind a URL template, at about 360 pixels, in their original codecs."""
+"""yt-dlp as a source: clips of the videos at a URL template, at about 360 pixels, in their original codecs."""
 
 import difflib
 import re
@@ -75,7 +75,7 @@ class Answer:
 
 
 class YtDlp:
-    """Fetches clips of the videos behind `template`, in which `{video_id}` is replaced. Not thread-safe.
+    """Fetches clips of videos; `template` with its `{video_id}` replaced is the URL of a video. Not thread-safe.
 
     yt-dlp extracts the URLs of the media. Where pictures and sound are in separate files, as on YouTube, only the byte ranges
     of the clips are fetched; other videos are downloaded whole by yt-dlp. Both go below `folder`/raw.

@@ -339,7 +339,7 @@ OWN_CODES = {
 
 
 def verdict_of(code: str, message: str) -> Verdict:
-    """The verdict on a failure whose code is known; codes that are neither in TABLE nor in OWN_CODES are broken bytes."""
+    """The verdict on a failure whose code is known; a code in neither TABLE nor OWN_CODES means broken bytes."""
     row = next((row for row in TABLE if row.code == code), None) or Row(code, OWN_CODES.get(code, Action.BYTES))
     return row.verdict(message)
 

@@ -1,4 +1,4 @@
-"""Where finished files are stored: in the dataset folder itself, or behind a URL that fsspec supports."""
+"""Where finished files are stored: in the dataset folder itself, or at a URL that fsspec supports."""
 
 import shutil
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ class Store:
 
     @cached_property
     def _sizes(self) -> dict[str, int]:
-        """Bytes of each file behind the URL, by name: listed once, then kept up to date."""
+        """Bytes of each file at the URL, by name: listed once, then kept up to date."""
         with self._storage_errors():
             try:
                 listed = self._files.ls(self._root, detail=True, refresh=True)
@@ -49,7 +49,7 @@ class Store:
         """Bytes of a finished file, or None if it does not exist.
 
         Raises:
-            StorageError: the files behind the URL cannot be listed.
+            StorageError: the files at the URL cannot be listed.
         """
         if self.url is not None:
             return self._sizes.get(name)

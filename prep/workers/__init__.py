@@ -1,4 +1,4 @@
-"""Running work side by side.
+"""Parallel work.
 
-In: tasks. Out: their results, from local processes or a Ray cluster, and a clean stop on Ctrl-C.
+In: tasks. Out: their results, from local processes or a Ray cluster, with a clean stop on Ctrl-C.
 """

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import fetch
-from benchmarks.fetch import ANY_TIME, OURS, SECTIONS, TENS, UNTYPED, WHOLE, WORST, Clip, Lanes, busy, count, table
+from benchmarks.fetch import ANY_TIME, OURS, SECTIONS, TENS, UNTYPED, WHOLE, WORST, Clip, Lanes, cost_rows, lane_usage, table
 from mbt.manifests.errors import InputError
 from mbt.prep.fetch.byte_ranges import HEAD
 from tests.mediaserver import Request, ServedFile, media_server, with_access_points
@@ -58,7 +58,7 @@ def test_lanes_keep_their_rate(report: dict[str, Any]) -> None:
 def test_rows_count_what_the_server_sent() -> None:
     clips = [Clip("a", "v1", 0), Clip("a", "v2", 0), Clip("b", "v3", 0)]
     sent = [("/watch/v1", 9), ("/video/v1", 100), ("/audio/v1", 20), ("/video/v2", 300), ("/video/v3", 7), ("/watch/v3", 9)]
-    first, second = count(clips, [Request(path, None, {}, 206, size) for path, size in sent], 1000)
+    first, second = cost_rows(clips, [Request(path, None, {}, 206, size) for path, size in sent], 1000)
     assert (first.clips, first.requests, first.mean_bytes, first.max_bytes, first.share) == (2, 1.5, 210, 300, 0.21)
     assert (second.name, second.clips, second.requests, second.mean_bytes) == ("b", 1, 1, 7)
 
@@ -67,10 +67,10 @@ def test_how_busy_lanes_are_follows_from_page_times() -> None:
     def pages(*times: float) -> list[Request]:
         return [Request("/watch/v", None, {}, time=at) for at in times] + [Request("/video/v", None, {}, time=999)]
 
-    assert busy(pages(9.5, 10, 12, 14, 16), 1, 2.0, 0.0) == Lanes(1, 2.0, 0.0, 1800, 1800, 1.0)
-    assert busy(pages(8, 8, 10, 10, 14, 14), 2, 2.0, 0.3) == Lanes(2, 2.0, 0.3, 1800, 3600, 0.5)
-    assert busy(pages(8, 8, 10, 10), 2, 2.0, 0.0) is None
-    assert busy(pages(8, 10, 12), 1, 0.0, 0.0) is None
+    assert lane_usage(pages(9.5, 10, 12, 14, 16), 1, 2.0, 0.0) == Lanes(1, 2.0, 0.0, 1800, 1800, 1.0)
+    assert lane_usage(pages(8, 8, 10, 10, 14, 14), 2, 2.0, 0.3) == Lanes(2, 2.0, 0.3, 1800, 3600, 0.5)
+    assert lane_usage(pages(8, 8, 10, 10), 2, 2.0, 0.0) is None
+    assert lane_usage(pages(8, 10, 12), 1, 0.0, 0.0) is None
 
 
 def test_the_table_shows_bytes_share_and_targets() -> None:

@@ -208,8 +208,8 @@ def test_only_the_head_and_one_range_per_stream_are_transferred(
         (audio[audio_segments[0]], audio[audio_segments[1]] - 1),
     ]
     assert [(request.path, request.range) for request in media.requests] == [
-        *(("/edited30.mp4", asked) for asked in ranges[:2]),
-        *(("/edited.m4a", asked) for asked in ranges[2:]),
+        *(("/edited30.mp4", requested) for requested in ranges[:2]),
+        *(("/edited.m4a", requested) for requested in ranges[2:]),
     ]
     assert sent(media) == sum(b - a + 1 for a, b in ranges)
     assert raw.size < sent(media)
@@ -240,9 +240,9 @@ def test_an_index_beyond_the_head(media: MediaServer, served: Served, tmp_path: 
     raw = fetched(media, tmp_path, "v", "edited.m4a", 12.34, seconds=3)
     assert np.abs(video_errors(decoded(raw, 12.34, seconds=3), 30, 12.34)).max() <= 0.5 / 30 + 0.001
     assert sent(media) < 1_000_000
-    asked = [request.range for request in media.requests if request.path == "/v"]
-    assert asked[0] == (0, HEAD - 1)
-    assert all(b[0] >= a[1] + 1 for a, b in pairwise(asked) if a and b)
+    requested = [request.range for request in media.requests if request.path == "/v"]
+    assert requested[0] == (0, HEAD - 1)
+    assert all(b[0] >= a[1] + 1 for a, b in pairwise(requested) if a and b)
 
 
 @pytest.mark.parametrize("start_s", [0.0, 12.34])

@@ -192,9 +192,9 @@ def packed(folder: Path) -> set[str]:
 def test_a_cap_over_survivors_is_exact_with_several_lanes(capped: tuple[Path, set[str]], site: Site) -> None:
     folder, kept = capped
     site.delay_s = 0.002
-    found = fetch(folder, [Lane(name, YtDlp(folder, URL), 0) for name in "abcd"])
+    counts = fetch(folder, [Lane(name, YtDlp(folder, URL), 0) for name in "abcd"])
     assert packed(folder) == kept
-    assert len(kept) <= found.found + found.missing <= len(site.requested) < 250
+    assert len(kept) <= counts.found + counts.missing <= len(site.requested) < 250
 
 
 def test_a_cap_over_survivors_is_exact_with_several_workers(capped: tuple[Path, set[str]], site: Site) -> None:

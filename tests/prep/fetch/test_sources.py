@@ -253,7 +253,7 @@ def test_a_permanent_failure_is_not_retried(
 
 
 def fetches(mbt: Door, arguments: list[object], site: Site, clock: Clock, hours: list[float]) -> list[int]:
-    """Number of requests in each of several runs, each after a wait of so many hours."""
+    """Number of requests in each of several runs, each after a wait of this many hours."""
     counts = []
     for wait in hours:
         clock.now += wait * HOUR
