@@ -1,4 +1,4 @@
-"""Which clips of a list a plan holds: those of given keys, of a balanced subset, or the first so many."""
+"""Which clips of a list are planned: those with given keys, a balanced subset, or the first N of each split."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def choose(listed: pa.Table, options: PlanOptions, num_classes: int) -> pa.Table
         splits = sorted(pc.unique(clips["split"]).to_pylist())
         clips = pa.concat_tables(clips.filter(pc.equal(clips["split"], split)).slice(0, options.limit) for split in splits)
     if not clips.num_rows:
-        raise InputError("the plan holds no clip", "Raise --limit, or give a list with clips")
+        raise InputError("the plan is empty", "Give a list or --keys with at least one clip")
     return clips
 
 

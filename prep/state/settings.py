@@ -1,5 +1,6 @@
 """The settings that must be the same in all runs that pack one dataset folder."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from pydantic import ValidationError
 
 from mbt.manifests.atomic import write_text
 from mbt.manifests.errors import InputError
+from mbt.manifests.reading.remote import SECRETS
 from mbt.manifests.shards import Frozen, MediaFormat
 from mbt.prep.state.store import Store
 
@@ -41,8 +43,10 @@ def freeze_settings(folder: Path, settings: PackSettings) -> None:
     if not path.exists():
         write_text(path, settings.model_dump_json(indent=2) + "\n")
         return
-    first, now = _flat(_read(path).model_dump()), _flat(settings.model_dump())
-    if different := [f"{name} {first[name]}, not {now[name]}" for name in now if first[name] != now[name]]:
+    earlier = _read(path)
+    if earlier != settings:
+        first, now = _by_option(earlier.model_dump()), _by_option(settings.model_dump())
+        different = [f"{name} {_shown(first[name])}, not {_shown(now[name])}" for name in now if first[name] != now[name]]
         what = f"{folder} was packed with other settings: {'; '.join(different)} (see {path})"
         raise InputError(what, "Use the same settings, or another --out")
 
@@ -64,11 +68,14 @@ def _read(path: Path) -> PackSettings:
         raise InputError(f"{path} is damaged, or was written by another version of mbt", "Choose another --out") from None
 
 
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Values by the names of their options, also those of nested settings: `--short-side`, not `media.video.short_side`."""
-    flat: dict[str, Any] = {}
+def _by_option(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by the names of their options, including those of nested settings: `--short-side`, not `media.video.short_side`."""
+    values: dict[str, Any] = {}
     for name, value in settings.items():
-        flat |= (
-            _flat(value) if isinstance(value, dict) else {f"--{name.replace('_', '-')}": "unset" if value is None else value}
-        )
-    return flat
+        values |= _by_option(value) if isinstance(value, dict) else {f"--{name.replace('_', '-')}": value}
+    return values
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, without password and query of a URL, which may be secret."""
+    return "unset" if value is None else SECRETS.sub("", str(value))

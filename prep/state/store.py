@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mbt.manifests.errors import StorageError
-from mbt.manifests.reading.remote import file_system
+from mbt.manifests.reading.remote import SECRETS, file_system
 
 CHUNK = 8 << 20
 
@@ -19,6 +19,9 @@ class Store:
         folder: the dataset folder, where every file is written first.
         url: such as `s3://bucket/set`; finished files are uploaded there. None: they stay in the folder.
 
+    Attributes:
+        shown: the URL for messages, without password and query, which may be secret.
+
     Raises:
         InputError: fsspec does not support the URL's protocol, or a package that it needs is not installed.
     """
@@ -27,7 +30,8 @@ class Store:
         self.folder = folder
         self.url = url
         if url is not None:
-            self._files, self._root = file_system(url, f"cannot write to {url}")
+            self.shown = SECRETS.sub("", url)
+            self._files, self._root = file_system(url, f"cannot write to {self.shown}")
 
     def __getstate__(self) -> tuple[Path, str | None]:
         return self.folder, self.url
@@ -76,7 +80,7 @@ class Store:
             stored_size = self._files.info(target)["size"]
         if stored_size != size:
             raise StorageError(
-                f"{self.url}/{name} has {stored_size} bytes after the upload, not {size}", "Run the same command again"
+                f"{self.shown}/{name} has {stored_size} bytes after the upload, not {size}", "Run the same command again"
             )
         self._sizes[name] = size
 
@@ -106,4 +110,4 @@ class Store:
             raise
         except Exception as error:
             fix = "Check the URL and the credentials, then run the same command again; finished shards are kept"
-            raise StorageError(f"cannot reach {self.url}: {error}", fix) from error
+            raise StorageError(f"cannot reach {self.shown}: {error}", fix) from error

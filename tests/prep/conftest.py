@@ -1,4 +1,4 @@
-"""Files as a video site serves them, made once a session."""
+"""Media files as a video site serves them, made once per session."""
 
 import subprocess
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def ffmpeg_run(*arguments: object) -> None:
 
 @dataclass(frozen=True)
 class Served:
-    """Files as they are served: video by name, sound by name, each of `SECONDS` seconds."""
+    """A folder of served files, each `SECONDS` seconds long."""
 
     folder: Path
 
@@ -44,7 +44,7 @@ class Served:
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory, rendered: Callable[[Spec], Path]) -> Served:
-    """Videos of 25 and 30 pictures a second at 550 kb/s and sound at 128 kb/s, with and without index and edit list."""
+    """Videos with 25 and 30 fps at 550 kb/s and sound at 128 kb/s, with and without a segment index and an edit list."""
     folder = tmp_path_factory.mktemp("served")
     for fps in (25, 30):
         spec = Spec(f"counter{fps}.mp4", fps=str(fps), seconds=SECONDS, gop=fps * GOP_S, width=160, height=96, audio=False)
@@ -64,7 +64,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, rendered: Callable[[Spec], 
 
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Site:
-    """A site in the place of yt-dlp."""
+    """A site that replaces yt-dlp."""
     site = Site()
     monkeypatch.setattr("yt_dlp.YoutubeDL", site)
     return site

@@ -317,7 +317,8 @@ def test_changed_settings_are_refused(packed: Path, collection: Collection, tmp_
     for option in (["--short-side", 128], ["--jpeg-qscale", 5], ["--seed", 1], ["--shard-samples", 3]):
         outcome = mbt(*collection.arguments(out, *option, "--stage", "pack"))
         assert outcome.code == 2
-        assert "was packed with other settings" in outcome.err
+        assert f"was packed with other settings: {option[0]} " in outcome.err
+        assert f", not {option[1]} (see " in outcome.err
     assert digests(out) == before
 
 
