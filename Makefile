@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: demo test env
+.PHONY: demo test docs env
 .DEFAULT_GOAL := test
 
 demo: env
@@ -14,6 +14,10 @@ test: env
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pytest
+
+# The notice that is switched off is about a future MkDocs, which constraints.txt excludes.
+docs: env
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 env: $(READY)
 
