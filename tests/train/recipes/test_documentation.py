@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mbt.train.recipes.recipe import Recipe
+from mbt.train.recipes.schema import Recipe
 
 ROOT = Path(__file__).parents[3]
 
@@ -39,7 +39,7 @@ def test_the_readmes_python_runs(shards: Path, tmp_path: Path, monkeypatch: pyte
 
 def test_every_code_of_a_failure_is_in_the_specification() -> None:
     specification = (ROOT / "docs/shards.md").read_text()
-    source = "\n".join(path.read_text() for path in (ROOT / "prep").glob("*.py"))
+    source = "\n".join(path.read_text() for path in (ROOT / "prep").rglob("*.py"))
     codes = set(re.findall(r'"((?:clip|decode|fetch|local)\.[a-z_]+)"', source)) | {"clip.no_video", "clip.no_audio"}
     assert len(codes) > 10
     assert {code for code in codes if f"`{code}`" not in specification} == set()
