@@ -208,7 +208,7 @@ def train(
         sys.exit(start_ranks(gpus, sys.argv[1:]))
     from mbt.manifests.errors import ConfigError
     from mbt.train.engine.zero_config import Zero
-    from mbt.train.recipes.recipe import load_recipe
+    from mbt.train.recipes.loading import load_recipe
     from mbt.train.run_dir import RECIPE
     from mbt.train.trainer import train as run_training
 

@@ -34,7 +34,7 @@ from mbt.train.data.corruption import Damage
 from mbt.train.data.decode import decode
 from mbt.train.data.random_access import batches, read_view, train_views
 from mbt.train.data.streaming import TrainViews
-from mbt.train.recipes.recipe import load_recipe
+from mbt.train.recipes.loading import load_recipe
 from mbt.train.sampling.inputs import Inputs
 from mbt.train.sampling.order import Streamed
 from mbt.train.sampling.plan import StepPlan, TrainPlan
@@ -139,7 +139,7 @@ def transformed(
     decoded: Decode,
 ) -> Tensors:
     """A view as the model takes it."""
-    frames = torch.stack([decoded(jpeg, *crop, inputs.image_size) for jpeg in jpegs])
+    frames = torch.stack([decoded(jpeg, *crop, inputs.image_shape[0]) for jpeg in jpegs])
     if flip:
         frames = frames.flip(3)
     return frames.float().div_(HALF_RANGE).sub_(1), (torch.from_numpy(spec).float() - inputs.mel_mean) / inputs.mel_std
@@ -258,8 +258,8 @@ def webdataset_dali(views: Views) -> Iterator[Any]:
             yield RawBatch(plan, [jpeg for jpegs, _ in parts for jpeg in jpegs], np.stack([spec for _, spec in parts]))
 
     source, images = raw(), views.batch_size * inputs.window.frames
-    size, cpu = inputs.image_size, torch.device("cpu")
-    for batch, frames in decode(lambda: next(source, None), images, inputs.resize_or_none, size, cpu, views.cores):
+    size, cpu = inputs.image_shape, torch.device("cpu")
+    for batch, frames in decode(lambda: next(source, None), images, inputs.cover, size, cpu, views.cores):
         assert batch.spec is not None
         spec = (torch.from_numpy(batch.spec).float() - inputs.mel_mean) / inputs.mel_std
         yield frames.unflatten(0, (-1, inputs.window.frames)), spec

@@ -101,7 +101,7 @@ class Task:
     def random(cls, config: MBTConfig, device: torch.device, batch: int, product_size: int) -> "Task":
         """Random weights and inputs on `device`."""
         torch.manual_seed(0)
-        rgb = torch.rand(batch, config.num_frames, 3, config.image_size, config.image_size) * 2 - 1
+        rgb = torch.rand(batch, config.num_frames, 3, *config.image_shape) * 2 - 1
         spec, targets = torch.randn(batch, *config.spec_shape), torch.rand(batch, config.num_classes).round()
         return cls(MBT(config).to(device).train(), rgb.to(device), spec.to(device), targets.to(device), product_size)
 
@@ -175,7 +175,7 @@ class Task:
 def forward_flops(config: MBTConfig) -> int:
     """FLOPs of one clip's forward pass as torch counts them: two for each multiply-add."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        rgb = torch.empty(1, config.num_frames, 3, config.image_size, config.image_size)
+        rgb = torch.empty(1, config.num_frames, 3, *config.image_shape)
         MBT(config)(rgb, torch.empty(1, *config.spec_shape))
     return counter.get_total_flops()
 

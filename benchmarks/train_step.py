@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.model import PEAK_TFLOPS
 from mbt import MBT, MBTConfig
+from mbt.config import image_shape
 from mbt.flops import clip_flops
 from mbt.manifests.tasks import Task
 from mbt.train.data.augment import augment
@@ -26,7 +27,8 @@ from mbt.train.engine.engine import Engine
 from mbt.train.engine.precision import autocast_dtype
 from mbt.train.engine.torch_engine import TorchEngine
 from mbt.train.engine.zero_config import STAGES, Zero
-from mbt.train.recipes.recipe import Recipe, load_recipe
+from mbt.train.recipes.loading import load_recipe
+from mbt.train.recipes.schema import Recipe
 from mbt.train.sampling.plan import TrainPlan
 
 ROOT = Path(__file__).parents[1]
@@ -108,9 +110,9 @@ def config(recipe: Recipe) -> MBTConfig:
 
 def _batches(recipe: Recipe, device: torch.device) -> Callable[[int], Batch]:
     """The batch of a step: the same clips each time, in other draws."""
-    size, side = recipe.train.batch_size, recipe.input.image_size
+    size, shape = recipe.train.batch_size, image_shape(recipe.input.image_size)
     plan = TrainPlan(0, size, size, recipe.train.mixing)
-    rgb = torch.rand(size, recipe.input.frames, 3, side, side, device=device) * 2 - 1
+    rgb = torch.rand(size, recipe.input.frames, 3, *shape, device=device) * 2 - 1
     spec = torch.randn(size, *SPEC_SHAPE, device=device)
     targets = {"all": (torch.rand(size, CLASSES, device=device) < 2 / CLASSES).float()}
     return lambda step: Batch(plan.step(step), rgb, spec, targets)

@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 Modality = Literal["rgb", "spec"]
 
+ImageSize = int | tuple[int, int]
+"""Pixels of a frame: the side of a square, or (height, width)."""
+
 VIT_SIZES: dict[str, dict[str, int]] = {
     "Ti": {"hidden_size": 192, "num_layers": 12, "num_heads": 3, "mlp_dim": 768},
     "S": {"hidden_size": 384, "num_layers": 12, "num_heads": 6, "mlp_dim": 1536},
@@ -16,127 +19,125 @@ VIT_SIZES: dict[str, dict[str, int]] = {
 }
 """Vision Transformers by name (Dosovitskiy et al., arXiv 2010.11929, Table 1; Ti and S: Touvron et al., arXiv 2012.12877)."""
 
-SIZES = (
-    *("num_classes", "hidden_size", "num_layers", "num_heads", "mlp_dim", "num_frames", "image_size"),
-    *("tubelet", "spec_shape", "spec_patch", "representation_size"),
-)
+MAX_BOTTLENECKS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class MBTConfig:
-    """Shape of an MBT; defaults are MBT-B with the paper's input (8 frames of 224 x 224, 8 s of log-mel).
+    """Architecture and input shapes of an MBT; the defaults are MBT-B with the paper's input.
 
     Raises:
-        ValueError: fields contradict each other; the message names them.
+        ValueError: a field is out of range or contradicts another; the message names both.
     """
 
     num_classes: int
+    """Number of classes C, the width of the logits."""
     modalities: tuple[Modality, ...] = ("rgb", "spec")
-    """Streams of the model; one of them alone gives the single-modality baseline."""
+    """Streams of the model. A single one gives the paper's single-modality baseline."""
     fusion: Literal["bottleneck", "attention"] = "bottleneck"
-    """How streams exchange information from `fusion_layer` on. `attention` is the paper's cross-attention (Eq. 5-6), or
-    with `share_encoder` its vanilla self-attention over all tokens (Eq. 4)."""
+    """How the streams exchange information from `fusion_layer` on. `bottleneck`: through fusion tokens (paper, Eq. 8-9).
+    `attention`: cross-attention (Eq. 5-6), or, with `share_encoder`, self-attention over the tokens of all streams (Eq. 4)."""
     share_encoder: bool = False
-    """One set of block weights for all streams."""
+    """Use one set of transformer weights for all streams."""
     fusion_layer: int = 8
-    """L_f: layers before it see one modality; num_layers is late fusion, 0 is early fusion."""
+    """L_f, the first layer that fuses the streams, counted from 0. 0 is early fusion, `num_layers` is late fusion."""
     num_bottlenecks: int = 4
-    """B: fusion tokens."""
+    """B, the number of fusion tokens."""
     bottleneck_update: Literal["mean", "sequential"] = "mean"
-    """Each stream updates the tokens and their mean goes on (NeurIPS version, Eq. 8-9), or rgb updates them, then spec
-    (first arXiv version)."""
+    """How a layer updates the fusion tokens. `mean`: each stream updates its own copy, and the copies are averaged (NeurIPS
+    version, Eq. 8-9). `sequential`: rgb updates them first, then spec updates the result (first arXiv version)."""
     test_with_bottlenecks: bool = True
-    """Bottlenecks in evaluation too; without them the streams of a trained model stay apart there."""
+    """Fuse in evaluation too. If false, the streams are fused in training only."""
     hidden_size: int = 768
+    """D, the width of a token."""
     num_layers: int = 12
+    """L, the number of transformer layers."""
     num_heads: int = 12
+    """Attention heads per layer."""
     mlp_dim: int = 3072
+    """Width of the hidden layer of each MLP."""
     num_frames: int = 8
-    image_size: int = 224
+    """F, the number of frames of a clip."""
+    image_size: ImageSize = 224
+    """Pixels of a frame: one number for square frames, or (height, width)."""
     tubelet: tuple[int, int, int] = (1, 16, 16)
-    """Patch of the rgb stream: frames, height, width."""
+    """Patch of the rgb stream: frames, height and width in pixels."""
     spec_shape: tuple[int, int] = (800, 128)
-    """Log-mel rows and mel bands; what is left over by whole patches is not seen, as in the official code."""
+    """Log-mel rows (100 per second) and mel bands. Rows and bands beyond the last whole patch are ignored, as in the official
+    code."""
     spec_patch: tuple[int, int] = (16, 16)
-    """Patch of the spec stream: rows, bands."""
+    """Patch of the spec stream: log-mel rows and mel bands."""
     classifier: Literal["token", "gap"] = "token"
-    """`token`: one shared head on each stream's CLS token, logits averaged (Sec. 3.4). `gap`: the head on the mean of all
-    tokens of all streams."""
+    """What the head classifies. `token`: the CLS token of each stream, with shared weights; the logits are averaged (paper,
+    Sec. 3.4). `gap`: the mean of all tokens of all streams."""
     representation_size: int | None = None
-    """Width of a tanh layer before the head, shared by the streams."""
+    """Width of a tanh layer before the head, shared by the streams. None: no such layer."""
     drop_path: float = 0.0
-    """Stochastic depth of the last layer; it grows linearly from 0 at the first."""
+    """Stochastic depth: probability of dropping a branch of the last layer. It grows linearly from 0 at the first layer."""
     drop_path_rescale: bool = False
-    """Divide kept branches by the probability to be kept, as is usual; the official code does not."""
+    """Divide the branches that are kept by the probability of keeping them. This is usual, but the official code does not."""
     dropout: float = 0.0
-    """After attention and after each layer of the MLP."""
+    """Dropout after attention and after each layer of the MLP."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "modalities", tuple(self.modalities))
-        for name in ("tubelet", "spec_shape", "spec_patch"):
+        for name in ("modalities", "tubelet", "spec_shape", "spec_patch"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        for wrong in self._wrong():
-            raise ValueError(wrong)
+        object.__setattr__(self, "image_size", as_image_size(self.image_size))
+        self._check_positive()
+        self._check_fusion()
+        self._check_patches()
+        self._check_rates()
 
-    def _wrong(self) -> list[str]:
-        frames, height, width = self.tubelet
-        rows, bands = self.spec_shape
-        sizes = {name: getattr(self, name) for name in SIZES if getattr(self, name) is not None}
-        small = [
-            f"{name} {size} is below 1" for name, size in sizes.items() if min(size if isinstance(size, tuple) else (size,)) < 1
-        ]
-        if small:
-            return small
-        checks = [
-            (
-                self.modalities in (("rgb", "spec"), ("rgb",), ("spec",)),
-                f"modalities {self.modalities} are neither ('rgb', 'spec') nor one of them",
-            ),
-            (
-                0 <= self.fusion_layer <= self.num_layers,
-                f"fusion_layer {self.fusion_layer} is outside 0..{self.num_layers}",
-            ),
-            (
-                self.test_with_bottlenecks or self.fusion == "bottleneck",
-                "test_with_bottlenecks is false, and fusion 'attention' has no bottlenecks",
-            ),
-            (1 <= self.num_bottlenecks <= 1024, f"num_bottlenecks {self.num_bottlenecks} is outside 1..1024"),
-            (
-                self.hidden_size % self.num_heads == 0,
-                f"hidden_size {self.hidden_size} is no multiple of num_heads {self.num_heads}",
-            ),
-            (
-                self.num_frames % frames == 0,
-                f"num_frames {self.num_frames} is no multiple of the tubelet's {frames} frames",
-            ),
-            (
-                self.image_size % height == 0 and self.image_size % width == 0,
-                f"image_size {self.image_size} is no multiple of the tubelet's {height} x {width} pixels",
-            ),
-            (
-                rows >= self.spec_patch[0] and bands >= self.spec_patch[1],
-                f"spec_shape {self.spec_shape} holds no spec_patch {self.spec_patch}",
-            ),
-            (0 <= self.drop_path < 1, f"drop_path {self.drop_path} is outside [0, 1)"),
-            (0 <= self.dropout < 1, f"dropout {self.dropout} is outside [0, 1)"),
-        ]
-        return [message for holds, message in checks if not holds]
+    def _check_positive(self) -> None:
+        for name in ("num_classes", "hidden_size", "num_layers", "num_heads", "mlp_dim", "num_frames", "representation_size"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise ValueError(f"{name} {size} is below 1")
+        for name in ("tubelet", "spec_shape", "spec_patch"):
+            if min(getattr(self, name)) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} is below 1")
+
+    def _check_fusion(self) -> None:
+        if self.modalities not in (("rgb", "spec"), ("rgb",), ("spec",)):
+            raise ValueError(f"modalities {self.modalities} must be ('rgb', 'spec'), ('rgb',) or ('spec',)")
+        if not 0 <= self.fusion_layer <= self.num_layers:
+            raise ValueError(f"fusion_layer {self.fusion_layer} is outside 0..{self.num_layers}")
+        if not 1 <= self.num_bottlenecks <= MAX_BOTTLENECKS:
+            raise ValueError(f"num_bottlenecks {self.num_bottlenecks} is outside 1..{MAX_BOTTLENECKS}")
+        if self.fusion == "attention" and not self.test_with_bottlenecks:
+            raise ValueError("test_with_bottlenecks is false, but fusion 'attention' has no bottlenecks")
+
+    def _check_patches(self) -> None:
+        frames, *patch = self.tubelet
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}")
+        if self.num_frames % frames:
+            raise ValueError(f"num_frames {self.num_frames} is not divisible by the {frames} frames of the tubelet")
+        if any(pixels % side for pixels, side in zip(self.image_shape, patch, strict=True)):
+            raise ValueError(f"image_size {self.image_size} is not divisible by the tubelet's {patch[0]} x {patch[1]} pixels")
+        if any(size < side for size, side in zip(self.spec_shape, self.spec_patch, strict=True)):
+            raise ValueError(f"spec_shape {self.spec_shape} is smaller than spec_patch {self.spec_patch}")
+
+    def _check_rates(self) -> None:
+        for name in ("drop_path", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} is outside [0, 1)")
 
     @classmethod
     def vit(cls, name: str, num_classes: int, **fields: Any) -> "MBTConfig":
-        """An MBT of ViTs by name: `Ti/16`, `S/16`, `B/32`, `L/16`, `H/14`; any patch size goes.
+        """An MBT made of ViTs of a published size, such as `Ti/16`, `S/16`, `B/32`, `L/16` or `H/14`.
 
         Args:
-            name: size, and side of the patches in pixels and in log-mel rows and bands.
+            name: size, and side of the patches in pixels and in log-mel rows and bands; any patch size will do.
             num_classes: C.
-            fields: others of the configuration; they win over what the name says.
+            fields: other fields; they override those that the name implies.
 
         Raises:
-            ValueError: no such size, or fields that contradict each other.
+            ValueError: the name is unknown, or fields contradict each other.
         """
         size, slash, patch = name.partition("/")
         if size not in VIT_SIZES or not slash or not patch.isdecimal() or int(patch) < 1:
-            raise ValueError(f"ViT {name!r} is none of {', '.join(VIT_SIZES)} with a patch size, such as 'B/16'")
+            raise ValueError(f"unknown ViT {name!r}: give one of {', '.join(VIT_SIZES)} and a patch size, such as 'B/16'")
         side = int(patch)
         shape: dict[str, Any] = {**VIT_SIZES[size], "tubelet": (1, side, side), "spec_patch": (side, side)}
         return cls(num_classes=num_classes, **{**shape, **fields})
@@ -147,13 +148,15 @@ class MBTConfig:
         return self.fusion == "bottleneck" and len(self.modalities) > 1
 
     @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width of a frame in pixels."""
+        return image_shape(self.image_size)
+
+    @property
     def rgb_grid(self) -> tuple[int, int, int]:
         """Patches of the rgb stream over time, height and width."""
-        return (
-            self.num_frames // self.tubelet[0],
-            self.image_size // self.tubelet[1],
-            self.image_size // self.tubelet[2],
-        )
+        height, width = self.image_shape
+        return self.num_frames // self.tubelet[0], height // self.tubelet[1], width // self.tubelet[2]
 
     @property
     def spec_grid(self) -> tuple[int, int]:
@@ -161,17 +164,35 @@ class MBTConfig:
         return self.spec_shape[0] // self.spec_patch[0], self.spec_shape[1] // self.spec_patch[1]
 
     def to_json(self) -> str:
-        """The configuration as JSON, a field a line."""
+        """The configuration as JSON, one field per line."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "MBTConfig":
-        """Configuration of `to_json`'s text.
+        """The configuration that `to_json` wrote.
 
         Raises:
-            ValueError: no JSON object, an unknown or missing field, or fields that contradict each other.
+            ValueError: the text is not a JSON object, a field is unknown or missing, or fields contradict each other.
         """
         try:
             return cls(**json.loads(text))
         except TypeError as error:
             raise ValueError(str(error).replace("MBTConfig.__init__() ", "")) from None
+
+
+def as_image_size(value: object) -> ImageSize:
+    """An image size in its one spelling: one number for square frames, (height, width) for others.
+
+    Raises:
+        ValueError: the value is neither a positive number nor two of them.
+    """
+    shape = (value, value) if isinstance(value, int) else value
+    match shape:
+        case (int(height), int(width)) if min(height, width) >= 1:
+            return height if height == width else (height, width)
+    raise ValueError(f"image_size {value!r} is neither a positive number of pixels nor [height, width]")
+
+
+def image_shape(size: ImageSize) -> tuple[int, int]:
+    """Height and width of an image size."""
+    return (size, size) if isinstance(size, int) else size

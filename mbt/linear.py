@@ -1,26 +1,27 @@
-"""A linear layer that is as fast on every CPU as that CPU allows."""
+"""A linear layer that is fast on every CPU."""
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import linear
 
-WORTHWHILE = 1 << 15
-"""Weights from which a change of layout costs less than it gains."""
+MIN_WEIGHTS = 1 << 15
+"""Number of weights from which oneDNN saves more time than the change of layout costs."""
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`; in eager float32 on a CPU it is computed by oneDNN.
+    """`nn.Linear`, computed by oneDNN in eager float32 on a CPU.
 
-    torch takes MKL there, which leaves half of the speed of CPUs by AMD unused. Names, values and gradients are the same.
+    There torch would use MKL, which reaches half of the speed on AMD's CPUs. Names, values and gradients are the same.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
-        if self._by_onednn(x):
-            return F.linear(x.to_mkldnn(), self.weight, self.bias).to_dense()
+        if self._uses_onednn(x):
+            # Imported by name, because DeepSpeed replaces torch.nn.functional.linear by a function that rejects oneDNN tensors.
+            return linear(x.to_mkldnn(), self.weight, self.bias).to_dense()
         return super().forward(x)
 
-    def _by_onednn(self, x: Tensor) -> bool:
+    def _uses_onednn(self, x: Tensor) -> bool:
         eager = not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
-        plain = eager and x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
-        return plain and self.weight.numel() >= WORTHWHILE and torch.backends.mkldnn.is_available()
+        float32_on_cpu = x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
+        return eager and float32_on_cpu and self.weight.numel() >= MIN_WEIGHTS and torch.backends.mkldnn.is_available()

@@ -1,8 +1,6 @@
 """MBT: tokens of each modality, the fused encoder, and the classifier."""
 
 import math
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +8,13 @@ from torch.nn import functional as F
 
 from mbt.config import MBTConfig, Modality
 from mbt.encoder import Encoder
+from mbt.pretrained import PretrainedModel
 
 TOKEN_STD = 0.02
 
 
 class Tokens(nn.Module):
-    """One modality's input as patch tokens with CLS and position embedding (paper, Sec. 3.1)."""
+    """Patch tokens of one modality, with the CLS token and position embeddings (paper, Sec. 3.1)."""
 
     def __init__(self, patches: nn.Module, num_patches: int, hidden_size: int, cls: bool) -> None:
         super().__init__()
@@ -32,10 +31,10 @@ class Tokens(nn.Module):
 
 
 class EqualChannels(nn.Conv2d):
-    """Convolution over three equal channels, given one of them.
+    """Convolution over three equal channels, of which the input has only one.
 
-    The official code repeats the log-mel three times to fit an ImageNet kernel. Summing the kernel over its channels computes
-    the same for a third of the work, and leaves weights and gradients as they are there.
+    The official code repeats the log-mel three times to fit an ImageNet kernel. Summing the kernel over its channels gives the
+    same result for a third of the work, with the same weights and gradients.
     """
 
     def __init__(self, hidden_size: int, patch: tuple[int, int]) -> None:
@@ -46,12 +45,11 @@ class EqualChannels(nn.Conv2d):
         return F.conv2d(x, self.weight.sum(1, keepdim=True), self.bias, self.stride)
 
 
-class MBT(nn.Module):
-    """Multimodal Bottleneck Transformer."""
+class MBT(PretrainedModel):
+    """Multimodal Bottleneck Transformer (Nagrani et al., arXiv 2107.00135)."""
 
     def __init__(self, config: MBTConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         hidden = config.hidden_size
         patches: dict[Modality, tuple[nn.Module, int]] = {
             "rgb": (nn.Conv3d(3, hidden, config.tubelet, config.tubelet), math.prod(config.rgb_grid)),
@@ -66,68 +64,44 @@ class MBT(nn.Module):
             else nn.Identity()
         )
         self.head = nn.Linear(config.representation_size or hidden, config.num_classes)
-        self._initialise()
+        self._initialize()
 
     def forward(self, rgb: Tensor | None = None, spec: Tensor | None = None) -> Tensor:
         """Class logits.
 
         Args:
             rgb: (B, F, 3, H, W) float in [-1, 1].
-            spec: (B, T, M) float, standardised log-mel.
+            spec: (B, T, M) float, standardized log-mel.
 
         Returns:
-            (B, num_classes): the mean of the modalities' logits.
+            (B, num_classes): the logits, averaged over the modalities.
         """
         return torch.stack(list(self.logits_by_modality(rgb, spec).values())).mean(0)
 
     def logits_by_modality(self, rgb: Tensor | None = None, spec: Tensor | None = None) -> dict[str, Tensor]:
-        """Logits (B, num_classes) of each modality's CLS token, which training takes its losses from.
+        """Logits (B, num_classes) of the CLS token of each modality, for the losses of training.
 
-        With `gap` there is one entry, `all`. Inputs as in `forward`.
+        With the classifier `gap` there is a single entry, `all`. Inputs are those of `forward`.
         """
-        encoded = self.encoder(self._tokenise(rgb, spec))
+        encoded = self.encoder(self._tokenize(rgb, spec))
         if self.config.classifier == "token":
             return {m: self.head(self.representation(z[:, 0])) for m, z in encoded.items()}
         return {"all": self.head(self.representation(torch.cat(list(encoded.values()), dim=1).mean(1)))}
 
-    @classmethod
-    def from_pretrained(cls, source: str | Path, revision: str | None = None, **fields: Any) -> "MBT":
-        """A model from a folder that `save_pretrained` wrote, or from the Hugging Face hub; on the CPU, in evaluation mode.
-
-        Args:
-            source: folder, or hub id such as `owner/name`.
-            revision: branch, tag or commit on the hub.
-            fields: fields of the configuration to change: with other `num_frames`, `image_size` or `spec_shape` the position
-                embeddings are resized, with other `num_classes` the head starts at zero.
-
-        Raises:
-            ValueError: a file is damaged, or a tensor is missing, unknown or of another shape; the message names it.
-            OSError: the hub does not give it.
-        """
-        from mbt.pretrained import load_pretrained
-
-        return load_pretrained(source, revision, **fields)
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write model.safetensors, config.json and a model card, as the hub has them."""
-        from mbt.pretrained import folder_files, write_folder
-
-        write_folder(Path(folder), folder_files(self.config, self.state_dict()))
-
-    def _tokenise(self, rgb: Tensor | None, spec: Tensor | None) -> dict[Modality, Tensor]:
+    def _tokenize(self, rgb: Tensor | None, spec: Tensor | None) -> dict[Modality, Tensor]:
         inputs: dict[Modality, Tensor] = {}
         if "rgb" in self.config.modalities:
             if rgb is None:
-                raise ValueError("the model has an rgb stream, and rgb is not given")
+                raise ValueError("the model has an rgb stream, but rgb is not given")
             inputs["rgb"] = rgb.transpose(1, 2)
         if "spec" in self.config.modalities:
             if spec is None:
-                raise ValueError("the model has a spec stream, and spec is not given")
+                raise ValueError("the model has a spec stream, but spec is not given")
             inputs["spec"] = spec.unsqueeze(1)
         return {m: self.tokens[m](x) for m, x in inputs.items()}
 
-    def _initialise(self) -> None:
-        """As in the official code: Xavier in the blocks, LeCun in embeddings, zeros in the head."""
+    def _initialize(self) -> None:
+        """Initialize as the official code does: Xavier in the blocks, LeCun in the patch embeddings, zeros in the head."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

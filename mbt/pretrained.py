@@ -4,83 +4,128 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import safetensors
+import torch
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from mbt.config import MBTConfig, Modality
-from mbt.model import MBT
-from mbt.state import adapt_state, check_state, model_of
+from mbt.state import Shapes, adapt_state, check_state
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def load_pretrained(source: str | Path, revision: str | None = None, **fields: Any) -> MBT:
-    """A model, on the CPU, in evaluation mode; see `MBT.from_pretrained`."""
-    folder = local_folder(source, revision)
-    config, state = read_folder(folder)
-    wanted = dataclasses.replace(config, **fields)
-    if wanted != config:
-        state = adapt_state(state, config, wanted)
-        check_state(wanted, state, str(folder))
-    return model_of(wanted, state)
+class PretrainedModel(nn.Module):
+    """A model that is built from its configuration alone, with methods to load and save it."""
+
+    def __init__(self, config: MBTConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, revision: str | None = None, **fields: Any) -> Self:
+        """Load a model from a folder that `save_pretrained` wrote, or from the Hugging Face hub.
+
+        Args:
+            source: folder, or hub id such as `owner/name`.
+            revision: branch, tag or commit on the hub.
+            fields: fields of the configuration to change. For another `num_frames`, `image_size` or `spec_shape` the position
+                embeddings are resized; for another `num_classes` the head starts at zero.
+
+        Returns:
+            The model, on the CPU, in float32 and in evaluation mode.
+
+        Raises:
+            ValueError: there is no model at `source`, a file is damaged, or a tensor is missing, unknown or has another shape;
+                the message names it.
+            OSError: the download from the hub fails.
+        """
+        folder = local_folder(source, revision)
+        old, state = read_folder(folder)
+        check_state(cls.state_shapes(old), state, str(folder / WEIGHTS))
+        new = dataclasses.replace(old, **fields)
+        if new != old:
+            state = adapt_state(state, old, new)
+            check_state(cls.state_shapes(new), state, str(source))
+        return cls.from_state(new, state)
+
+    @classmethod
+    def from_state(cls, config: MBTConfig, state: Mapping[str, Tensor]) -> Self:
+        """A model in evaluation mode that uses the tensors of `state`, which has passed `check_state`, without copying them."""
+        model = cls._on_meta(config)
+        model.load_state_dict(state, assign=True)
+        return model.requires_grad_().eval()
+
+    @classmethod
+    def state_shapes(cls, config: MBTConfig) -> Shapes:
+        """Shapes of the tensors in the state_dict of a model of this configuration."""
+        return {name: tuple(tensor.shape) for name, tensor in cls._on_meta(config).state_dict().items()}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write model.safetensors, config.json and a model card, in the layout of the Hugging Face hub."""
+        write_folder(Path(folder), folder_files(self.config, self.state_dict()))
+
+    @classmethod
+    def _on_meta(cls, config: MBTConfig) -> Self:
+        """A model whose tensors have shapes, but no memory."""
+        with torch.device("meta"):
+            return cls(config)
 
 
 def local_folder(source: str | Path, revision: str | None = None) -> Path:
-    """The folder itself, or a hub repository's in the local cache, after downloading what is not there yet.
+    """The folder itself, or the folder of a hub repository in the local cache; files that are not cached are downloaded.
 
     Raises:
-        ValueError: it is neither a folder nor a hub id.
-        OSError: the hub does not give it.
+        ValueError: `source` is neither a folder nor a hub id.
+        OSError: the download fails.
     """
     if Path(source).is_dir():
         return Path(source)
     if not HUB_ID.fullmatch(str(source)):
-        raise ValueError(f"nothing is at {source}, and it is no id of a model on the hub (owner/name)")
+        raise ValueError(f"{source} is neither a folder nor a model id on the hub (owner/name)")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         files = [Path(hf_hub_download(str(source), name, revision=revision)) for name in (CONFIG, WEIGHTS)]
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise OSError(f"the hub does not give {source}: {str(error).splitlines()[0]}") from None
+        raise OSError(f"cannot download {source} from the hub: {str(error).splitlines()[0]}") from None
     return files[0].parent
 
 
 def read_folder(folder: Path) -> tuple[MBTConfig, dict[str, Tensor]]:
-    """Configuration and float32 state_dict of a folder.
+    """Configuration and state_dict of a folder; the tensors are unchecked, and converted to float32 if they are of floats.
 
     Raises:
-        ValueError: a file is missing or damaged, or a tensor is missing, unknown or of another shape; the message names it.
+        ValueError: a file is missing or damaged.
     """
     config = read_config(folder / CONFIG)
     try:
         state = load_file(folder / WEIGHTS)
     except (OSError, safetensors.SafetensorError) as error:
         raise ValueError(f"{folder / WEIGHTS} is damaged or missing: {error}") from None
-    check_state(config, state, str(folder / WEIGHTS))
-    return config, {name: tensor.float() for name, tensor in state.items()}
+    return config, {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 
 def read_config(path: Path) -> MBTConfig:
     """Read a config.json.
 
     Raises:
-        ValueError: it is missing, or no configuration.
+        ValueError: the file is missing, or not a valid configuration.
     """
     try:
         return MBTConfig.from_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise ValueError(f"{path} is no configuration of a model: {error}") from None
+        raise ValueError(f"{path} is not a valid model configuration: {error}") from None
 
 
 def folder_files(config: MBTConfig, state: Mapping[str, Tensor], about: str = "") -> dict[str, bytes]:
-    """What a model's folder holds, by file name; `about` goes into the card."""
+    """Contents of a model folder by file name; `about` is a sentence for the model card."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     return {
         CONFIG: config.to_json().encode(),
@@ -90,7 +135,7 @@ def folder_files(config: MBTConfig, state: Mapping[str, Tensor], about: str = ""
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files of a model's folder, each complete or not at all; the weights last."""
+    """Write the files of a model folder, each atomically, the weights last."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         partial = folder / f".{name}.partial"
@@ -99,16 +144,16 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def model_card(config: MBTConfig, num_parameters: int, about: str = "") -> str:
-    """README.md of a model for the hub: metadata, facts, and how to use it."""
+    """README.md of a model: metadata for the hub, facts, and how to use it."""
     from huggingface_hub import ModelCardData
 
     tags = ["mbt", "multimodal", "audio-visual", "arxiv:2107.00135"]
     metadata = ModelCardData(library_name="mbt", pipeline_tag="video-classification", tags=tags)
     rows, bands = config.spec_shape
-    side = config.image_size
+    height, width = config.image_shape
     inputs: dict[Modality, tuple[str, str]] = {
-        "rgb": (f"(B, {config.num_frames}, 3, {side}, {side})", "frames in [-1, 1]"),
-        "spec": (f"(B, {rows}, {bands})", "log-mel, standardised"),
+        "rgb": (f"(B, {config.num_frames}, 3, {height}, {width})", "frames in [-1, 1]"),
+        "spec": (f"(B, {rows}, {bands})", "standardized log-mel"),
     }
     facts: dict[str, str] = {
         "Parameters": f"{num_parameters:,}",

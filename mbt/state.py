@@ -1,4 +1,4 @@
-"""State dictionaries: what they must hold, and how they are fitted to another configuration."""
+"""State dictionaries: checking them against a model, and adapting them to another configuration."""
 
 from collections.abc import Mapping
 
@@ -6,46 +6,39 @@ import torch
 from torch import Tensor
 
 from mbt.config import MBTConfig
-from mbt.model import MBT
 from mbt.positions import resize_positions
 
-
-def empty_model(config: MBTConfig) -> MBT:
-    """A model on the meta device: shapes without memory."""
-    with torch.device("meta"):
-        return MBT(config)
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shapes of a model's tensors by their name in its state_dict."""
 
 
-def model_of(config: MBTConfig, state: Mapping[str, Tensor]) -> MBT:
-    """A model in evaluation mode with these weights, which are as `check_state` wants them; it takes them over uncopied."""
-    model = empty_model(config)
-    model.load_state_dict(state, assign=True)
-    return model.requires_grad_().eval()
+def check_state(shapes: Shapes, state: Mapping[str, Tensor], where: str) -> None:
+    """Check that a state_dict has exactly the tensors of a model.
 
-
-def check_state(config: MBTConfig, state: Mapping[str, Tensor], where: str) -> None:
-    """Make sure that every tensor of a model is there in its shape, and no other.
+    Args:
+        shapes: tensors of the model.
+        state: the state_dict.
+        where: its file or source, for messages.
 
     Raises:
-        ValueError: naming the first tensor that is missing, unknown, of another shape, not of floats, or not finite in float32.
+        ValueError: names the first tensor that is missing, unknown, of another shape, not of floats, or not finite in float32.
     """
-    own = {name: tuple(tensor.shape) for name, tensor in empty_model(config).state_dict().items()}
-    for name in sorted(state.keys() - own.keys()):
-        raise ValueError(f"{where}: the model has no tensor {name} {tuple(state[name].shape)}")
-    for name, shape in own.items():
+    for name in sorted(state.keys() - shapes.keys()):
+        raise ValueError(f"{where}: unknown tensor {name} {tuple(state[name].shape)}")
+    for name, shape in shapes.items():
         if name not in state:
             raise ValueError(f"{where}: tensor {name} {shape} is missing")
         tensor = state[name]
         if tuple(tensor.shape) != shape:
-            raise ValueError(f"{where}: tensor {name} is {tuple(tensor.shape)} where the model has {shape}")
+            raise ValueError(f"{where}: tensor {name} has shape {tuple(tensor.shape)}, but the model has {shape}")
         if not tensor.is_floating_point():
-            raise ValueError(f"{where}: tensor {name} is of {tensor.dtype}")
+            raise ValueError(f"{where}: tensor {name} has dtype {tensor.dtype}, not a float")
         if not tensor.float().isfinite().all():
-            raise ValueError(f"{where}: tensor {name} has values that are not finite")
+            raise ValueError(f"{where}: tensor {name} has NaN or infinite values")
 
 
 def adapt_state(state: Mapping[str, Tensor], old: MBTConfig, new: MBTConfig) -> dict[str, Tensor]:
-    """The state for another configuration: positions are resized to its grids; another number of classes starts at zero."""
+    """Adapt a state_dict to another configuration: positions are resized to its grids; for other classes the head is zeroed."""
     adapted = dict(state)
     cls = old.classifier == "token"
     grids = {"rgb": (old.rgb_grid, new.rgb_grid), "spec": (old.spec_grid, new.spec_grid)}

@@ -123,7 +123,6 @@ def test_folders_import_downwards_only(folder: str) -> None:
             assert Path(target).parts[0] not in forbidden, f"{path} imports {module}"
 
 
-@pytest.mark.xfail(strict=True, reason="mbt/model.py, pretrained.py and state.py")
 def test_no_file_imports_in_a_circle() -> None:
     graph = {str(path): {file for module in imports(path) if (file := where(module))} - {FACE} for path in files()}
     graph[FACE] = set()

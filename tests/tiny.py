@@ -1,7 +1,8 @@
 """Recipes and configurations small enough for tests."""
 
 from mbt import MBTConfig
-from mbt.train.recipes.recipe import Recipe, load_recipe
+from mbt.train.recipes.loading import load_recipe
+from mbt.train.recipes.schema import Recipe
 
 TINY = (
     "model.hidden_size=16",

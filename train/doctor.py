@@ -70,7 +70,7 @@ def _decode_one(device: str) -> None:
     jpeg = io.BytesIO()
     imsave(jpeg, np.broadcast_to(np.array(COLOUR, np.uint8), (HEIGHT, WIDTH, 3)), format="jpeg")
     batches = iter([RawBatch(centred(np.zeros(1, np.int64)), [jpeg.getvalue()], None)])
-    [(_, images)] = decode(lambda: next(batches, None), 1, None, HEIGHT, torch.device(device), threads=1)
+    [(_, images)] = decode(lambda: next(batches, None), 1, None, (HEIGHT, HEIGHT), torch.device(device), threads=1)
     wanted = torch.tensor(COLOUR).view(1, 3, 1, 1) / 127.5 - 1
     if images.shape != (1, 3, HEIGHT, HEIGHT) or (images.cpu() - wanted).abs().max() > TOLERANCE:
         raise ConfigError(f"DALI decodes a JPEG wrongly on {device}", REINSTALL_DALI)

@@ -9,7 +9,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mbt.manifests.atomic import storage_errors, write_text
 from mbt.manifests.errors import ConfigError
-from mbt.train.recipes.recipe import Recipe, load_recipe
+from mbt.train.recipes.loading import load_recipe
+from mbt.train.recipes.schema import Recipe
 
 RECIPE, METRICS, CHECKPOINTS = "config.toml", "metrics.jsonl", "checkpoints"
 

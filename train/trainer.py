@@ -17,6 +17,7 @@ from tqdm import tqdm
 from mbt.config import MBTConfig
 from mbt.manifests.errors import ConfigError, as_config_error
 from mbt.manifests.progress import progress
+from mbt.model import MBT
 from mbt.state import check_state
 from mbt.train.checkpoint import Best, Checkpoint, load_checkpoint, save_checkpoint
 from mbt.train.data.augment import augment
@@ -33,7 +34,7 @@ from mbt.train.engine.zero_config import Zero
 from mbt.train.evaluation.evaluate import evaluate_split
 from mbt.train.models.initial import initial_model
 from mbt.train.models.model_folder import Preprocessor, save_trained
-from mbt.train.recipes.recipe import InitRecipe, Recipe
+from mbt.train.recipes.schema import InitRecipe, Recipe
 from mbt.train.run_dir import CHECKPOINTS, Run
 from mbt.train.sampling.inputs import Inputs
 from mbt.train.sampling.plan import TrainPlan
@@ -241,7 +242,7 @@ class Training:
 
     def _continue(self, checkpoint: Checkpoint) -> None:
         with as_config_error("Resume with the recipe that the run began with"):
-            check_state(self.config, checkpoint.state.weights, str(self.checkpoints))
+            check_state(MBT.state_shapes(self.config), checkpoint.state.weights, str(self.checkpoints))
         self.engine.load(checkpoint.state)
         self.step, self.best = checkpoint.step, checkpoint.best
 

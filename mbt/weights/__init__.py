@@ -1,4 +1,4 @@
-"""Weights of others.
+"""Pretrained weights of other projects.
 
-In: ViT and Scenic checkpoint files. Out: tensors by our parameter names.
+In: ViT and Scenic checkpoint files. Out: tensors under our parameter names.
 """

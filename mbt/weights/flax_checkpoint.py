@@ -1,4 +1,4 @@
-"""Flax checkpoint files: one msgpack object with arrays as extension types (flax.serialization). No JAX, Flax or pickle."""
+"""Reads Flax checkpoint files, msgpack with arrays as extension types (flax.serialization), without JAX, Flax or pickle."""
 
 import math
 from collections.abc import Mapping
@@ -17,46 +17,46 @@ DTYPES = {
 
 
 def read_flax_checkpoint(path: Path) -> dict[str, np.ndarray]:
-    """Parameters of a checkpoint that `flax.training.checkpoints` wrote as a file.
+    """Read the parameters of a checkpoint file that `flax.training.checkpoints` wrote.
 
-    Both layouts of Scenic are read: `optimizer/target` (flax.optim, the released MBT files) and `params` (optax).
+    Both layouts of Scenic are supported: `optimizer/target` (flax.optim, the released MBT files) and `params` (optax).
 
     Returns:
         Arrays by name, such as `Transformer/encoder_norm/scale`.
 
     Raises:
-        ValueError: the file is damaged, or holds no parameters.
-        OSError: it cannot be read.
+        ValueError: the file is damaged, or has no parameters.
+        OSError: the file cannot be read.
     """
     if path.is_dir():
-        raise ValueError(f"{path} is a folder, perhaps an Orbax checkpoint; a single msgpack file is wanted")
+        raise ValueError(f"{path} is a folder, perhaps an Orbax checkpoint; only single msgpack files can be read")
     try:
         tree = msgpack.unpackb(path.read_bytes(), ext_hook=_decode, strict_map_key=False)
     except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
-        raise ValueError(f"{path} is no whole Flax checkpoint: {error or type(error).__name__}") from None
+        raise ValueError(f"{path} is not a complete Flax checkpoint: {error or type(error).__name__}") from None
     params = _parameters(tree)
     if not params:
-        raise ValueError(f"{path} holds neither 'params' nor 'optimizer/target'")
+        raise ValueError(f"{path} has neither 'params' nor 'optimizer/target'")
     return flatten(params)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
-    """Leaves of nested mappings by their path, joined by `/`; chunked arrays are put together.
+    """Arrays of nested mappings by their path, joined with `/`; chunked arrays are concatenated.
 
     Raises:
-        ValueError: a leaf is no array.
+        ValueError: a leaf is not an array.
     """
     flat: dict[str, np.ndarray] = {}
     for name, value in tree.items():
-        place = f"{prefix}{name}"
+        path = f"{prefix}{name}"
         if isinstance(value, dict) and CHUNKED in value:
-            flat[place] = _joined(value, place)
+            flat[path] = _concatenated(value, path)
         elif isinstance(value, dict):
-            flat |= flatten(value, f"{place}/")
+            flat |= flatten(value, f"{path}/")
         elif isinstance(value, np.ndarray):
-            flat[place] = value
+            flat[path] = value
         else:
-            raise ValueError(f"{place} is {type(value).__name__}, not an array")
+            raise ValueError(f"{path} is {type(value).__name__}, not an array")
     return flat
 
 
@@ -77,15 +77,15 @@ def _decode(code: int, data: bytes) -> Any:
     if dtype == "bfloat16":
         return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4").reshape(shape)
     if dtype not in DTYPES:
-        raise ValueError(f"an array of dtype {dtype!r}")
+        raise ValueError(f"unsupported array dtype {dtype!r}")
     return np.frombuffer(raw, DTYPES[dtype]).reshape(shape)
 
 
-def _joined(value: Mapping[str, Any], place: str) -> np.ndarray:
-    """Arrays above 2^30 bytes are cut into flat chunks."""
+def _concatenated(value: Mapping[str, Any], path: str) -> np.ndarray:
+    """The array that flax has split into flat chunks, as it does above 2^30 bytes."""
     shape = tuple(value["shape"].values())
     chunks = [value["chunks"][str(i)] for i in range(len(value["chunks"]))]
     flat = np.concatenate(chunks)
     if len(flat) != math.prod(shape):
-        raise ValueError(f"{place} has {len(flat)} values in its chunks for the shape {shape}")
+        raise ValueError(f"{path} has shape {shape}, but its chunks have {len(flat)} values")
     return flat.reshape(shape)

@@ -1,4 +1,4 @@
-"""Parameters of the official implementation (Scenic, Flax) as ours: names, layouts, and the configuration they imply."""
+"""Converts parameters of the official implementation (Scenic, Flax): names, layouts, and the configuration they imply."""
 
 import dataclasses
 import math
@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mbt.config import MBTConfig, Modality
-from mbt.state import empty_model
+from mbt.config import MBTConfig, Modality, as_image_size, image_shape
+from mbt.model import MBT
 
 SUFFIX: dict[Modality, str] = {"rgb": "", "spec": "_spectrogram"}
 BLOCK = "Transformer/encoderblock_"
@@ -28,55 +28,56 @@ PRE_LINEN = {
     "MultiHeadDotProductAttention_1/": "MultiHeadDotProductAttention_0/",
     "MlpBlock_3/": "MlpBlock_0/",
 }
-USUAL_IMAGE_SIZE, USUAL_BANDS = 224, 128
+DEFAULT_IMAGE_SIZE, DEFAULT_BANDS = 224, 128
 PAPER_FUSION_LAYER = 8
 
 
 def from_scenic(
     params: Mapping[str, np.ndarray], config: MBTConfig | None = None, **fields: Any
 ) -> tuple[MBTConfig, dict[str, Tensor]]:
-    """Configuration and state_dict of parameters of the official implementation.
+    """Convert parameters of the official implementation to a configuration and a state_dict.
 
-    Without `config` it is inferred from names and shapes. These do not tell where fusion begins (the paper's 8 is assumed, or
-    the last layer of shorter models) nor how patches lie in their grid (frames of 224 x 224 pixels and 128 mel bands are
-    assumed where they fit, else the largest square and the squarest power of two): say it by `fields` where it is otherwise.
+    Without `config`, the configuration is inferred from names and shapes. Two things cannot be inferred: the fusion layer (the
+    paper's 8 is assumed, or the last layer of shallower models) and the grids of the patches. Frames of 224 x 224 pixels and
+    128 mel bands are assumed if they fit; otherwise the largest square grid for rgb, and for spec the power of two of bands
+    nearest to a square. Set them with `fields` if they differ.
 
     Args:
         params: arrays by their flat Flax name, such as `Transformer/encoderblock_0/LayerNorm_0/scale`.
-        config: what the parameters are of.
-        fields: fields of the configuration that win over what is inferred; not with `config`.
+        config: configuration of the model that the parameters belong to.
+        fields: fields that override the inferred configuration; not together with `config`.
 
     Returns:
-        The configuration, and float32 tensors by the names of `MBT.state_dict()`.
+        The configuration, and float32 tensors under the names of `MBT.state_dict()`.
 
     Raises:
-        ValueError: a tensor is missing, unknown or of another shape; the message names it.
+        ValueError: a tensor is missing, unknown or has another shape; the message names it.
     """
     params = {linen_name(name): np.asarray(array) for name, array in params.items()}
     if config is None:
         config = infer_config(params, **fields)
     elif fields:
-        raise ValueError("give either config or its fields")
-    own = {name: tuple(tensor.shape) for name, tensor in empty_model(config).state_dict().items()}
+        raise ValueError("give either config or fields, not both")
+    own = MBT.state_shapes(config)
     theirs = {name: scenic_name(name, config) for name in own}
     for name in params.keys() - set(theirs.values()):
-        raise ValueError(f"{name} {params[name].shape} has no place in {_in_short(config)}")
+        raise ValueError(f"{name} {params[name].shape} does not belong to {_summary(config)}")
     state = {}
     for name, shape in own.items():
         if theirs[name] not in params:
-            raise ValueError(f"{theirs[name]} is missing; {_in_short(config)} needs it")
-        array, wanted = params[theirs[name]], scenic_shape(name, shape, config)
-        if array.shape != wanted:
-            raise ValueError(f"{theirs[name]} is {array.shape} where {_in_short(config)} has {wanted}")
+            raise ValueError(f"{theirs[name]} is missing, but {_summary(config)} needs it")
+        array, expected = params[theirs[name]], scenic_shape(name, shape, config)
+        if array.shape != expected:
+            raise ValueError(f"{theirs[name]} has shape {array.shape}, but {_summary(config)} has {expected}")
         state[name] = to_torch(array, shape)
     return config, state
 
 
 def interior_frames(num_frames: int, sampled: int) -> list[int]:
-    """Numbers of the frames that the official `temporal_sampling` takes: interior points, evenly spaced.
+    """Numbers of the frames that the official `temporal_sampling` selects: evenly spaced interior points.
 
-    The official code finds them with a float range, which for some lengths gives one frame too many; here it is always
-    `sampled` of them, or all where there are no more.
+    The official code computes them with a float range, which for some lengths gives one frame too many. This function always
+    returns `sampled` frames, or all of them if there are fewer.
     """
     if sampled >= num_frames:
         return list(range(num_frames))
@@ -84,7 +85,7 @@ def interior_frames(num_frames: int, sampled: int) -> list[int]:
 
 
 def linen_name(name: str) -> str:
-    """The name that a parameter has had since Flax's linen API."""
+    """Name of a parameter in Flax's linen API, for checkpoints that are older."""
     for old, new in PRE_LINEN.items():
         name = name.replace(old, new)
     return name
@@ -114,7 +115,7 @@ def scenic_name(name: str, config: MBTConfig) -> str:
 
 
 def scenic_shape(name: str, shape: tuple[int, ...], config: MBTConfig) -> tuple[int, ...]:
-    """Flax shape of one of our parameters of this shape."""
+    """Flax shape of one of our parameters, given its shape in torch."""
     heads = (config.num_heads, config.hidden_size // config.num_heads)
     if re.search(r"attention\.(query|key|value)\.weight", name):
         return (config.hidden_size, *heads)
@@ -130,7 +131,7 @@ def scenic_shape(name: str, shape: tuple[int, ...], config: MBTConfig) -> tuple[
 
 
 def to_torch(array: np.ndarray, shape: tuple[int, ...]) -> Tensor:
-    """A Flax array in torch's layout: inputs last in matrices, channels first in kernels."""
+    """Convert a Flax array to torch's layout: inputs last in matrices, channels first in convolution kernels."""
     tensor = torch.from_numpy(np.array(array, np.float32))
     if len(shape) >= 4:
         tensor = tensor.movedim((-1, -2), (0, 1))
@@ -140,17 +141,17 @@ def to_torch(array: np.ndarray, shape: tuple[int, ...]) -> Tensor:
 
 
 def infer_config(params: Mapping[str, np.ndarray], **fields: Any) -> MBTConfig:
-    """Configuration that names and shapes of Flax parameters imply; see `from_scenic` for what they do not tell.
+    """Infer the configuration from names and shapes of Flax parameters; see `from_scenic` for the limits.
 
     Raises:
-        ValueError: they are no MBT's, or there is no such field.
+        ValueError: the parameters are not those of an MBT, or a field is unknown.
     """
     for name in fields.keys() - {field.name for field in dataclasses.fields(MBTConfig)}:
-        raise ValueError(f"a configuration has no field {name!r}")
+        raise ValueError(f"the configuration has no field {name!r}")
     modalities: tuple[Modality, ...] = tuple(m for m in SUFFIX if f"embedding{SUFFIX[m]}/kernel" in params)
     blocks = [name for name in params if name.startswith(BLOCK)]
     if not modalities or not blocks:
-        raise ValueError("there is no embedding/kernel or no Transformer/encoderblock_0: these are no parameters of an MBT")
+        raise ValueError("embedding/kernel or Transformer/encoderblock_0 is missing: these are not the parameters of an MBT")
     first = f"{BLOCK}0" if f"{BLOCK}0/LayerNorm_0/scale" in params else f"{BLOCK}0_spectrogram"
     query = _shape(params, f"{first}/MultiHeadDotProductAttention_0/query/kernel", 3)
     num_layers = 1 + max(int(name[len(BLOCK) :].partition("/")[0].partition("_")[0]) for name in blocks)
@@ -180,19 +181,21 @@ def infer_config(params: Mapping[str, np.ndarray], **fields: Any) -> MBTConfig:
 
 def _rgb_shape(params: Mapping[str, np.ndarray], cls: int, fields: Mapping[str, Any]) -> dict[str, Any]:
     kernel = params["embedding/kernel"].shape
-    frames, height, _ = tubelet = (1, *kernel[:2]) if len(kernel) == 4 else kernel[:3]
+    frames, height, width = tubelet = (1, *kernel[:2]) if len(kernel) == 4 else kernel[:3]
     patches = _shape(params, "Transformer/posembed_input/pos_embedding", 3)[1] - cls
-    sides = range(math.isqrt(patches), 0, -1)
-    wanted = fields.get("image_size", USUAL_IMAGE_SIZE) // height
-    side = next((s for s in (wanted, *sides) if s and patches % (s * s) == 0), 1)
-    return {"tubelet": tubelet, "image_size": side * height, "num_frames": patches // (side * side) * frames}
+    image = image_shape(as_image_size(fields.get("image_size", DEFAULT_IMAGE_SIZE)))
+    squares = [(side, side) for side in range(math.isqrt(patches), 0, -1)]
+    grids = [(image[0] // height, image[1] // width), *squares, (1, 1)]
+    rows, columns = next((r, c) for r, c in grids if r and c and patches % (r * c) == 0)
+    image_size = as_image_size((rows * height, columns * width))
+    return {"tubelet": tubelet, "image_size": image_size, "num_frames": patches // (rows * columns) * frames}
 
 
 def _spec_shape(params: Mapping[str, np.ndarray], cls: int, fields: Mapping[str, Any]) -> dict[str, Any]:
     rows, bands = patch = _shape(params, "embedding_spectrogram/kernel", 4)[:2]
     patches = _shape(params, "Transformer/posembed_input_spectrogram/pos_embedding", 3)[1] - cls
     powers = [1 << n for n in range(math.isqrt(patches).bit_length(), -1, -1) if 1 << 2 * n <= patches]
-    columns = next(c for c in (USUAL_BANDS // bands, *powers) if c and patches % c == 0)
+    columns = next(c for c in (DEFAULT_BANDS // bands, *powers) if c and patches % c == 0)
     return {"spec_patch": patch, "spec_shape": (patches // columns * rows, columns * bands)}
 
 
@@ -200,7 +203,7 @@ def _shape(params: Mapping[str, np.ndarray], name: str, dimensions: int) -> tupl
     if name not in params:
         raise ValueError(f"{name} is missing")
     if params[name].ndim != dimensions:
-        raise ValueError(f"{name} has the shape {params[name].shape}, and {dimensions} dimensions are wanted")
+        raise ValueError(f"{name} has shape {params[name].shape}, not {dimensions} dimensions")
     return params[name].shape
 
 
@@ -208,5 +211,5 @@ def _suffix(stream: str) -> str:
     return SUFFIX["spec"] if stream == "spec" else ""
 
 
-def _in_short(config: MBTConfig) -> str:
-    return f"an MBT of {config.num_layers} layers of {config.hidden_size} for {' + '.join(config.modalities)}"
+def _summary(config: MBTConfig) -> str:
+    return f"an MBT with {config.num_layers} layers of width {config.hidden_size} for {' + '.join(config.modalities)}"

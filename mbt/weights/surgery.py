@@ -1,4 +1,4 @@
-"""ImageNet Vision Transformers as the start of an MBT: each stream begins as the same ViT (paper, Sec. 4.2)."""
+"""Initializes an MBT from an ImageNet Vision Transformer: every stream starts as the same ViT (paper, Sec. 4.2)."""
 
 import math
 import re
@@ -20,21 +20,22 @@ Inflation = Literal["central", "average", "rank_pooling"]
 
 @torch.no_grad()
 def init_from_vit(model: MBT, vit: ViT, surgery: Surgery = "paper", inflation: Inflation = "central") -> None:
-    """Start a model from a ViT, in place: patches, positions, CLS tokens and blocks of every stream, and the last norm.
+    """Initialize a model from a ViT, in place: patches, positions, CLS tokens and blocks of every stream, and the last norm.
 
-    Positions are resized to each stream's grid and repeated over the frames. The head stays as it is.
+    Position embeddings are resized to the grid of each stream, square or not, and repeated over the frames. The head keeps its
+    values.
 
     Args:
         model: the model.
-        vit: of the same width, depth and patch size.
+        vit: a ViT of the same width, depth and patch size.
         surgery: `paper`: the CLS tokens of both streams are the ViT's, and bottleneck tokens stay Gaussian (Sec. 4.2).
-            `official`, as the published code does: the spectrogram's CLS token stays as it is, bottleneck tokens are made
-            of the ViT's position embeddings, and positions that are as many as the ViT's are not resized.
-        inflation: how tubelets of several frames start: as the image's kernel on the `central` frame and zero on the
-            others; as its `average` on all; or weighted by approximate `rank_pooling`.
+            `official`, as the published code does: the CLS token of the spectrogram is unchanged, bottleneck tokens are made of
+            the ViT's position embeddings, and position embeddings are copied without resizing if their number is the same.
+        inflation: how the image kernel is extended to tubelets of several frames: `central` puts it on the central frame, with
+            zeros on the others; `average` spreads it evenly; `rank_pooling` weights it by approximate rank pooling.
 
     Raises:
-        ValueError: the ViT is of another shape than the model.
+        ValueError: the ViT does not fit the model.
     """
     config = model.config
     _check_fit(vit.config, config)
@@ -57,15 +58,15 @@ def init_from_vit(model: MBT, vit: ViT, surgery: Surgery = "paper", inflation: I
 def _check_fit(vit: MBTConfig, config: MBTConfig) -> None:
     for field in SHAPE_FIELDS:
         if getattr(vit, field) != getattr(config, field):
-            raise ValueError(f"the ViT has {field} {getattr(vit, field)}, and the model has {getattr(config, field)}")
-    wanted = {"rgb": config.tubelet[1:], "spec": config.spec_patch}
+            raise ValueError(f"the ViT has {field} {getattr(vit, field)}, but the model has {getattr(config, field)}")
+    patches = {"rgb": config.tubelet[1:], "spec": config.spec_patch}
     for modality in config.modalities:
-        if wanted[modality] != vit.tubelet[1:]:
-            raise ValueError(f"the ViT has patches of {vit.tubelet[1:]}, and the model's {modality} of {wanted[modality]}")
+        if patches[modality] != vit.tubelet[1:]:
+            raise ValueError(f"the ViT has patches {vit.tubelet[1:]}, but the {modality} stream has {patches[modality]}")
 
 
 def _patches(vit: ViT, config: MBTConfig, modality: Modality, inflation: Inflation) -> dict[str, Tensor]:
-    """Kernel and bias; those of rgb are for pixels in [-1, 1], whatever range the ViT was trained on."""
+    """Kernel and bias; those of rgb are converted to pixels in [-1, 1] from the range that the ViT was trained on."""
     kernel, bias = vit.state["tokens.rgb.patches.weight"], vit.state["tokens.rgb.patches.bias"]
     if modality == "spec":
         return {"patches.weight": kernel.squeeze(2), "patches.bias": bias}
@@ -76,7 +77,7 @@ def _patches(vit: ViT, config: MBTConfig, modality: Modality, inflation: Inflati
 
 
 def _frame_weights(frames: int, inflation: Inflation) -> list[float]:
-    """What the image's kernel is multiplied with on each frame of a tubelet; rank pooling: Bilen et al., CVPR 2016, Eq. 3."""
+    """Factor of the image kernel on each frame of a tubelet; rank pooling: Bilen et al., CVPR 2016, Eq. 3."""
     if frames == 1:
         return [1.0]
     if inflation == "central":
@@ -98,7 +99,7 @@ def _positions(vit: ViT, config: MBTConfig, modality: Modality, surgery: Surgery
 
 
 def _cls_and_patches(vit: ViT) -> tuple[Tensor, Tensor]:
-    """Position embeddings (1, 1, D) of the CLS token, zero where there is none, and (1, N, D) of the patches."""
+    """Position embeddings (1, 1, D) of the CLS token, zero if there is none, and (1, N, D) of the patches."""
     position = vit.state["tokens.rgb.position"]
     patches = position[:, -math.prod(vit.config.rgb_grid) :]
     cls = position[:, :1] if position.shape[1] > patches.shape[1] else torch.zeros_like(position[:, :1])
@@ -106,12 +107,12 @@ def _cls_and_patches(vit: ViT) -> tuple[Tensor, Tensor]:
 
 
 def _bottleneck(vit: ViT, config: MBTConfig) -> Tensor:
-    """The CLS token's position embedding and those of so many points of the image."""
+    """Position embeddings of the CLS token and of a grid of points in the image, as many as there are bottleneck tokens."""
     cls, patches = _cls_and_patches(vit)
     has_cls = config.classifier == "token"
     count = config.num_bottlenecks - has_cls
     height = math.isqrt(count)
     if not height or count % height:
-        raise ValueError(f"num_bottlenecks {config.num_bottlenecks}: official surgery cannot lay {count} of them on a grid")
+        raise ValueError(f"num_bottlenecks {config.num_bottlenecks}: official surgery cannot arrange {count} of them in a grid")
     points = resize_grid(patches, vit.config.rgb_grid, (1, height, count // height))
     return torch.cat([cls, points], dim=1) if has_cls else points

@@ -1,4 +1,4 @@
-"""Vision Transformers from files and from timm, in our own names."""
+"""Reads Vision Transformers from files and from timm, under our parameter names."""
 
 import math
 import re
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mbt.config import MBTConfig
+from mbt.model import MBT
 from mbt.state import check_state
 from mbt.weights.flax_checkpoint import read_flax_checkpoint
 from mbt.weights.scenic import from_scenic
@@ -25,13 +26,13 @@ LAYER_SCALE = re.compile(r"blocks\.(\d+)\.ls([12])\.gamma")
 
 @dataclass(frozen=True)
 class ViT:
-    """A Vision Transformer, which is an MBT with one modality and one frame.
+    """A Vision Transformer, represented as an MBT with one modality and one frame.
 
     Attributes:
-        config: of that MBT.
-        state: its state_dict; the head is zero.
-        mean: what was subtracted from each channel of pixels in [0, 1] in its training.
-        std: what the difference was divided by.
+        config: configuration of that MBT.
+        state: state_dict of that MBT; the head is zero.
+        mean: mean per channel by which pixels in [0, 1] were normalized in training.
+        std: standard deviation per channel, likewise.
     """
 
     config: MBTConfig
@@ -41,18 +42,18 @@ class ViT:
 
 
 def read_vit(path: Path) -> ViT:
-    """A ViT from a file: the original .npz (`ViT-B_16.npz`; Big Vision's too), or a Scenic checkpoint.
+    """Read a ViT from a file: the original .npz (`ViT-B_16.npz`, also those of Big Vision) or a Scenic checkpoint.
 
     Raises:
-        ValueError: the file is damaged, or of something else; the message names the tensor.
-        OSError: it cannot be read.
+        ValueError: the file is damaged, or not a ViT; the message names the tensor.
+        OSError: the file cannot be read.
     """
     params = _read_npz(path) if path.suffix == ".npz" else read_flax_checkpoint(path)
     prefix = next((p for p in BIG_VISION_PREFIXES if any(name.startswith(p) for name in params)), "")
     params = {name.removeprefix(prefix): array for name, array in params.items() if name.startswith(prefix)}
     params = {name: array for name, array in params.items() if not name.startswith(HEADS)}
     if POSITION not in params or "embedding/kernel" not in params:
-        raise ValueError(f"{path}: {POSITION} or embedding/kernel is missing; these are no weights of a ViT")
+        raise ValueError(f"{path}: {POSITION} or embedding/kernel is missing: this file is not a ViT checkpoint")
     hidden, patch = params[POSITION].shape[-1], params["embedding/kernel"].shape[0]
     side = _side(params[POSITION].shape[1] - ("cls" in params))
     params |= {"output_projection/kernel": np.zeros((hidden, 1)), "output_projection/bias": np.zeros(1)}
@@ -60,18 +61,18 @@ def read_vit(path: Path) -> ViT:
 
 
 def timm_vit(name: str, **options: Any) -> ViT:
-    """A pretrained ViT of timm by its name, such as `vit_base_patch16_224.orig_in21k`; downloaded where it is not cached.
+    """Load a pretrained ViT from timm, such as `vit_base_patch16_224.orig_in21k`; it is downloaded unless cached.
 
-    Any model of plain pre-norm blocks will do; layer scale is folded into the weights. timm computes GELU exactly, MBT by the
-    tanh approximation, as the original weights were trained.
+    Any model with plain pre-norm blocks will do; layer scale is folded into the weights. timm computes GELU exactly; MBT uses
+    the tanh approximation, with which the original weights were trained.
 
     Args:
-        name: of the model.
-        options: of `timm.create_model`.
+        name: name of the model in timm.
+        options: arguments of `timm.create_model`.
 
     Raises:
-        ValueError: no such model, or one with parameters that an MBT has no place for; the message names one.
-        OSError: it cannot be downloaded.
+        ValueError: there is no such model, or it has parameters that an MBT lacks; the message names one.
+        OSError: the download fails.
     """
     import timm
     from timm.models import VisionTransformer
@@ -79,11 +80,11 @@ def timm_vit(name: str, **options: Any) -> ViT:
     try:
         model = timm.create_model(name, pretrained=True, num_classes=0, **options)
     except (RuntimeError, ValueError, TypeError) as error:
-        raise ValueError(f"timm gives no pretrained {name!r}: {error}") from None
+        raise ValueError(f"timm has no pretrained model {name!r}: {error}") from None
     except OSError as error:
         raise OSError(f"timm cannot download {name!r}: {str(error).splitlines()[0]}") from None
     if not isinstance(model, VisionTransformer):
-        raise ValueError(f"timm's {name!r} is no plain Vision Transformer")
+        raise ValueError(f"timm's {name!r} is not a plain Vision Transformer")
     patch, _ = model.patch_embed.patch_size
     block: Any = model.blocks[0]
     pixels: Any = model.pretrained_cfg
@@ -101,7 +102,7 @@ def timm_vit(name: str, **options: Any) -> ViT:
         classifier="gap" if model.cls_token is None else "token",
     )
     state = _from_timm({key: tensor.float() for key, tensor in model.state_dict().items()})
-    check_state(config, state, f"timm's {name}")
+    check_state(MBT.state_shapes(config), state, f"timm's {name}")
     return ViT(config, state, tuple(pixels["mean"]), tuple(pixels["std"]))
 
 
@@ -110,13 +111,13 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except (ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is no whole .npz file: {error}") from None
+        raise ValueError(f"{path} is not a complete .npz file: {error}") from None
 
 
 def _side(patches: int) -> int:
     side = math.isqrt(patches)
     if side * side != patches:
-        raise ValueError(f"{POSITION} is of {patches} patches, which are no square image")
+        raise ValueError(f"{POSITION} has {patches} patches, which do not form a square image")
     return side
 
 

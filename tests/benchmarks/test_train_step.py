@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from benchmarks.train_step import Timing, config, main, table
 from mbt.flops import clip_flops
-from mbt.train.recipes.recipe import load_recipe
+from mbt.train.recipes.loading import load_recipe
 
 SMALL = (
     "model.size=Ti",

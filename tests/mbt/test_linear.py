@@ -14,7 +14,7 @@ def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     """By oneDNN, however small the layer is."""
     if not torch.backends.mkldnn.is_available():
         pytest.skip("torch is built without oneDNN")
-    monkeypatch.setattr(linear, "WORTHWHILE", 1)
+    monkeypatch.setattr(linear, "MIN_WEIGHTS", 1)
 
 
 def outcome(model: MBT) -> dict[str, torch.Tensor]:
@@ -29,7 +29,7 @@ def outcome(model: MBT) -> dict[str, torch.Tensor]:
 def test_logits_and_gradients_are_those_of_torch(fields: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     model = small(**fields).train()
     by_onednn = outcome(model)
-    monkeypatch.setattr(linear, "WORTHWHILE", 1 << 60)
+    monkeypatch.setattr(linear, "MIN_WEIGHTS", 1 << 60)
     for name, tensor in outcome(model).items():
         torch.testing.assert_close(by_onednn[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
@@ -43,7 +43,7 @@ def test_it_is_by_onednn_in_eager_float32_alone(monkeypatch: pytest.MonkeyPatch)
     with torch.autocast("cpu", torch.bfloat16):
         layer(torch.randn(2, 8))
     Linear(8, 4).double()(torch.randn(2, 8).double())
-    monkeypatch.setattr(linear, "WORTHWHILE", 33)
+    monkeypatch.setattr(linear, "MIN_WEIGHTS", 33)
     layer(torch.randn(2, 8))
     assert taken == [torch.float32, torch.float64, torch.float32]
 

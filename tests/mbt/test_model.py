@@ -183,7 +183,7 @@ def test_one_frame_and_one_modality_is_the_published_vit(name: str, millions: fl
 
 @pytest.mark.parametrize("name", ["B", "B/0", "XL/16", "B/x", "B/16/2", ""])
 def test_unknown_sizes_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="none of Ti, S, B, L, H"):
+    with pytest.raises(ValueError, match="give one of Ti, S, B, L, H"):
         MBTConfig.vit(name, num_classes=2)
 
 
@@ -199,15 +199,15 @@ def test_spectrogram_rows_beyond_whole_patches_are_not_seen() -> None:
     ("fields", "message"),
     [
         ({"fusion_layer": 13}, "fusion_layer 13 is outside 0..4"),
-        ({"num_heads": 5}, "hidden_size 32 is no multiple of num_heads 5"),
-        ({"image_size": 33}, "image_size 33 is no multiple"),
-        ({"num_frames": 3, "tubelet": (2, 16, 16)}, "num_frames 3 is no multiple"),
+        ({"num_heads": 5}, "hidden_size 32 is not divisible by num_heads 5"),
+        ({"image_size": 33}, "image_size 33 is not divisible"),
+        ({"num_frames": 3, "tubelet": (2, 16, 16)}, "num_frames 3 is not divisible"),
         ({"tubelet": (0, 16, 16)}, r"tubelet \(0, 16, 16\) is below 1"),
         ({"mlp_dim": 0}, "mlp_dim 0 is below 1"),
         ({"representation_size": -1}, "representation_size -1 is below 1"),
         ({"num_bottlenecks": 1025}, r"num_bottlenecks 1025 is outside 1\.\.1024"),
         ({"num_bottlenecks": 0}, "num_bottlenecks 0 is outside 1..1024"),
-        ({"spec_shape": (8, 32)}, "holds no spec_patch"),
+        ({"spec_shape": (8, 32)}, r"spec_shape \(8, 32\) is smaller than spec_patch"),
         ({"modalities": ("flow",)}, "modalities"),
         ({"drop_path": 1.0}, "drop_path 1.0 is outside"),
         ({"fusion": "attention", "test_with_bottlenecks": False}, "'attention' has no bottlenecks"),

@@ -57,7 +57,7 @@ class ByHand:
         self.config = model.config
         self.weights = {name: p.detach().double().numpy() for name, p in model.named_parameters()}
         with torch.no_grad():
-            self.z = {m: z[example].double().numpy() for m, z in model._tokenise(given.get("rgb"), given.get("spec")).items()}
+            self.z = {m: z[example].double().numpy() for m, z in model._tokenize(given.get("rgb"), given.get("spec")).items()}
         if self.config.has_bottleneck:
             self.z["fsn"] = self.weights["encoder.bottleneck"][0]
         stops = np.cumsum([0, *(len(z) for z in self.z.values())])

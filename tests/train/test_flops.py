@@ -75,10 +75,10 @@ def test_the_picture_holds_the_numbers() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model", "XL/16"], "none of Ti, S, B, L, H"),
+        (["--model", "XL/16"], "give one of Ti, S, B, L, H"),
         (["--model", "nothing.json"], "nothing.json cannot be read"),
-        (["--set", "colour=3"], "sets no field of the model"),
-        (["--set", "fusion_layer"], "sets no field of the model"),
+        (["--set", "colour=3"], "not FIELD=VALUE for a field of the model"),
+        (["--set", "fusion_layer"], "not FIELD=VALUE for a field of the model"),
         (["--set", "fusion_layer=13"], "fusion_layer 13 is outside 0..12"),
         (["--set", "num_layers=2.5"], "--set num_layers=2.5: Input should be a valid integer"),
         (["--set", "fusion=early"], "--set fusion=early: Input should be 'bottleneck' or 'attention'"),

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from mbt.manifests.errors import ConfigError, ShardError
 from mbt.train.engine.engine import StepResult
 from mbt.train.engine.torch_engine import TorchEngine
-from mbt.train.recipes.recipe import Recipe
+from mbt.train.recipes.schema import Recipe
 from mbt.train.trainer import train
 from tests.conftest import Door
 from tests.tiny import tiny

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mbt.train.data.batch import Batch
 from mbt.train.data.color import colour_jitter
-from mbt.train.recipes.recipe import TrainRecipe
+from mbt.train.recipes.schema import TrainRecipe
 
 PAIR = 2
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mbt.train.sampling.plan import UNCOLOURED, StepPlan
+from mbt.train.sampling.plan import UNCOLORED, StepPlan
 
 GREY = (0.2989, 0.5870, 0.1140)
 """Weights of red, green and blue."""
@@ -20,14 +20,14 @@ def colour_jitter(rgb: Tensor, plan: StepPlan) -> Tensor:
         rgb: float (B, F, 3, H, W) in [-1, 1].
         plan: `colour` and `grey` of each view.
     """
-    changed = (plan.colour != UNCOLOURED).any(1)
+    changed = (plan.color != UNCOLORED).any(1)
     if changed.any():
         rgb = rgb.clone()
         places = torch.from_numpy(changed.nonzero()[0]).to(rgb.device)
-        rgb[places] = _to_unit_and_back(rgb[places], plan.colour[changed])
-    if plan.grey.any():
+        rgb[places] = _to_unit_and_back(rgb[places], plan.color[changed])
+    if plan.gray.any():
         weights = rgb.new_tensor(GREY).view(3, 1, 1)
-        grey = torch.from_numpy(plan.grey).to(rgb.device).view(-1, 1, 1, 1, 1)
+        grey = torch.from_numpy(plan.gray).to(rgb.device).view(-1, 1, 1, 1, 1)
         rgb = torch.where(grey, (rgb * weights).sum(2, keepdim=True), rgb)
     return rgb
 

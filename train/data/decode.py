@@ -1,4 +1,4 @@
-"""JPEG decoding by DALI: one pipeline function for CPU and GPU. The only file that imports DALI."""
+"""JPEG decoding with DALI: one pipeline function for CPU and GPU. No other file of this package imports DALI."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,16 +19,21 @@ DECODER = {"output_type": types.RGB, "jpeg_fancy_upsampling": True}
 
 @pipeline_def
 def frames(  # type: ignore[no-untyped-def]
-    source: Callable[[], tuple[list[np.ndarray], ...]], resize: int | None, scaled: bool, image_size: int, device: str
+    source: Callable[[], tuple[list[np.ndarray], ...]],
+    cover: tuple[int, int] | None,
+    scaled: bool,
+    image_shape: tuple[int, int],
+    device: str,
 ):
-    """Pipeline from JPEG files to float32 (N, 3, S, S) in [-1, 1]; what lies outside the crops is not decoded.
+    """Pipeline from JPEG files to float32 (N, 3, H, W) in [-1, 1]; pixels outside the crops are not decoded.
 
     Args:
-        source: the next batch as lists of N arrays: JPEG bytes, crop_x, crop_y, mirror, and, where `scaled`, (height, width)
-            scale; StopIteration at the end.
-        resize: short side before the crop; None: as stored.
-        scaled: height and width grow before the crop; sizes are rounded down, as in the official code.
-        image_size: S, side of the crop.
+        source: returns the next batch as lists of N arrays: JPEG bytes, crop_x, crop_y, mirror, and, if `scaled`, factors of
+            height and width; raises StopIteration at the end.
+        cover: (height, width) that a frame covers before the crop: it gets the smallest size, at its own aspect ratio, at which
+            neither side is shorter; None: frames are cropped as stored.
+        scaled: scale height and width before the crop; sizes are rounded down, as in the official code.
+        image_shape: (H, W) of the crop.
         device: "cpu", or "mixed" to decode on the GPU.
     """
     jpegs, crop_x, crop_y, mirror, *scale = fn.external_source(
@@ -39,17 +44,17 @@ def frames(  # type: ignore[no-untyped-def]
         dtype=[types.UINT8, types.FLOAT, types.FLOAT, types.INT32, types.FLOAT][: 4 + scaled],
         ndim=[1, 0, 0, 0, 1][: 4 + scaled],
     )
-    if resize is None and not scaled:
-        crop = (image_size, image_size)
-        images = fn.decoders.image_crop(jpegs, device=device, crop=crop, crop_pos_x=crop_x, crop_pos_y=crop_y, **DECODER)
+    if cover is None and not scaled:
+        images = fn.decoders.image_crop(jpegs, device=device, crop=image_shape, crop_pos_x=crop_x, crop_pos_y=crop_y, **DECODER)
     else:
         stored = fn.cast(fn.slice(fn.peek_image_shape(jpegs), start=0, end=2, axes=[0]), dtype=types.FLOAT)
-        size = stored if resize is None else math.floor(stored * resize / fn.reductions.min(stored))
+        size = stored if cover is None else math.max(*(math.floor(stored * cover[i] / stored[i]) for i in (0, 1)))
         if scaled:
             size = math.floor(size * scale[0])
-        corner = math.floor(fn.stack(crop_y, crop_x) * (size - image_size) + 0.5)
+        crop = types.Constant(np.array(image_shape, np.float32))
+        corner = math.floor(fn.stack(crop_y, crop_x) * (size - crop) + 0.5)
         ratio = stored / size
-        begin, end = corner * ratio, (corner + image_size) * ratio
+        begin, end = corner * ratio, (corner + crop) * ratio
         margin = math.ceil(ratio) + 1
         first, last = math.max(math.floor(begin - margin), 0.0), math.min(math.ceil(end + margin), stored)
         images = fn.decoders.image_slice(
@@ -62,11 +67,11 @@ def frames(  # type: ignore[no-untyped-def]
         )
         images = fn.resize(
             images,
-            size=[image_size, image_size],
+            size=image_shape,
             roi_start=begin - first,
             roi_end=end - first,
             interp_type=types.INTERP_LINEAR,
-            antialias=resize is not None,
+            antialias=cover is not None,
         )
     middle, half = [HALF_RANGE] * 3, [HALF_RANGE] * 3
     return fn.crop_mirror_normalize(images, dtype=types.FLOAT, output_layout="CHW", mirror=mirror, mean=middle, std=half)
@@ -75,25 +80,25 @@ def frames(  # type: ignore[no-untyped-def]
 def decode(
     next_batch: Callable[[], RawBatch | None],
     max_images: int,
-    resize: int | None,
-    image_size: int,
+    cover: tuple[int, int] | None,
+    image_shape: tuple[int, int],
     device: torch.device,
     threads: int,
     scaled: bool = False,
 ) -> Iterator[tuple[RawBatch, torch.Tensor]]:
-    """Yield each batch of `next_batch` (until None) with its frames, float32 (B * F, 3, S, S) on `device`.
+    """Yield each batch of `next_batch`, until it returns None, with its frames, float32 (B * F, 3, H, W) on `device`.
 
-    On the CPU a batch stays in DALI's memory, which is taken again when the batch is given up; on a GPU it is copied there.
-    DALI does not survive a header that it refuses: `Sample.frames` lets none through.
+    On the CPU the frames are in DALI's memory, which is reused once they are garbage-collected; on a GPU they are a copy.
+    A JPEG header that DALI rejects kills its pipeline; `Sample.frames` rejects such files first.
 
     Args:
-        next_batch: called ahead of what is yielded, once a batch, from one thread.
-        max_images: the largest B * F.
-        resize: short side before the crop; None: as stored.
-        image_size: S, side of the crop.
-        device: where the frames are wanted; on CUDA they are decoded there.
-        threads: DALI's threads.
-        scaled: plans have scales that are not 1.
+        next_batch: called once per batch, from one thread, ahead of the batches that are yielded.
+        max_images: maximum of B * F.
+        cover: (height, width) that frames are resized to cover before the crop; None: they are cropped as stored.
+        image_shape: (H, W) of the crop.
+        device: device of the frames; for CUDA they are decoded on the GPU.
+        threads: number of DALI threads.
+        scaled: whether plans have scales other than 1.
     """
     waiting: deque[RawBatch] = deque()
 
@@ -107,9 +112,9 @@ def decode(
     on_gpu = device.type == "cuda"
     pipeline = frames(
         source,
-        resize,
+        cover,
         scaled,
-        image_size,
+        image_shape,
         "mixed" if on_gpu else "cpu",
         batch_size=max_images,
         num_threads=threads,
@@ -135,11 +140,11 @@ def _on_gpu(images: TensorListGPU, device: torch.device) -> torch.Tensor:
 
 def _arguments(batch: RawBatch, scaled: bool) -> tuple[list[np.ndarray], ...]:
     plan = batch.plan
-    frames_a_view = len(batch.jpegs) // len(plan.rows)
+    frames_per_view = len(batch.jpegs) // len(plan.rows)
     views = [plan.crop_x.astype("f4"), plan.crop_y.astype("f4"), plan.flip.astype("i4")]
     if scaled:
         views.append(plan.scale.astype("f4"))
     return (
         [np.frombuffer(jpeg, np.uint8) for jpeg in batch.jpegs],
-        *(list(np.repeat(values, frames_a_view, axis=0)) for values in views),
+        *(list(np.repeat(values, frames_per_view, axis=0)) for values in views),
     )

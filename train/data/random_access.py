@@ -17,7 +17,7 @@ from mbt.train.data.batch import Batch, RawBatch, uninitialised
 from mbt.train.data.corruption import Damage
 from mbt.train.data.decode import decode
 from mbt.train.sampling.inputs import Inputs
-from mbt.train.sampling.plan import UNCOLOURED, UNSCALED, StepPlan
+from mbt.train.sampling.plan import UNCOLORED, UNSCALED, StepPlan
 from mbt.train.sampling.window import Start
 
 READ_AHEAD = 3
@@ -115,8 +115,8 @@ def centred(rows: np.ndarray) -> StepPlan:
         crop_y=half,
         flip=no,
         scale=np.tile(UNSCALED, (size, 1)),
-        colour=np.tile(UNCOLOURED, (size, 1)),
-        grey=no,
+        color=np.tile(UNCOLORED, (size, 1)),
+        gray=no,
         mask=np.zeros((size, 4)),
         mix=np.ones((size, 2)),
     )
@@ -145,7 +145,7 @@ def batches(
     if "rgb" in inputs.modalities:
         frames = inputs.window.frames
         decoded = decode(
-            lambda: next(raw, None), batch_size * frames, inputs.resize_or_none, inputs.image_size, device, threads, scaled
+            lambda: next(raw, None), batch_size * frames, inputs.cover, inputs.image_shape, device, threads, scaled
         )
         pairs: Iterator[tuple[RawBatch, torch.Tensor | None]] = (
             (batch, images.unflatten(0, (-1, frames))) for batch, images in decoded

@@ -13,7 +13,7 @@ from mbt.train.data import streaming
 from mbt.train.data.batch import RawBatch
 from mbt.train.data.corruption import Damage
 from mbt.train.distributed.process_group import rank_and_world_size
-from mbt.train.recipes.recipe import Recipe
+from mbt.train.recipes.schema import Recipe
 from mbt.train.sampling.inputs import Inputs
 from mbt.train.sampling.order import Drawn, Order, Streamed, balanced_shares
 from mbt.train.sampling.plan import TrainPlan

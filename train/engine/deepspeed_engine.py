@@ -33,7 +33,7 @@ from mbt.train.engine.group_gradients import mean_of_groups
 from mbt.train.engine.optimizer import STATES, begin_state, follow, make_optimizer, set_rates, set_updates
 from mbt.train.engine.precision import LossScale, gradients_of, unscale_and_clip
 from mbt.train.engine.zero_config import Zero
-from mbt.train.recipes.recipe import TrainRecipe
+from mbt.train.recipes.schema import TrainRecipe
 
 # An op that only makes all-reduce between processes on CPUs faster, and that asks for a C++ compiler at run time.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

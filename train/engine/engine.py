@@ -15,7 +15,7 @@ from mbt.model import MBT
 from mbt.train.data.batch import Batch
 from mbt.train.engine.losses import training_loss
 from mbt.train.engine.precision import LossScale, autocast
-from mbt.train.recipes.recipe import TrainRecipe
+from mbt.train.recipes.schema import TrainRecipe
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mbt.train.data.batch import Batch
 from mbt.train.engine.engine import micro_batches
 from mbt.train.engine.precision import LossScale, unscale_and_clip
-from mbt.train.recipes.recipe import TrainRecipe
+from mbt.train.recipes.schema import TrainRecipe
 
 
 def mean_of_groups(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mbt.config import MBTConfig
 from mbt.model import MBT
-from mbt.train.recipes.recipe import TrainRecipe
+from mbt.train.recipes.schema import TrainRecipe
 
 RATE = "rate"
 """Key of a group's share of the learning rate."""

@@ -14,7 +14,7 @@ from mbt.train.engine.engine import StepResult, TrainingModel, TrainState, micro
 from mbt.train.engine.group_gradients import mean_of_groups
 from mbt.train.engine.optimizer import STATES, begin_state, follow, make_optimizer, set_rates, set_updates
 from mbt.train.engine.precision import LossScale, gradients_of, unscale_and_clip
-from mbt.train.recipes.recipe import TrainRecipe
+from mbt.train.recipes.schema import TrainRecipe
 
 
 class TorchEngine:

@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mbt.manifests.errors import ConfigError
 from mbt.train.engine.engine import micro_batch_size
-from mbt.train.recipes.recipe import TrainRecipe
+from mbt.train.recipes.schema import TrainRecipe
 
 STAGES = (0, 1, 2, 3)
 DEFAULT_STAGE = 1
@@ -59,11 +57,7 @@ class Zero:
             "gradient_clipping": recipe.max_grad_norm or 0.0,
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
-            "zero_optimization": {
-                "stage": DEFAULT_STAGE if self.stage is None else self.stage,
-                # Its own linear layer of stage 3 does not take oneDNN's tensors, as mbt.linear makes them on CPUs.
-                "memory_efficient_linear": torch.cuda.is_available(),
-            },
+            "zero_optimization": {"stage": DEFAULT_STAGE if self.stage is None else self.stage},
             "steps_per_print": 1 << 30,
         }
         theirs = {} if self.file is None else self._theirs(self.file, {"train_batch_size": recipe.batch_size, **ours})

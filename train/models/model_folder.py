@@ -12,7 +12,7 @@ from mbt.manifests.labels import Label, LabelSet
 from mbt.manifests.shards import Frozen
 from mbt.manifests.tasks import Task
 from mbt.model import MBT
-from mbt.pretrained import WEIGHTS, folder_files, load_pretrained
+from mbt.pretrained import WEIGHTS, folder_files
 from mbt.train.sampling.inputs import Inputs
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -57,7 +57,7 @@ def load_trained(path: Path) -> tuple[MBT, Preprocessor]:
     if folder is None:
         raise ConfigError(f"{path} holds no trained model", "Give the folder of a run that `mbt train` finished, or of a model")
     with as_config_error("Copy the model's files anew"):
-        model = load_pretrained(folder)
+        model = MBT.from_pretrained(folder)
     try:
         preprocessor = Preprocessor.model_validate_json((folder / PREPROCESSOR).read_bytes())
     except OSError:

@@ -1,4 +1,4 @@
-"""Orders in which an epoch sees the samples; each is a function of a random generator."""
+"""Orders of the samples in an epoch; each is a function of a random generator."""
 
 import random
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import pyarrow as pa
 from webdataset.filters import shuffle
 
 Order = Callable[[np.random.Generator], np.ndarray]
-"""Gives the rows of an epoch, int64, in the order in which they are seen."""
+"""Draws the rows of an epoch, int64, in their order."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Shuffled:
 
 @dataclass(frozen=True)
 class Drawn:
-    """As many draws with replacement as there are samples.
+    """Weighted sampling with replacement, with as many draws as there are samples.
 
     Attributes:
-        shares: float64 (N,), chance of each sample at each draw.
+        shares: float64 (N,), probability of each sample at each draw; they sum to 1.
     """
 
     shares: np.ndarray
@@ -40,16 +40,16 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Streamed:
-    """An order in which tars can be read from end to end.
+    """An order in which each tar is read sequentially, from its start to its end.
 
-    The tars are shuffled, laid end to end and cut into `streams` equal pieces. Each piece passes through a shuffle buffer of
-    its own and gives an equal part of every batch, so that the order does not depend on how ranks share the streams.
+    The tars are shuffled, concatenated and cut into `streams` equal pieces. Each piece passes through its own shuffle buffer
+    and supplies an equal part of every batch, so the order does not depend on how the streams are divided among ranks.
 
     Attributes:
-        shard_of: int (N,), the tar of each sample; those of a tar follow each other.
-        streams: pieces.
-        buffer: samples in all shuffle buffers together.
-        batch_size: global.
+        shard_of: int (N,), number of the tar of each sample; the samples of a tar are consecutive.
+        streams: number of pieces.
+        buffer: total number of samples in the shuffle buffers.
+        batch_size: number of samples in the global batch.
     """
 
     shard_of: np.ndarray
@@ -58,7 +58,7 @@ class Streamed:
     batch_size: int
 
     def pieces(self, rng: np.random.Generator) -> np.ndarray:
-        """Rows (streams, N // streams) as they come out of the tars."""
+        """Rows (streams, N // streams) in the order of the tars, before the shuffle buffers."""
         ends = np.flatnonzero(np.diff(self.shard_of)) + 1
         tars = np.split(np.arange(len(self.shard_of)), ends)
         rows = np.concatenate([tars[number] for number in rng.permutation(len(tars))])
@@ -66,7 +66,7 @@ class Streamed:
         return rows[: length * self.streams].reshape(self.streams, length)
 
     def __call__(self, rng: np.random.Generator) -> np.ndarray:
-        """Rows of an epoch, those that fill batches."""
+        """Rows of an epoch; samples that do not fill a batch are dropped."""
         pieces = self.pieces(rng)
         share = self.batch_size // self.streams
         steps = len(self.shard_of) // self.batch_size
@@ -78,17 +78,18 @@ class Streamed:
 
 
 def balanced_shares(labels: pa.ChunkedArray) -> np.ndarray:
-    """Chance of each clip at each draw, float64 (N,), with sum 1: the sum over its labels of 1 / clips with that label.
+    """Probability of each clip at each draw, float64 (N,): proportional to the sum of 1 / count over its labels.
 
-    As AST (Gong et al., arXiv 2104.01778) and its kin train on AudioSet. A clip without a label is drawn like the least likely.
+    `count` is the number of clips with the label. This is how AST (Gong et al., arXiv 2104.01778) and its successors train on
+    AudioSet. A clip without labels gets the smallest probability of the others.
 
     Args:
-        labels: indices of each clip's labels, the index's column.
+        labels: column of the index with the label indices of each clip.
     """
     lists = labels.combine_chunks()
     values, parents = lists.flatten().to_numpy(), lists.value_parent_indices().to_numpy()
     counts = np.bincount(values, minlength=1)
     shares = np.bincount(parents, 1 / counts[values], minlength=len(lists))
-    labelled = shares[shares > 0]
-    shares[shares == 0] = labelled.min() if len(labelled) else 1.0
+    labeled = shares[shares > 0]
+    shares[shares == 0] = labeled.min() if len(labeled) else 1.0
     return shares / shares.sum()

@@ -1,4 +1,4 @@
-"""The plan of training: what each step sees, as a pure function of (seed, step); ranks take slices of the global batch."""
+"""The training plan: what each step sees, as a pure function of (seed, step). Each rank takes its slice of the global batch."""
 
 import threading
 from collections.abc import Callable
@@ -10,27 +10,28 @@ import numpy as np
 from mbt.train.sampling.order import Order, Shuffled
 
 UNSCALED = (1.0, 1.0)
-UNCOLOURED = (0.0, 1.0, 1.0, 0.0)
-COLOUR_RANGES = ((-32 / 255, 32 / 255), (0.6, 1.4), (0.6, 1.4), (-0.2, 0.2))
-"""Brightness of [0, 1], saturation, contrast, and hue in turns: DMVR's `color_default_augm`, as in the official code."""
+UNCOLORED = (0.0, 1.0, 1.0, 0.0)
+COLOR_RANGES = ((-32 / 255, 32 / 255), (0.6, 1.4), (0.6, 1.4), (-0.2, 0.2))
+"""Offset of brightness in [0, 1], factors of saturation and contrast, offset of hue in turns: those of DMVR's
+`color_default_augm`, which the official code uses."""
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Draws for the samples of one batch; all arrays have its length.
+    """Samples and random draws of one batch, B in all; the first axis of every array is B.
 
     Attributes:
-        rows: int64, rows of the index.
-        start: float64 (B, 2) in [0, 1), where the view begins in rgb and, where that is drawn apart, in spec.
-        crop_x: float64 in [0, 1), where the crop box stands between left (0) and right.
-        crop_y: the same, between top (0) and bottom.
-        flip: bool, mirror left and right.
-        scale: float64 (B, 2), by what height and width grow before the crop.
-        colour: float64 (B, 4), what is added to brightness, what saturation and contrast are multiplied by, and the turn of
-            the hue: see `train.colour`.
-        grey: bool, without colour.
-        mask: float64 (B, 4) in [0, 1), SpecAugment: length and place of the mask over time, and of that over mel bands.
-        mix: float64 (B, 2) in [0, 1], mixup: a sample's own share in its rgb and in its spec.
+        rows: int64, row of each sample in the index.
+        start: float64 (B, 2) in [0, 1), start of the view in rgb, and in spec if the two are drawn independently.
+        crop_x: float64 in [0, 1), position of the crop box from left (0) to right.
+        crop_y: float64 in [0, 1), position of the crop box from top (0) to bottom.
+        flip: bool, whether to mirror left and right.
+        scale: float64 (B, 2), factors of height and width before the crop.
+        color: float64 (B, 4), offset of brightness, factors of saturation and contrast, offset of hue; see
+            `mbt.train.data.color`.
+        gray: bool, whether to remove all color.
+        mask: float64 (B, 4) in [0, 1), SpecAugment: length and position of the time mask, then of the frequency mask.
+        mix: float64 (B, 2) in [0, 1], mixup: weight of the sample itself in its rgb and in its spec.
     """
 
     rows: np.ndarray
@@ -39,46 +40,46 @@ class StepPlan:
     crop_y: np.ndarray
     flip: np.ndarray
     scale: np.ndarray
-    colour: np.ndarray
-    grey: np.ndarray
+    color: np.ndarray
+    gray: np.ndarray
     mask: np.ndarray
     mix: np.ndarray
 
     def for_rank(self, rank: int, world_size: int) -> "StepPlan":
-        """The part of the batch that `rank` sees."""
+        """The slice of the batch that belongs to `rank`."""
         size = len(self.rows) // world_size
         return self.part(slice(rank * size, (rank + 1) * size))
 
     def part(self, span: slice) -> "StepPlan":
-        """A part of the batch."""
+        """A slice of the batch."""
         return StepPlan(*(array[span] for array in vars(self).values()))
 
 
 @dataclass(frozen=True)
 class Jitter:
-    """How the frames of training views vary, one draw a view.
+    """Augmentation of the frames of training views, drawn once per view.
 
     Attributes:
-        flip: half of the views are mirrored.
-        scale: bounds of the factors by which height and width grow, each by itself; None: they do not.
-        colour: share of the views whose colours are changed.
-        grey: share of the views without colour.
+        flip: mirror half of the views.
+        scale: range of the factors of height and width, drawn independently; None: no scaling.
+        color: probability of changing the colors of a view.
+        gray: probability of removing all color from a view.
     """
 
     flip: bool = True
     scale: tuple[float, float] | None = None
-    colour: float = 0.0
-    grey: float = 0.0
+    color: float = 0.0
+    gray: float = 0.0
 
 
 @dataclass(frozen=True)
 class Mixing:
-    """How mixup draws its weights.
+    """How mixup weights are drawn.
 
     Attributes:
         alpha: weights are drawn from Beta(alpha, alpha).
-        by_modality: rgb and spec have weights of their own.
-        group_size: so many samples, one after the other, share their weights.
+        by_modality: draw the weights of rgb and spec independently.
+        group_size: number of consecutive samples that share their weights.
     """
 
     alpha: float
@@ -88,18 +89,18 @@ class Mixing:
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """Order and draws of a whole training.
+    """Order and random draws of a whole training run.
 
-    What does not fill a batch is left out of its epoch (another part in each). Samples that are fewer than a batch are repeated
-    to fill it.
+    Samples that do not fill a batch at the end of an epoch are skipped; each epoch skips different ones. If the split is
+    smaller than a batch, its samples are repeated.
 
     Attributes:
-        seed: of everything.
-        num_samples: of the split.
-        batch_size: global.
-        mixing: how mixup draws, or None.
-        jitter: how the frames of training views vary.
-        order: gives each epoch its order; None: all samples, shuffled.
+        seed: seed of all draws.
+        num_samples: number of samples in the split.
+        batch_size: number of samples in the global batch.
+        mixing: how mixup weights are drawn; None: no mixup.
+        jitter: augmentation of the frames.
+        order: draws the order of each epoch; None: all samples, shuffled.
     """
 
     seed: int
@@ -115,11 +116,11 @@ class TrainPlan:
         return max(self.num_samples // self.batch_size, 1)
 
     def step(self, step: int) -> StepPlan:
-        """The global batch of this step, counted from 0 over all epochs."""
+        """The global batch of a step; steps are counted from 0 over all epochs."""
         epoch, number = divmod(step, self.steps_per_epoch)
         order = self.rows(epoch)[number * self.batch_size : (number + 1) * self.batch_size]
         rgb_start, crop_x, crop_y, flip = self._rng(epoch, number, 1).random((4, self.batch_size))
-        spec_start, coloured, grey = self._rng(epoch, number, 4).random((3, self.batch_size))
+        spec_start, colored, gray = self._rng(epoch, number, 4).random((3, self.batch_size))
         return StepPlan(
             rows=order,
             start=np.stack([rgb_start, spec_start], axis=1),
@@ -127,8 +128,8 @@ class TrainPlan:
             crop_y=crop_y,
             flip=(flip < 0.5) & self.jitter.flip,
             scale=self._rng(epoch, number, 5).uniform(*(self.jitter.scale or UNSCALED), (self.batch_size, 2)),
-            colour=np.where(coloured[:, None] < self.jitter.colour, self._colour(self._rng(epoch, number, 6)), UNCOLOURED),
-            grey=grey < self.jitter.grey,
+            color=np.where(colored[:, None] < self.jitter.color, self._color(self._rng(epoch, number, 6)), UNCOLORED),
+            gray=gray < self.jitter.gray,
             mask=self._rng(epoch, number, 2).random((self.batch_size, 4)),
             mix=self._mix(self._rng(epoch, number, 3)),
         )
@@ -136,8 +137,8 @@ class TrainPlan:
     def _rng(self, epoch: int, number: int, purpose: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, epoch, number, purpose])
 
-    def _colour(self, rng: np.random.Generator) -> np.ndarray:
-        return np.stack([rng.uniform(low, high, self.batch_size) for low, high in COLOUR_RANGES], axis=1)
+    def _color(self, rng: np.random.Generator) -> np.ndarray:
+        return np.stack([rng.uniform(low, high, self.batch_size) for low, high in COLOR_RANGES], axis=1)
 
     def _mix(self, rng: np.random.Generator) -> np.ndarray:
         if self.mixing is None:
@@ -149,12 +150,12 @@ class TrainPlan:
         return np.repeat(weights, size, axis=0)[: self.batch_size]
 
     def rows(self, epoch: int) -> np.ndarray:
-        """Rows of the samples in the order in which an epoch sees them, int64, at least one batch."""
+        """Rows of the samples of an epoch, int64, in their order; at least one batch."""
         with self._lock:
             return self._rows(epoch)
 
     def order_rng(self, epoch: int) -> np.random.Generator:
-        """The generator that the epoch's order is drawn from."""
+        """Random generator from which the order of an epoch is drawn."""
         return np.random.default_rng([self.seed, epoch, 0])
 
     @cached_property

@@ -1,6 +1,6 @@
-"""Views: windows of a clip, and which frames and log-mel rows they are made of.
+"""Views: windows of a clip, and the frames and log-mel rows that they consist of.
 
-Inside, time is counted in frames of 1/25 s; a frame is four log-mel rows. A clip that is shorter than the window is repeated
+Time is counted in frames of 1/25 s; a frame is as long as four log-mel rows. A clip that is shorter than the window is repeated
 from its start, as in the official code.
 """
 
@@ -16,7 +16,7 @@ ROWS_PER_FRAME = MEL_RATE // FPS
 
 
 class Start(NamedTuple):
-    """Where a view begins in each modality, in frames of 1/25 s."""
+    """Start of a view in each modality, in frames of 1/25 s."""
 
     rgb: int
     spec: int
@@ -24,15 +24,15 @@ class Start(NamedTuple):
 
 @dataclass(frozen=True)
 class Window:
-    """What a model sees at once.
+    """The span of a clip that a model sees at once.
 
     Attributes:
         seconds: t, a multiple of 1/25 s.
-        frames: F; frame k is shown at `start + k * t / F`.
-        rgb_seconds: t of the frames, where it is not that of the sound.
+        frames: F; frame k is the one at `start + k * t / F`.
+        rgb_seconds: t of the frames, if it differs from that of the sound.
 
     Raises:
-        ValueError: t is no multiple of 1/25 s, or holds fewer than F frames.
+        ValueError: t is not a multiple of 1/25 s, or shorter than F frames.
     """
 
     seconds: float
@@ -44,7 +44,7 @@ class Window:
         if self.rgb_seconds is not None:
             _check_length(self.rgb_seconds)
         if not 1 <= self.frames <= self.rgb_length:
-            raise ValueError(f"frames {self.frames} is outside 1..{self.rgb_length}, the frames in the window")
+            raise ValueError(f"frames {self.frames} is outside 1..{self.rgb_length}, the number of frames in the window")
 
     @property
     def length(self) -> int:
@@ -62,11 +62,11 @@ class Window:
         return self.length * ROWS_PER_FRAME
 
     def frame_numbers(self, start: int, clip_frames: int) -> list[int]:
-        """Numbers of the F frames of the view from frame `start` on, in a clip of `clip_frames`."""
+        """Numbers of the F frames of the view that starts at frame `start`, in a clip of `clip_frames`."""
         return [(start + k * self.rgb_length // self.frames) % clip_frames for k in range(self.frames)]
 
     def mel_spans(self, start: int, clip_frames: int) -> list[tuple[int, int]]:
-        """Spans [from, to) of log-mel rows that make up the view from frame `start` on, in order."""
+        """Spans [first, end) of log-mel rows of the view that starts at frame `start`, in order."""
         rows, clip_rows = self.mel_rows, clip_frames * ROWS_PER_FRAME
         spans = []
         row = start * ROWS_PER_FRAME
@@ -77,30 +77,31 @@ class Window:
             row = 0
         return spans
 
-    def random_start(self, draws: Sequence[float] | np.ndarray, clip_frames: int, synchronised: bool = True) -> Start:
-        """Start of a training view: uniform over all at which its window fits in the clip.
+    def random_start(self, draws: Sequence[float] | np.ndarray, clip_frames: int, synchronized: bool = True) -> Start:
+        """Start of a training view, uniform over all starts at which the window fits in the clip.
 
         Args:
-            draws: two uniform in [0, 1), for rgb and spec.
-            clip_frames: frames of the clip.
-            synchronised: picture and sound begin together, by the first draw, and sound that is longer goes on at the clip's
-                start, as in the official code. Otherwise each modality's window is drawn by itself (paper, Sec. 4.3.2).
+            draws: two numbers, uniform in [0, 1), for rgb and spec.
+            clip_frames: number of frames in the clip.
+            synchronized: frames and sound start together, at the first draw; if the sound's window is the longer one and passes
+                the end of the clip, it continues at the clip's start, as in the official code. Otherwise the window of each
+                modality is drawn independently (paper, Sec. 4.3.2).
         """
         rgb, spec = (
             int(draw * (max(clip_frames - length, 0) + 1))
             for draw, length in zip(draws, (self.rgb_length, self.length), strict=True)
         )
-        return Start(rgb, rgb if synchronised else spec)
+        return Start(rgb, rgb if synchronized else spec)
 
     def crop_starts(self, crops: int, clip_frames: int) -> list[Start]:
-        """Starts of `crops` evaluation views: in each modality evenly spaced from 0 to D - t; one view is the middle one."""
+        """Starts of `crops` evaluation views, evenly spaced from 0 to D - t in each modality; a single view is centered."""
         rgb, spec = (_spaced(crops, max(clip_frames - length, 0)) for length in (self.rgb_length, self.length))
         return [Start(*starts) for starts in zip(rgb, spec, strict=True)]
 
 
 def _check_length(seconds: float) -> None:
     if abs(seconds * FPS - round(seconds * FPS)) > 1e-6 or seconds <= 0:
-        raise ValueError(f"seconds {seconds} is no positive multiple of 1/{FPS}")
+        raise ValueError(f"seconds {seconds} is not a positive multiple of 1/{FPS}")
 
 
 def _spaced(crops: int, last: int) -> list[int]:

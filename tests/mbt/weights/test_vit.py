@@ -93,11 +93,11 @@ def test_layer_scale_is_folded_in(timm_file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnet18", {}, "no plain Vision Transformer"),
-        ("no_such_vit", {}, "gives no pretrained 'no_such_vit'"),
-        (NAME, {"reg_tokens": 4}, "no tensor reg_token"),
+        ("resnet18", {}, "not a plain Vision Transformer"),
+        ("no_such_vit", {}, "has no pretrained model 'no_such_vit'"),
+        (NAME, {"reg_tokens": 4}, "unknown tensor reg_token"),
         (NAME, {"qkv_bias": False}, r"query.bias \(192,\) is missing"),
-        (NAME, {"pre_norm": True}, "no tensor norm_pre"),
+        (NAME, {"pre_norm": True}, "unknown tensor norm_pre"),
     ],
 )
 def test_models_that_do_not_fit_are_refused(name: str, options: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -204,9 +204,9 @@ def test_the_official_surgery(name: str, inflation: Any, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_layers": 3}, "the ViT has num_layers 2, and the model has 3"),
-        ({"tubelet": (1, 8, 8)}, r"patches of \(16, 16\), and the model's rgb of \(8, 8\)"),
-        ({"spec_patch": (16, 8)}, r"model's spec of \(16, 8\)"),
+        ({"num_layers": 3}, "the ViT has num_layers 2, but the model has 3"),
+        ({"tubelet": (1, 8, 8)}, r"the ViT has patches \(16, 16\), but the rgb stream has \(8, 8\)"),
+        ({"spec_patch": (16, 8)}, r"the spec stream has \(16, 8\)"),
     ],
 )
 def test_a_vit_of_another_shape_is_refused(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_a_vit_of_another_shape_is_refused(fields: dict[str, Any], message: str,
 def test_official_surgery_needs_a_grid_of_bottlenecks(tmp_path: Path) -> None:
     np.savez(tmp_path / "ViT.npz", **flat_vit())
     vit = read_vit(tmp_path / "ViT.npz")
-    with pytest.raises(ValueError, match="cannot lay 7 of them on a grid"):
+    with pytest.raises(ValueError, match="cannot arrange 7 of them in a grid"):
         init_from_vit(MBT(own(vit, image_size=48, num_bottlenecks=8)), vit, "official")
 
 
@@ -229,19 +229,19 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     np.savez(whole, **params)
     cut.write_bytes(whole.read_bytes()[:-500])
     np.savez(foreign, weights=np.zeros(3))
-    with pytest.raises(ValueError, match="no whole"):
+    with pytest.raises(ValueError, match=r"not a complete \.npz file"):
         read_vit(cut)
-    with pytest.raises(ValueError, match="no weights of a ViT"):
+    with pytest.raises(ValueError, match="this file is not a ViT checkpoint"):
         read_vit(foreign)
     cut.write_bytes(b"no zip")
-    with pytest.raises(ValueError, match="no whole"):
+    with pytest.raises(ValueError, match=r"not a complete \.npz file"):
         read_vit(cut)
     del params["Transformer/encoderblock_1/LayerNorm_2/bias"]
     np.savez(whole, **params)
     with pytest.raises(ValueError, match="encoderblock_1/LayerNorm_1/bias is missing"):
         read_vit(whole)
     np.savez(whole, **{**params, "Transformer/posembed_input/pos_embedding": np.zeros((1, 12, 8), np.float32)})
-    with pytest.raises(ValueError, match="11 patches, which are no square"):
+    with pytest.raises(ValueError, match="11 patches, which do not form a square"):
         read_vit(whole)
 
 

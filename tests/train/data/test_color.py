@@ -9,7 +9,7 @@ import torch
 
 from mbt.train.data.color import colour_jitter
 from mbt.train.data.random_access import centred
-from mbt.train.sampling.plan import UNCOLOURED, Jitter, StepPlan, TrainPlan
+from mbt.train.sampling.plan import UNCOLORED, Jitter, StepPlan, TrainPlan
 
 
 def frames(views: int, seed: int = 0) -> np.ndarray:
@@ -19,8 +19,8 @@ def frames(views: int, seed: int = 0) -> np.ndarray:
     return values
 
 
-def plan(colour: tuple[float, ...] | np.ndarray = UNCOLOURED, grey: bool = False, views: int = 1) -> StepPlan:
-    return replace(centred(np.arange(views)), colour=np.tile(colour, (views, 1)), grey=np.full(views, grey))
+def plan(colour: tuple[float, ...] | np.ndarray = UNCOLORED, grey: bool = False, views: int = 1) -> StepPlan:
+    return replace(centred(np.arange(views)), color=np.tile(colour, (views, 1)), gray=np.full(views, grey))
 
 
 def expected(frame: np.ndarray, brightness: float, saturation: float, contrast: float, hue: float) -> np.ndarray:
@@ -92,7 +92,7 @@ def test_each_view_has_its_own_draws_for_all_its_frames() -> None:
     draws = TrainPlan(0, 16, 16, None, Jitter(True, None, 0.5, 0.3)).step(0)
     rgb = torch.from_numpy(frames(16).astype(np.float32))
     together = colour_jitter(rgb, draws)
-    changed = (draws.colour != UNCOLOURED).any(1) | draws.grey
+    changed = (draws.color != UNCOLORED).any(1) | draws.gray
     assert 0 < changed.sum() < 16
     for view in range(16):
         alone = colour_jitter(rgb[view : view + 1], draws.part(slice(view, view + 1)))

@@ -19,7 +19,7 @@ from mbt.train.distributed.process_group import joined, rank_and_world_size
 from mbt.train.engine.engine import Engine
 from mbt.train.engine.torch_engine import TorchEngine
 from mbt.train.engine.zero_config import Zero
-from mbt.train.recipes.recipe import TrainRecipe
+from mbt.train.recipes.schema import TrainRecipe
 from mbt.train.trainer import train
 from tests.tiny import CONFIG, tiny
 

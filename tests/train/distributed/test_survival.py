@@ -22,7 +22,7 @@ from mbt.train.engine.engine import StepResult
 from mbt.train.engine.torch_engine import TorchEngine
 from mbt.train.engine.zero_config import Zero
 from mbt.train.evaluation.evaluate import evaluate_split
-from mbt.train.recipes.recipe import TrainRecipe
+from mbt.train.recipes.schema import TrainRecipe
 from mbt.train.trainer import train
 from tests.conftest import Door
 from tests.tiny import tiny

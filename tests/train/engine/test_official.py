@@ -10,7 +10,7 @@ from mbt.train.data.random_access import centred
 from mbt.train.engine.schedule import learning_rate
 from mbt.train.engine.torch_engine import TorchEngine
 from mbt.train.evaluation.metrics import evaluate_logits
-from mbt.train.recipes.recipe import TrainRecipe
+from mbt.train.recipes.schema import TrainRecipe
 from tests.golden import Golden, close
 
 

@@ -12,7 +12,7 @@ from mbt.train.engine.engine import micro_batches
 from mbt.train.engine.optimizer import follow, make_optimizer, parameter_groups, set_rates
 from mbt.train.engine.precision import GROWTH_INTERVAL, LossScale
 from mbt.train.engine.torch_engine import TorchEngine
-from mbt.train.recipes.recipe import TrainRecipe
+from mbt.train.recipes.schema import TrainRecipe
 from tests.tiny import CONFIG, tiny
 from tests.train.distributed.several import batch
 

@@ -8,7 +8,7 @@ import pytest
 
 from mbt.manifests.errors import ConfigError
 from mbt.train.engine.zero_config import Zero
-from mbt.train.recipes.recipe import TrainRecipe
+from mbt.train.recipes.schema import TrainRecipe
 
 RECIPE = TrainRecipe(batch_size=24, micro_batch=5, max_grad_norm=0.5)
 

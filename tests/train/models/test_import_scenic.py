@@ -67,10 +67,10 @@ def test_what_cannot_be_imported_is_one_line(shards: Path, tmp_path: Path, mbt: 
     cut = tmp_path / "cut"
     cut.write_bytes(file.read_bytes()[:-100])
     for arguments, message in (
-        ((cut,), "no whole Flax checkpoint"),
+        ((cut,), "not a complete Flax checkpoint"),
         ((tmp_path / "nothing",), "No such file"),
         ((file, "--set", "fusion_layer=13"), "fusion_layer 13 is outside 0..12"),
-        ((file, "--set", "colour=1"), "sets no field of the model"),
+        ((file, "--set", "colour=1"), "not FIELD=VALUE for a field of the model"),
         ((file, "--set", "fusion_layer=deep"), "valid integer"),
         ((file, "--data", shards), "15 labels, and the checkpoint has 527 classes"),
     ):

@@ -15,7 +15,7 @@ from mbt.manifests.reading.reader import ShardReader
 from mbt.train.engine.zero_config import Zero
 from mbt.train.models.initial import initial_model
 from mbt.train.models.model_folder import load_trained
-from mbt.train.recipes.recipe import InitRecipe
+from mbt.train.recipes.schema import InitRecipe
 from mbt.train.trainer import train
 from tests.mbt.weights.test_vit import flat_vit
 from tests.tiny import CONFIG, tiny
@@ -57,11 +57,11 @@ def test_from_another_mbt_of_other_inputs_and_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("weights", "fields", "message"),
     [
-        ("nowhere.npz", {}, "nothing is at"),
-        ("VIT", {"num_layers": 3}, "the ViT has num_layers 2, and the model has 3"),
+        ("nowhere.npz", {}, "nowhere.npz is neither a folder nor a model id"),
+        ("VIT", {"num_layers": 3}, "the ViT has num_layers 2, but the model has 3"),
         ("MBT", {"num_layers": 3}, "tensor encoder.blocks.rgb.2"),
-        ("MBT", {"classifier": "gap"}, "the model has no tensor tokens"),
-        ("timm:resnet18x", {}, "timm gives no pretrained 'resnet18x'"),
+        ("MBT", {"classifier": "gap"}, "unknown tensor tokens"),
+        ("timm:resnet18x", {}, "timm has no pretrained model 'resnet18x'"),
     ],
 )
 def test_what_does_not_fit_is_an_error(weights: str, fields: dict[str, Any], message: str, vit: Path, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from mbt import MBTConfig
 from mbt.manifests.errors import ConfigError
-from mbt.train.recipes.recipe import ModelRecipe, Recipe, load_recipe, recipe_names
+from mbt.train.recipes.loading import load_recipe, recipe_names
+from mbt.train.recipes.schema import ModelRecipe, Recipe
 from mbt.train.sampling.plan import Mixing
 
 
@@ -54,7 +55,7 @@ def test_the_resolved_recipe_is_written_and_read_back(tmp_path: Path) -> None:
         ("batch_size=8", "is not section.field=value"),
         ("train.batch_size", "is not section.field=value"),
         ("input.seconds=0.03", "seconds 0.03"),
-        ("input.image_size=300", "image_size 300 is above resize 256"),
+        ("input.image_size=300", "image_size 300 is larger than resize 256"),
         ("wheels.count=4", "wheels"),
     ],
 )
@@ -71,22 +72,22 @@ def test_an_unknown_recipe_lists_the_known() -> None:
 def test_a_file_that_is_no_toml(tmp_path: Path) -> None:
     path = tmp_path / "broken.toml"
     path.write_text("[train\n")
-    with pytest.raises(ConfigError, match="no TOML"):
+    with pytest.raises(ConfigError, match="is not valid TOML"):
         load_recipe(str(path))
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("train.batch_size=9", "batch_size 9 is no multiple of 2"),
-        ("train.group_size=6", "batch_size 64 is no multiple of 6"),
-        ("train.mixup_alpha=none", "modality_mixup is set, and mixup_alpha is not"),
-        ("model.classifier=gap", "the classifier 'gap' has one for all"),
-        ("model.size=XL", "size 'XL' is none of Ti, S, B, L, H"),
+        ("train.batch_size=9", "batch_size 9 is not divisible by group_size 2"),
+        ("train.group_size=6", "batch_size 64 is not divisible by group_size 6"),
+        ("train.mixup_alpha=none", "modality_mixup is set, but mixup_alpha is not"),
+        ("model.classifier=gap", "model.classifier 'gap' has a single loss"),
+        ("model.size=XL", "size 'XL' is not one of Ti, S, B, L, H"),
         ("input.frames=201", "frames 201 is outside 1..200"),
         ("input.stride=0", "input.stride"),
-        ("input.scale_jitter=[0.8, 1.2]", "leaves no crop of 224"),
-        ("input.scale_jitter=[1.2, 0.9]", "leaves no crop of 224"),
+        ("input.scale_jitter=[0.8, 1.2]", "scale_jitter 0.8 times resize 256 is smaller than the crop of image_size 224"),
+        ("input.scale_jitter=[1.2, 0.9]", r"scale_jitter \[1.2, 0.9\] is not a range of positive factors"),
         ("input.colour_jitter=1.5", "input.colour_jitter"),
         ("init.surgery=none", "init.surgery"),
     ],
@@ -125,7 +126,7 @@ def test_a_recipe_stands_on_another(tmp_path: Path) -> None:
     assert mine.train.epochs == 3
     assert mine == official.model_copy(update={"train": official.train.model_copy(update={"epochs": 3.0})})
     path.write_text('base = "nothing"\n')
-    with pytest.raises(ConfigError, match="there is no recipe 'nothing'"):
+    with pytest.raises(ConfigError, match="no recipe 'nothing'"):
         load_recipe(str(path))
 
 

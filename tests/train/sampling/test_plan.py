@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mbt.train.sampling.order import Drawn, balanced_shares
-from mbt.train.sampling.plan import UNCOLOURED, Jitter, StepPlan, TrainPlan
+from mbt.train.sampling.plan import UNCOLORED, Jitter, StepPlan, TrainPlan
 
 
 @given(st.integers(8, 60), st.integers(1, 8), st.integers(0, 1000))
@@ -64,9 +64,9 @@ def steps_of(jitter: Jitter) -> StepPlan:
 def test_without_jitter_nothing_changes() -> None:
     plan = steps_of(Jitter(flip=False))
     assert not plan.flip.any()
-    assert not plan.grey.any()
+    assert not plan.gray.any()
     assert (plan.scale == 1).all()
-    assert (plan.colour == UNCOLOURED).all()
+    assert (plan.color == UNCOLORED).all()
 
 
 def test_jitter_is_drawn_from_the_official_ranges() -> None:
@@ -77,12 +77,12 @@ def test_jitter_is_drawn_from_the_official_ranges() -> None:
         assert 1.329 < factors.max() <= 1.33
         assert abs(factors.mean() - 1.115) < 0.005
     assert abs(np.corrcoef(plan.scale.T)[0, 1]) < 0.03
-    changed = (plan.colour != UNCOLOURED).any(1)
+    changed = (plan.color != UNCOLORED).any(1)
     assert abs(changed.mean() - 0.8) < 0.02
-    assert abs(plan.grey.mean() - 0.1) < 0.01
-    assert abs(plan.grey[changed].mean() - 0.1) < 0.012, "independent of the colours"
+    assert abs(plan.gray.mean() - 0.1) < 0.01
+    assert abs(plan.gray[changed].mean() - 0.1) < 0.012, "independent of the colours"
     ranges = ((-32 / 255, 32 / 255), (0.6, 1.4), (0.6, 1.4), (-0.2, 0.2))
-    for values, (low, high) in zip(plan.colour[changed].T, ranges, strict=True):
+    for values, (low, high) in zip(plan.color[changed].T, ranges, strict=True):
         assert low <= values.min() < low + 0.01
         assert high - 0.01 < values.max() <= high
         assert abs(values.mean() - (low + high) / 2) < 0.01

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mbt.train.recipes.recipe import InputRecipe
+from mbt.train.recipes.schema import InputRecipe
 from mbt.train.sampling.window import Start, Window
 
 PAPER = Window(seconds=8.0, frames=8)
@@ -77,7 +77,7 @@ def test_a_stride_is_the_papers_for_epic_kitchens() -> None:
 def test_asynchronous_windows_are_uniform_each_in_the_whole_clip() -> None:
     places = [(i + 0.5) / 187 for i in range(187)]
     others = [(i + 0.5) / 51 for i in range(51)]
-    starts = {OFFICIAL.random_start((a, b), 250, synchronised=False) for a in places for b in others}
+    starts = {OFFICIAL.random_start((a, b), 250, synchronized=False) for a in places for b in others}
     assert starts == {Start(a, b) for a in range(187) for b in range(51)}
     assert OFFICIAL.mel_spans(50, 250) == [(200, 1000)], "the last one ends with the clip"
 
