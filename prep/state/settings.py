@@ -69,7 +69,7 @@ def _read(path: Path) -> PackSettings:
 
 
 def _by_option(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by the names of their options, including those of nested settings: `--short-side`, not `media.video.short_side`."""
+    """Values by option name, nested settings included: `--short-side`, not `media.video.short_side`."""
     values: dict[str, Any] = {}
     for name, value in settings.items():
         values |= _by_option(value) if isinstance(value, dict) else {f"--{name.replace('_', '-')}": value}
