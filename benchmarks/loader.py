@@ -1,8 +1,8 @@
-"""Speed of loading: `python -m benchmarks.loader` prints clips/s and bytes read per clip of ours and of what is usual.
+"""Loading speed: `python -m benchmarks.loader` compares clips/s and bytes read per clip of our loader and common alternatives.
 
-All contenders take the same views (frames spread over t at a random start, one random crop and mirroring a clip, log-mel of the
-same time, float32 batches) from the same shards on the same cores, each in a process of its own, in turns: a round runs each
-once, so that what else the machine does hits them alike. What is measured begins with the first batch.
+All contenders produce the same views (frames spread over t from a random start, one random crop and flip per clip, log-mel of
+the same time span, float32 batches) from the same shards on the same cores. Each runs in its own process, in rounds that run
+each contender once, so that other load on the machine affects all alike. Timing starts with the first batch.
 """
 
 import io
@@ -30,10 +30,12 @@ from mbt.manifests.progress import progress
 from mbt.manifests.reading.reader import ShardReader
 from mbt.manifests.reading.stream import ShardStream
 from mbt.train.data.batch import RawBatch
-from mbt.train.data.corruption import Damage
+from mbt.train.data.corruption import CorruptSamples
 from mbt.train.data.decode import decode
-from mbt.train.data.random_access import batches, read_view, train_views
-from mbt.train.data.streaming import TrainViews
+from mbt.train.data.pipeline import decode_batches
+from mbt.train.data.random_access import train_batches
+from mbt.train.data.streaming import TrainStream
+from mbt.train.data.views import read_view
 from mbt.train.recipes.loading import load_recipe
 from mbt.train.sampling.inputs import Inputs
 from mbt.train.sampling.order import Streamed
@@ -45,11 +47,9 @@ CHILD = "import sys, benchmarks.loader as b; print(b.child(*sys.argv[1:]))"
 MIN_OF_BEST, MIN_OF_WEBDATASET, MAX_BYTES = 1.0, 3.0, 1.05
 
 Tensors = tuple[torch.Tensor, torch.Tensor]
-"""Frames float32 (F, 3, S, S) or (B, F, 3, S, S) in [-1, 1], and standardised log-mel float32 (T, M) or (B, T, M)."""
-
-
-Decode = Callable[[bytes, float, float, int], torch.Tensor]
-"""A crop, uint8 (3, S, S), of a JPEG: x and y in [0, 1], and S."""
+"""Frames, float32 (F, 3, S, S) or (B, F, 3, S, S) in [-1, 1], and standardized log-mel, float32 (T, M) or (B, T, M)."""
+DecodeCrop = Callable[[bytes, float, float, int], torch.Tensor]
+"""Decodes a crop of a JPEG, uint8 (3, S, S), from its bytes, x and y in [0, 1], and S."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class Views:
 
     Attributes:
         folder: the dataset.
-        count: views in a run, a multiple of `batch_size`.
-        batch_size: clips in a batch.
-        cores: threads or processes.
+        count: views per run, divisible by `batch_size`.
+        batch_size: views per batch.
+        cores: number of threads or processes.
     """
 
     folder: Path
@@ -70,18 +70,18 @@ class Views:
 
     @property
     def inputs(self) -> Inputs:
-        """The paper's: 8 frames over 8 s, crops of 224."""
+        """The inputs of the paper: 8 frames over 8 s, crops of 224."""
         with ShardReader(self.folder, SPLIT) as reader:
             return load_recipe("mbt_paper").inputs(reader.info)
 
     def plans(self) -> Iterator[StepPlan]:
-        """The draws of each batch."""
+        """The plan of each batch."""
         with ShardReader(self.folder, SPLIT) as reader:
             plan = TrainPlan(0, len(reader), self.batch_size)
         return (plan.step(step) for step in range(self.count // self.batch_size))
 
     def needed_bytes(self) -> float:
-        """Bytes of the frames and rows of a view, mean."""
+        """Mean bytes of the frames and log-mel rows of a view."""
         inputs, total = self.inputs, 0
         with ShardReader(self.folder, SPLIT) as reader:
             for plan in self.plans():
@@ -93,26 +93,26 @@ class Views:
 
 
 def ours(views: Views) -> Iterator[Any]:
-    """`mbt train`'s own loader."""
+    """The loader of `mbt train`."""
     reader, inputs = ShardReader(views.folder, SPLIT), views.inputs
-    raw = train_views(reader, inputs, views.plans(), True, Damage(reader, 0.0))
-    return batches(raw, inputs, views.batch_size, torch.device("cpu"), reader.targets, views.cores)
+    raw = train_batches(reader, inputs, views.plans(), True, CorruptSamples(reader, 0.0))
+    return decode_batches(raw, inputs, views.batch_size, torch.device("cpu"), reader.targets, views.cores)
 
 
 def ours_streamed(views: Views) -> Iterator[Any]:
-    """The same over shards behind a URL, here of this machine's files."""
+    """The loader of `mbt train` for shards behind a URL, here file://."""
     split, size = ShardStream(f"file://{views.folder.resolve()}", SPLIT), views.batch_size
     order = Streamed(split.shard_of, streams=math.gcd(size, 8), buffer=4 * size, batch_size=size)
     plan = TrainPlan(0, len(split), size, order=order)
-    raw = TrainViews(split, views.inputs, plan, True, Damage(split, 0.0)).batches(range(views.count // size))
-    return batches(raw, views.inputs, size, torch.device("cpu"), split.targets, views.cores)
+    raw = TrainStream(split, views.inputs, plan, True, CorruptSamples(split, 0.0)).batches(range(views.count // size))
+    return decode_batches(raw, views.inputs, size, torch.device("cpu"), split.targets, views.cores)
 
 
-class Clip(torch.utils.data.Dataset[Tensors]):
-    """Random access for torch's DataLoader: reads as ours does, and decodes by `decoded`."""
+class ClipDataset(torch.utils.data.Dataset[Tensors]):
+    """Random access for torch's DataLoader: reads as our loader does, and decodes with `decode_crop`."""
 
-    def __init__(self, views: Views, decoded: Decode) -> None:
-        self.folder, self.inputs, self.decoded = views.folder, views.inputs, decoded
+    def __init__(self, views: Views, decode_crop: DecodeCrop) -> None:
+        self.folder, self.inputs, self.decode_crop = views.folder, views.inputs, decode_crop
         parts = [zip(p.rows, p.start, p.crop_x, p.crop_y, p.flip, strict=True) for p in views.plans()]
         self.draws = list(itertools.chain.from_iterable(parts))
         self.reader: ShardReader | None = None
@@ -127,26 +127,26 @@ class Clip(torch.utils.data.Dataset[Tensors]):
         sample = self.reader[int(row)]
         _, jpegs, spec = read_view(sample, self.inputs, self.inputs.window.random_start(draws, sample.num_frames))
         assert spec is not None
-        return transformed(jpegs, spec, (x, y), flip, self.inputs, self.decoded)
+        return to_tensors(jpegs, spec, (x, y), flip, self.inputs, self.decode_crop)
 
 
-def transformed(
+def to_tensors(
     jpegs: Iterable[bytes],
     spec: np.ndarray,
     crop: tuple[float, float],
     flip: bool,
     inputs: Inputs,
-    decoded: Decode,
+    decode_crop: DecodeCrop,
 ) -> Tensors:
-    """A view as the model takes it."""
-    frames = torch.stack([decoded(jpeg, *crop, inputs.image_shape[0]) for jpeg in jpegs])
+    """A view as model input."""
+    frames = torch.stack([decode_crop(jpeg, *crop, inputs.image_shape[0]) for jpeg in jpegs])
     if flip:
         frames = frames.flip(3)
     return frames.float().div_(HALF_RANGE).sub_(1), (torch.from_numpy(spec).float() - inputs.mel_mean) / inputs.mel_std
 
 
-def by_pil(jpeg: bytes, x: float, y: float, size: int) -> torch.Tensor:
-    """A crop, uint8 (3, size, size), by PIL."""
+def pil_crop(jpeg: bytes, x: float, y: float, size: int) -> torch.Tensor:
+    """Decode a crop, uint8 (3, size, size), with PIL."""
     from PIL import Image
 
     image = Image.open(io.BytesIO(jpeg))
@@ -154,8 +154,8 @@ def by_pil(jpeg: bytes, x: float, y: float, size: int) -> torch.Tensor:
     return torch.from_numpy(np.array(image.crop((left, top, left + size, top + size)))).permute(2, 0, 1)
 
 
-def by_torchvision(jpeg: bytes, x: float, y: float, size: int) -> torch.Tensor:
-    """The same by torchvision."""
+def torchvision_crop(jpeg: bytes, x: float, y: float, size: int) -> torch.Tensor:
+    """Decode a crop, uint8 (3, size, size), with torchvision."""
     from torchvision.io import decode_jpeg  # type: ignore[import-untyped]
 
     image = decode_jpeg(torch.frombuffer(bytearray(jpeg), dtype=torch.uint8))
@@ -163,13 +163,13 @@ def by_torchvision(jpeg: bytes, x: float, y: float, size: int) -> torch.Tensor:
     return image[:, top : top + size, left : left + size]
 
 
-def data_loader(views: Views, decoded: Decode) -> Iterator[Any]:
-    """torch's DataLoader with a process a core."""
-    return in_processes(Clip(views, decoded), views)
+def data_loader(views: Views, decode_crop: DecodeCrop) -> Iterator[Any]:
+    """torch's DataLoader with one worker per core."""
+    return worker_batches(ClipDataset(views, decode_crop), views)
 
 
-def in_processes(clips: Any, views: Views) -> Iterator[Any]:
-    """Batches by torch's DataLoader."""
+def worker_batches(clips: Any, views: Views) -> Iterator[Any]:
+    """Batches from torch's DataLoader."""
     return iter(
         torch.utils.data.DataLoader(
             clips, views.batch_size, num_workers=views.cores, persistent_workers=True, prefetch_factor=2, drop_last=True
@@ -179,24 +179,24 @@ def in_processes(clips: Any, views: Views) -> Iterator[Any]:
 
 def torch_pil(views: Views) -> Iterator[Any]:
     """DataLoader with PIL."""
-    return data_loader(views, by_pil)
+    return data_loader(views, pil_crop)
 
 
 def torch_torchvision(views: Views) -> Iterator[Any]:
     """DataLoader with torchvision's decode_jpeg."""
     import torchvision.io  # type: ignore[import-untyped]  # noqa: F401
 
-    return data_loader(views, by_torchvision)
+    return data_loader(views, torchvision_crop)
 
 
 @dataclass(frozen=True)
-class Member:
-    """A view of a whole sample as a stream gives it; draws are this process's own."""
+class RandomView:
+    """Cuts a random view from a whole sample, with draws of the current process."""
 
     inputs: Inputs
 
     def cut(self, description: bytes, mel: bytes, stream: bytes) -> tuple[list[bytes], np.ndarray]:
-        """JPEGs and log-mel of a random view."""
+        """JPEGs and log-mel of a random view of a sample, from its members."""
         ends = np.cumsum([0, *json.loads(description)["frame_bytes"]])
         window = self.inputs.window
         start = window.random_start(np.random.random(2).tolist(), len(ends) - 1)
@@ -205,23 +205,23 @@ class Member:
         return jpegs, np.concatenate([rows[a:b] for a, b in window.mel_spans(start.spec, len(ends) - 1)])
 
     def __call__(self, sample: dict[str, bytes]) -> Tensors:
-        """The view as the model takes it."""
+        """The view as model input."""
         jpegs, spec = self.cut(sample["json"], sample["mel.npy"], sample["mjpg"])
         x, y, flip = np.random.random(3)
-        return transformed(jpegs, spec, (x, y), flip < 0.5, self.inputs, by_pil)
+        return to_tensors(jpegs, spec, (x, y), flip < 0.5, self.inputs, pil_crop)
 
 
 def webdataset_pil(views: Views) -> Iterator[Any]:
-    """webdataset in torch's DataLoader, with PIL; each process reads shards drawn at random."""
+    """webdataset in torch's DataLoader, with PIL; each worker reads randomly drawn shards."""
     import webdataset
 
     tars = [str(path) for path in sorted(views.folder.glob(f"{SPLIT}-*.tar"))]
-    samples = webdataset.WebDataset(tars, resampled=True, shardshuffle=False, nodesplitter=None).map(Member(views.inputs))
-    return itertools.islice(in_processes(samples.with_epoch(views.count), views), views.count // views.batch_size)
+    samples = webdataset.WebDataset(tars, resampled=True, shardshuffle=False, nodesplitter=None).map(RandomView(views.inputs))
+    return itertools.islice(worker_batches(samples.with_epoch(views.count), views), views.count // views.batch_size)
 
 
 def dali_reader(views: Views) -> Any:
-    """Built pipeline of DALI's reader: the bytes of the members json, mel.npy and mjpg, from the page cache by reading."""
+    """A built DALI pipeline that reads the members json, mel.npy and mjpg as bytes, with read() instead of mmap."""
     from nvidia.dali import fn, types
     from nvidia.dali.pipeline import pipeline_def
 
@@ -246,8 +246,8 @@ def dali_reader(views: Views) -> Any:
 
 
 def webdataset_dali(views: Views) -> Iterator[Any]:
-    """DALI's own reader of webdatasets, and its decoder as ours has it, over the frames of a view."""
-    inputs, cut = views.inputs, Member(views.inputs).cut
+    """DALI's webdataset reader, and our DALI decoder for the frames of a view."""
+    inputs, cut = views.inputs, RandomView(views.inputs).cut
     pipeline = dali_reader(views)
 
     def raw() -> Iterator[RawBatch]:
@@ -268,7 +268,7 @@ def webdataset_dali(views: Views) -> Iterator[Any]:
 OURS, STREAMED = "mbt", "mbt-stream"
 CONTENDERS: dict[str, tuple[str, Callable[[Views], Iterator[Any]]]] = {
     OURS: ("mbt train's loader", ours),
-    STREAMED: ("mbt train's, whole tars as a stream", ours_streamed),
+    STREAMED: ("mbt train's loader, tars as a stream", ours_streamed),
     "torch-pil": ("DataLoader, same reads, PIL", torch_pil),
     "torch-torchvision": ("DataLoader, same reads, torchvision", torch_torchvision),
     "webdataset-pil": ("webdataset, DataLoader, PIL", webdataset_pil),
@@ -278,7 +278,7 @@ STREAMS = ("webdataset-pil", "webdataset-dali")
 
 
 def child(name: str, folder: str, count: str, batch_size: str, cores: str) -> str:
-    """Run a contender once; JSON of its `rate`, clips/s after the first batch, and `bytes` read per clip."""
+    """Run a contender once; returns JSON with `rate`, clips/s after the first batch, and `bytes` read per clip."""
     torch.set_num_threads(1)
     views = Views(Path(folder), int(count), int(batch_size), int(cores))
     views.needed_bytes()
@@ -291,41 +291,41 @@ def child(name: str, folder: str, count: str, batch_size: str, cores: str) -> st
     children = [pid for listed in Path("/proc/self/task").glob("*/children") for pid in listed.read_text().split()]
     read = _read_bytes("self", *children) - before
     if seen != views.count // views.batch_size:
-        raise InputError(f"{name} gave {seen} batches", "Take a count that is a multiple of the batch size")
+        raise InputError(f"{name} yielded {seen} batches for {views.count} views", "Choose a count divisible by the batch size")
     return json.dumps({"rate": rate, "bytes": read / views.count})
 
 
 def _read_bytes(*pids: str) -> int:
-    """Bytes that these processes have read, from the page cache or not."""
+    """Bytes that these processes have read, whether cached or not."""
     return sum(int(Path(f"/proc/{pid}/io").read_text().split()[1]) for pid in pids)
 
 
 @dataclass
 class Row:
-    """A contender and what its runs gave."""
+    """A contender and the results of its runs."""
 
     name: str
     rates: list[float] = field(default_factory=list)
     bytes: list[float] = field(default_factory=list)
 
     def run(self, views: Views) -> None:
-        """Run it once, in a process of its own.
+        """Run the contender once, in its own process.
 
         Raises:
-            InputError: it failed.
+            InputError: the run failed.
         """
         given = [self.name, str(views.folder), str(views.count), str(views.batch_size), str(views.cores)]
         done = subprocess.run([sys.executable, "-c", CHILD, *given], cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
             reason = (done.stderr.splitlines() or [f"status {done.returncode}"])[-1]
-            raise InputError(f"{self.name} failed: {reason}", "Leave it out by --only")
+            raise InputError(f"{self.name} failed: {reason}", "Skip it by naming the others with --only")
         found = json.loads(done.stdout.splitlines()[-1])
         self.rates.append(found["rate"])
         self.bytes.append(found["bytes"])
 
 
 def report(views: Views, names: Iterable[str], rounds: int) -> str:
-    """Run the benchmark and put it into words."""
+    """Run the benchmark and return its table."""
     rows = {name: Row(name) for name in names}
     with pinned(views.cores), progress(len(rows) * rounds, "benchmark", "run") as bar:
         needed = views.needed_bytes()
@@ -336,7 +336,7 @@ def report(views: Views, names: Iterable[str], rounds: int) -> str:
         f"{views.count} views in batches of {views.batch_size} on {views.cores} cores, median of {rounds} rounds; "
         f"a view needs {needed / 1e3:,.0f} kB",
         "",
-        f"{'':<38}{'clips/s':>9}{'frames/s':>10}{'mbt is x':>10}{'kB a clip':>11}{'x needed':>10}",
+        f"{'':<38}{'clips/s':>9}{'frames/s':>10}{'mbt is x':>10}{'kB/clip':>11}{'x needed':>10}",
     ]
     own, others = rows.get(OURS), [row for row in rows.values() if row.name not in (OURS, STREAMED)]
     for row in rows.values():
@@ -354,29 +354,33 @@ def report(views: Views, names: Iterable[str], rounds: int) -> str:
 
 
 def _ratio(own: Row, other: Row) -> float:
-    """Median over the rounds of our rate over the other's."""
+    """Median over the rounds of our rate divided by the other's."""
     return statistics.median(a / b for a, b in zip(own.rates, other.rates, strict=True))
 
 
 def packed(folder: Path, media: Path | None, count: int) -> Path:
-    """A dataset folder of `count` clips of these media files, or of rendered ones."""
+    """Pack `count` clips of these media files, or of rendered ones; returns the dataset folder."""
     clips = Clips.of(folder / "clips", media_files(media) if media else render(folder / "rendered", count), count)
     lists = ["--list", str(clips.folder / "clips.csv"), "--labels", str(clips.folder / "labels.csv")]
-    command = [sys.executable, "-c", "import cli; cli.main()", "prep", "custom", *lists]
+    command = [sys.executable, "-m", "mbt", "prep", "custom", *lists]
     out = folder / "set"
     subprocess.run([*command, "--source", str(clips.folder / "media"), "--out", str(out)], check=True, cwd=ROOT)
     return out
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Dataset; default: rendered.")
-@click.option("--clips", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Media to pack instead.")
-@click.option("--count", type=click.IntRange(min=2), default=64, help="Clips to pack.")
-@click.option("--batches", "number", type=click.IntRange(min=2), default=24, help="Batches in a run.")
+@click.option(
+    "--data", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Dataset folder; rendered if omitted."
+)
+@click.option(
+    "--clips", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of media files to pack instead."
+)
+@click.option("--count", type=click.IntRange(min=2), default=64, help="Number of clips to pack.")
+@click.option("--batches", "number", type=click.IntRange(min=2), default=24, help="Batches per run.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=16)
-@click.option("--repeats", type=click.IntRange(min=1), default=3, help="Rounds.")
+@click.option("--repeats", type=click.IntRange(min=1), default=3, help="Number of rounds.")
 @click.option("--cores", type=click.IntRange(min=1), default=2)
-@click.option("--only", multiple=True, type=click.Choice(list(CONTENDERS)), help="A contender; default: all.")
+@click.option("--only", multiple=True, type=click.Choice(list(CONTENDERS)), help="Run only this contender; may be repeated.")
 def main(
     data: Path | None,
     clips: Path | None,
@@ -387,7 +391,7 @@ def main(
     cores: int,
     only: tuple[str, ...],
 ) -> None:
-    """Measure our loader beside what is usual, on the same shards and cores with the same transforms."""
+    """Compare our loader with common alternatives, on the same shards and cores with the same transforms."""
     try:
         with tempfile.TemporaryDirectory(prefix="mbt-loader-") as folder:
             views = Views(data or packed(Path(folder), clips, count), number * batch_size, batch_size, cores)

@@ -1,7 +1,7 @@
-"""A whole training step of MBT-B, as `mbt train` makes it: `python -m benchmarks.train_step` prints one table.
+"""The training step of MBT-B, as in `mbt train`: `python -m benchmarks.train_step` prints one table.
 
-Each variant runs in a process of its own, which also times the machine's large matrix product between its steps, so that what
-else the machine does hits both alike. Data are random and lie on the device: reading and decoding are `benchmarks.loader`'s.
+Each variant runs in its own process, which also times a large matrix product between the steps, so that other load on the
+machine affects both alike. The data are random and already on the device; `benchmarks.loader` measures reading and decoding.
 """
 
 import json
@@ -41,7 +41,7 @@ VARIANTS = {
     "groups-compiled": (GROUPS, "train.compile=true"),
     **{f"zero{stage}": (WHOLE, "train.compile=false") for stage in STAGES},
 }
-"""Settings of a recipe for each variant; `groups` are clipped apart, as the paper's recipes have it; `zeroN` is DeepSpeed's."""
+"""Recipe settings per variant. `groups`: gradients clipped per group of two, as in the paper's recipes; `zeroN`: DeepSpeed."""
 CLASSES = 527
 SPEC_SHAPE = (800, 128)
 WARM_UP = 2
@@ -50,14 +50,14 @@ TASK: Task = "multilabel"
 
 @dataclass(frozen=True)
 class Timing:
-    """What a variant's process measured.
+    """Measurements of one variant.
 
     Attributes:
-        step_s: of each step.
-        product_s: of each matrix product.
-        product_flop: of one product.
-        peak_bytes: of tensors on the GPU; 0 on a CPU.
-        device: its name.
+        step_s: seconds of each step.
+        product_s: seconds of each matrix product.
+        product_flop: FLOP of one matrix product.
+        peak_bytes: peak memory of tensors on the GPU; 0 on a CPU.
+        device: name of the device.
     """
 
     step_s: list[float]
@@ -68,7 +68,7 @@ class Timing:
 
 
 def time_steps(variant: str, recipe_name: str, settings: Sequence[str], steps: int, product_size: int) -> Timing:
-    """Train `steps` steps after two that are not timed."""
+    """Time `steps` training steps, after two warm-up steps."""
     recipe = load_recipe(recipe_name, (*settings, "init.weights=none", *VARIANTS[variant]))
     engine = _engine(variant, recipe)
     batches = _batches(recipe, engine.device)
@@ -76,10 +76,10 @@ def time_steps(variant: str, recipe_name: str, settings: Sequence[str], steps: i
     a, b = torch.randn(2, product_size, product_size, device=engine.device).to(dtype)
     step_s, product_s = [], []
     for number in range(WARM_UP + steps):
-        took = _timed(lambda: engine.step(augment(batches(number), recipe.train), 1e-3), engine.device)  # noqa: B023
+        step = _timed(lambda: engine.step(augment(batches(number), recipe.train), 1e-3), engine.device)  # noqa: B023
         product = _timed(lambda: a @ b, engine.device)
         if number >= WARM_UP:
-            step_s.append(took)
+            step_s.append(step)
             product_s.append(product)
     on_gpu = engine.device.type == "cuda"
     return Timing(
@@ -102,14 +102,14 @@ def _engine(variant: str, recipe: Recipe) -> Engine:
 
 
 def config(recipe: Recipe) -> MBTConfig:
-    """The recipe's model for AudioSet's classes."""
+    """The recipe's model, with AudioSet's number of classes."""
     fields = recipe.model.model_dump()
     size = recipe.input.image_size
     return MBTConfig(num_classes=CLASSES, num_frames=recipe.input.frames, image_size=size, spec_shape=SPEC_SHAPE, **fields)
 
 
 def _batches(recipe: Recipe, device: torch.device) -> Callable[[int], Batch]:
-    """The batch of a step: the same clips each time, in other draws."""
+    """Returns the batch of a step: the same clips in each step, with new draws."""
     size, shape = recipe.train.batch_size, image_shape(recipe.input.image_size)
     plan = TrainPlan(0, size, size, recipe.train.mixing)
     rgb = torch.rand(size, recipe.input.frames, 3, *shape, device=device) * 2 - 1
@@ -127,17 +127,17 @@ def _timed(call: Callable[[], object], device: torch.device) -> float:
 
 
 def measure(variant: str, recipe: str, settings: Sequence[str], steps: int, product_size: int) -> Timing | str:
-    """`time_steps` in a process of its own, or the last line of what it said where it failed."""
+    """Run `time_steps` in its own process; returns the last line of its errors if it failed."""
     arguments = json.dumps([variant, recipe, list(settings), steps, product_size])
     command = [sys.executable, "-m", "benchmarks.train_step", "--child", arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
-        return (done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"])[-1]
+        return (done.stderr.strip().splitlines() or [f"exited with status {done.returncode}"])[-1]
     return Timing(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def table(recipe: Recipe, timings: dict[str, Timing | str]) -> str:
-    """All variants as text."""
+    """The table of all variants."""
     batch = recipe.train.batch_size
     flop = 3 * batch * clip_flops(config(recipe)).total
     lines = [f"{'variant':<14}{'ms/step':>10}{'min':>10}{'clips/s':>10}{'TFLOP/s':>10}{'share':>9}{'MFU':>8}{'GB':>8}"]
@@ -155,20 +155,22 @@ def table(recipe: Recipe, timings: dict[str, Timing | str]) -> str:
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--recipe", default="mbt_paper", help="Recipe, whose input and optimiser are taken.")
+@click.option("--recipe", default="mbt_paper", help="Recipe that sets inputs and optimizer.")
 @click.option(
-    "--set", "settings", multiple=True, metavar="SECTION.FIELD=VALUE", help="Set a field of it, such as train.batch_size=8."
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="SECTION.FIELD=VALUE",
+    help="Set a field of the recipe, such as train.batch_size=8.",
 )
-@click.option("--steps", type=click.IntRange(min=1), default=10, help="Steps that are timed.")
-@click.option("--only", multiple=True, type=click.Choice(list(VARIANTS)), help="Variants; all by default.")
-@click.option(
-    "--product-size", type=click.IntRange(min=8), default=8192, help="Rows and columns of the matrices of the product."
-)
+@click.option("--steps", type=click.IntRange(min=1), default=10, help="Number of timed steps.")
+@click.option("--only", multiple=True, type=click.Choice(list(VARIANTS)), help="Run only this variant; may be repeated.")
+@click.option("--product-size", type=click.IntRange(min=8), default=8192, help="Rows and columns of the multiplied matrices.")
 @click.option("--child", hidden=True, help="Measure one variant here and print JSON.")
 def main(
     recipe: str, settings: tuple[str, ...], steps: int, only: tuple[str, ...], product_size: int, child: str | None
 ) -> None:
-    """Time whole training steps: augmentation on the device, forward, backward, clipping, update."""
+    """Time training steps: augmentation on the device, forward, backward, clipping, update."""
     if child is not None:
         click.echo(json.dumps(asdict(time_steps(*json.loads(child)))))
         return
@@ -178,9 +180,9 @@ def main(
     device = next((timing.device for timing in timings.values() if isinstance(timing, Timing)), "no device")
     click.echo(f"""\
 {device}, torch {torch.__version__}, {recipe}, batch {loaded.train.batch_size}, median of {steps} steps
-{clip_flops(config(loaded)).total / 1e9:.1f} GFLOP a clip forward, three times that for a step
-share: of the TFLOP/s of torch's product of two matrices of {product_size} x {product_size} in the same precision and process
-GB: most memory of tensors on the GPU
+{clip_flops(config(loaded)).total / 1e9:.1f} GFLOP per clip forward, three times that for a step
+share: of the TFLOP/s of torch's product of two {product_size} x {product_size} matrices in the same precision and process
+GB: peak memory of tensors on the GPU
 
 {table(loaded, timings)}""")
 

@@ -1,4 +1,4 @@
-"""Checkpoints: complete or absent, one portable format for every engine."""
+"""Checkpoints: complete or absent, in one format for every engine."""
 
 import json
 import shutil
@@ -13,17 +13,17 @@ from mbt.manifests.atomic import storage_errors, sync_folder, write_bytes, write
 from mbt.manifests.errors import ConfigError
 from mbt.train.engine.engine import TrainState
 
-WEIGHTS, OPTIMIZER, AVERAGES, PROGRESS = "model.safetensors", "optimizer.safetensors", "ema.safetensors", "progress.json"
+WEIGHTS, OPTIMIZER, EMA, PROGRESS = "model.safetensors", "optimizer.safetensors", "ema.safetensors", "progress.json"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A training after `step` updates.
+    """A run after some step.
 
     Attributes:
-        step: updates made.
+        step: steps done.
         best: the best evaluation so far, or None.
-        state: weights, optimiser state, and what else the engine goes on with.
+        state: state of the engine.
     """
 
     step: int
@@ -33,11 +33,11 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Best:
-    """The best evaluation of a training.
+    """The best evaluation of a run.
 
     Attributes:
         score: its main metric.
-        step: updates made before it.
+        step: steps done before it.
     """
 
     score: float
@@ -45,7 +45,7 @@ class Best:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
-    """Write `folder`/step-N whole or not at all, then delete all but the newest `keep` and the best.
+    """Write `folder`/step-N completely or not at all, then delete all but the newest `keep` and the best.
 
     Raises:
         StorageError: no space left.
@@ -59,8 +59,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
         optimizer = {f"{kind}/{name}": tensor for kind, tensors in state.optimizer.items() for name, tensor in tensors.items()}
         write_bytes(partial / WEIGHTS, save(state.weights))
         write_bytes(partial / OPTIMIZER, save(optimizer))
-        if state.averages:
-            write_bytes(partial / AVERAGES, save(state.averages))
+        if state.ema:
+            write_bytes(partial / EMA, save(state.ema))
         best = checkpoint.best
         scored = {"best": None} if best is None else {"best": best.score, "best_step": best.step}
         progress = {"step": checkpoint.step, **scored, **state.scalars}
@@ -86,20 +86,20 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     try:
         scalars = json.loads((path / PROGRESS).read_bytes())
         step, score, best_step = scalars.pop("step"), scalars.pop("best"), scalars.pop("best_step", 0)
-        averages = load_file(path / AVERAGES) if (path / AVERAGES).exists() else {}
-        state = TrainState(load_file(path / WEIGHTS), _by_kind(load_file(path / OPTIMIZER)), averages, scalars)
+        ema = load_file(path / EMA) if (path / EMA).exists() else {}
+        state = TrainState(load_file(path / WEIGHTS), _by_state_name(load_file(path / OPTIMIZER)), ema, scalars)
         return Checkpoint(step, None if score is None else Best(score, best_step), state)
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise ConfigError(f"the checkpoint {path} is damaged: {error}", "Delete it: the one before it is taken then") from None
+        raise ConfigError(f"checkpoint {path} is damaged: {error}", "Delete it to resume from the previous one") from None
 
 
-def _by_kind(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Tensors named KIND/PARAMETER, by kind and parameter."""
-    kinds: dict[str, dict[str, Tensor]] = {}
+def _by_state_name(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Group tensors named STATE/PARAMETER by state, then parameter."""
+    states: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        kind, _, parameter = name.partition("/")
-        kinds.setdefault(kind, {})[parameter] = tensor
-    return kinds
+        state, _, parameter = name.partition("/")
+        states.setdefault(state, {})[parameter] = tensor
+    return states
 
 
 def _steps(folder: Path) -> list[int]:

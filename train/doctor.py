@@ -65,11 +65,11 @@ def _decode_one(device: str) -> None:
 
     from mbt.train.data.batch import RawBatch
     from mbt.train.data.decode import decode
-    from mbt.train.data.random_access import centred
+    from mbt.train.data.views import eval_plan
 
     jpeg = io.BytesIO()
     imsave(jpeg, np.broadcast_to(np.array(COLOUR, np.uint8), (HEIGHT, WIDTH, 3)), format="jpeg")
-    batches = iter([RawBatch(centred(np.zeros(1, np.int64)), [jpeg.getvalue()], None)])
+    batches = iter([RawBatch(eval_plan(np.zeros(1, np.int64)), [jpeg.getvalue()], None)])
     [(_, images)] = decode(lambda: next(batches, None), 1, None, (HEIGHT, HEIGHT), torch.device(device), threads=1)
     wanted = torch.tensor(COLOUR).view(1, 3, 1, 1) / 127.5 - 1
     if images.shape != (1, 3, HEIGHT, HEIGHT) or (images.cpu() - wanted).abs().max() > TOLERANCE:

@@ -1,4 +1,4 @@
-"""A run directory: recipe, metrics, TensorBoard events, checkpoints, and the best and the last model."""
+"""A run directory: its recipe, and its logs. Checkpoints and models are written beside them."""
 
 import hashlib
 import json
@@ -15,94 +15,97 @@ from mbt.train.recipes.schema import Recipe
 RECIPE, METRICS, CHECKPOINTS = "config.toml", "metrics.jsonl", "checkpoints"
 
 
-class Run:
-    """The folder of a training.
-
-    Args:
-        folder: the run directory; made if missing.
-        recipe: what is run.
-        data: path or URL of the dataset folder, noted in the recipe's header.
-        resume: go on with what is in the folder.
-
-    Raises:
-        ConfigError: the folder holds a run and `resume` is not asked for, or it is of another recipe.
-    """
-
-    def __init__(self, folder: Path, recipe: Recipe, data: str, resume: bool) -> None:
-        self.folder = folder
-        path = folder / RECIPE
-        if path.exists():
-            _check(path, recipe, resume)
-        else:
-            write_text(path, f"# mbt train --data {data}\n\n{recipe.to_toml()}")
-        self._metrics = folder / METRICS
-        self._board: SummaryWriter | None = None
-        self._wandb = None if recipe.train.wandb is None else _wandb_run(folder, recipe, recipe.train.wandb)
-
-    def start(self, step: int) -> None:
-        """Open the logs to go on after `step` updates; what was logged beyond is dropped."""
-        lines = self._metrics.read_text().splitlines() if self._metrics.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-        write_text(self._metrics, "".join(line + "\n" for line in kept))
-        self._board = SummaryWriter(str(self.folder), purge_step=step + 1)
-
-    def write(self, step: int, values: dict[str, Any]) -> None:
-        """Append values at `step` to metrics.jsonl and TensorBoard; nested dicts become `outer/inner` tags there."""
-        with storage_errors(self._metrics), self._metrics.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        if self._board is not None:
-            for tag, value in _flat(values):
-                self._board.add_scalar(tag, value, step)
-        if self._wandb is not None:
-            self._wandb.log(dict(_flat(values)), step=step)
-
-    def close(self) -> None:
-        """Close the logs."""
-        if self._board is not None:
-            self._board.close()
-        if self._wandb is not None:
-            self._wandb.finish()
-
-
-def _wandb_run(folder: Path, recipe: Recipe, project: str) -> Any:
-    """A run of Weights & Biases that is gone on with where this run directory is."""
-    try:
-        import wandb
-    except ImportError:
-        raise ConfigError("train.wandb is set, and wandb is not installed", "Run pip install 'mbt[wandb]'") from None
-    name = folder.resolve().name
-    run_id = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    return wandb.init(project=project, name=name, id=run_id, resume="allow", dir=folder, config=recipe.model_dump(mode="json"))
-
-
 FREE = frozenset(
     {
-        *("train.micro_batch", "train.compile", "train.activation_checkpointing", "train.threads"),
-        *(
-            "train.log_every",
-            "train.checkpoint_every",
-            "train.keep_checkpoints",
-            "train.non_finite",
-            "train.wandb",
-            "input.max_corrupt",
-        ),
+        "input.max_corrupt",
+        "train.activation_checkpointing",
+        "train.checkpoint_every",
+        "train.compile",
+        "train.keep_checkpoints",
+        "train.log_every",
+        "train.micro_batch",
+        "train.non_finite",
+        "train.threads",
+        "train.wandb",
     }
 )
-"""Fields that may differ when a run goes on: they change what it costs and what is kept, not what is trained."""
+"""Fields that may change when a run resumes: they affect cost and output, but not what is trained."""
 
 
-def _check(path: Path, recipe: Recipe, resume: bool) -> None:
+def claim_run_dir(folder: Path, recipe: Recipe, data: str, resume: bool) -> None:
+    """Create a run directory with its recipe, or check that `folder` is a run that can resume with this recipe.
+
+    Args:
+        folder: the run directory; created if missing.
+        recipe: recipe of the run.
+        data: path or URL of the dataset folder, noted in the recipe's header.
+        resume: continue the run in `folder`, if there is one.
+
+    Raises:
+        ConfigError: `folder` holds a run, and `resume` is false or the run has another recipe.
+    """
+    path = folder / RECIPE
+    if not path.exists():
+        write_text(path, f"# mbt train --data {data}\n\n{recipe.to_toml()}")
+        return
     if not resume:
-        raise ConfigError(f"{path.parent} holds a run already", "Go on with it by --resume, or choose another --out")
+        raise ConfigError(f"{folder} already holds a run", "Resume it with --resume, or choose another --out")
     earlier = load_recipe(str(path))
     for name, section in recipe:
         for field in type(section).model_fields:
             before, now = getattr(getattr(earlier, name), field), getattr(section, field)
             if before != now and f"{name}.{field}" not in FREE:
                 raise ConfigError(
-                    f"{path.parent} is a run of another recipe: {name}.{field} was {before} and is now {now}",
+                    f"{folder} holds a run with another recipe: {name}.{field} was {before} and is now {now}",
                     "Resume with the same --recipe and --set, or choose another --out",
                 )
+
+
+class RunLog:
+    """The logs of a run: metrics.jsonl, TensorBoard events and, if the recipe asks for it, Weights & Biases.
+
+    Args:
+        folder: the run directory.
+        recipe: recipe of the run.
+        step: steps done; entries beyond, from a run that was interrupted after its last checkpoint, are dropped.
+
+    Raises:
+        ConfigError: wandb is not installed.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe, step: int) -> None:
+        self._metrics = folder / METRICS
+        self._wandb = None if recipe.train.wandb is None else _wandb_run(folder, recipe, recipe.train.wandb)
+        lines = self._metrics.read_text().splitlines() if self._metrics.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        write_text(self._metrics, "".join(line + "\n" for line in kept))
+        self._board = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Append values at `step` to all logs; nested dicts become `outer/inner` tags in TensorBoard and W&B."""
+        with storage_errors(self._metrics), self._metrics.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for tag, value in _flat(values):
+            self._board.add_scalar(tag, value, step)
+        if self._wandb is not None:
+            self._wandb.log(dict(_flat(values)), step=step)
+
+    def close(self) -> None:
+        """Close the logs."""
+        self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _wandb_run(folder: Path, recipe: Recipe, project: str) -> Any:
+    """The Weights & Biases run of this run directory; resumed if it exists."""
+    try:
+        import wandb
+    except ImportError:
+        raise ConfigError("train.wandb is set, but wandb is not installed", "Run pip install 'mbt[wandb]'") from None
+    name = folder.resolve().name
+    run_id = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    return wandb.init(project=project, name=name, id=run_id, resume="allow", dir=folder, config=recipe.model_dump(mode="json"))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
@@ -116,12 +119,12 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
 
 
 def newest_run(folder: Path) -> Path:
-    """The run below `folder` that was begun or gone on with last.
+    """The run below `folder` that logged last.
 
     Raises:
         ConfigError: there is none.
     """
     runs = [path.parent for path in folder.glob(f"*/{METRICS}")]
     if not runs:
-        raise ConfigError(f"there is no run below {folder}", "Name one by --checkpoint, or train one first")
+        raise ConfigError(f"no runs found below {folder}", "Name one with --checkpoint, or train one first")
     return max(runs, key=lambda run: (run / METRICS).stat().st_mtime)

@@ -1,4 +1,4 @@
-"""The benchmark of loading at a tiny size: contenders give the same views, and the table says what they took."""
+"""The loading benchmark at a tiny size: contenders yield the same views, and the table is computed correctly."""
 
 import json
 import re
@@ -42,12 +42,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tensors(folder: Path) -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:
-    """Batches of each contender, from a process of their own: DataLoader forks, which needs one without threads."""
+    """Batches of each contender, from another process: DataLoader forks, which requires a process without threads."""
     subprocess.run([sys.executable, "-c", SAVE, folder], check=True, cwd=ROOT, timeout=120)
     return torch.load(folder / "tensors.pt")
 
 
-def test_random_access_contenders_give_the_same_tensors(tensors: dict[str, list[tuple[torch.Tensor, torch.Tensor]]]) -> None:
+def test_random_access_contenders_yield_the_same_tensors(tensors: dict[str, list[tuple[torch.Tensor, torch.Tensor]]]) -> None:
     own = tensors["mbt"]
     assert len(own) == 2
     for name in ("torch-pil", "torch-torchvision"):
@@ -57,7 +57,7 @@ def test_random_access_contenders_give_the_same_tensors(tensors: dict[str, list[
 
 
 @pytest.mark.parametrize("name", list(CONTENDERS))
-def test_every_contender_gives_views_of_the_same_kind(
+def test_every_contender_yields_views_of_the_same_shape_and_range(
     tensors: dict[str, list[tuple[torch.Tensor, torch.Tensor]]], name: str
 ) -> None:
     for frames, spec in tensors[name]:
@@ -66,8 +66,8 @@ def test_every_contender_gives_views_of_the_same_kind(
     assert len(tensors[name]) == 2
 
 
-def test_bytes_are_those_of_the_system(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 16 further views: what they need and their KEY.json; all of the samples where they come as a stream."""
+def test_bytes_read_are_measured(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For 16 more views: random access reads what they need and their KEY.json; a stream reads whole samples."""
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
 
     def further(bytes_per_view: Callable[[int], float]) -> float:
@@ -85,7 +85,7 @@ def test_bytes_are_those_of_the_system(folder: Path, monkeypatch: pytest.MonkeyP
     assert read("webdataset-dali") > 0.9 * whole
 
 
-def test_the_table_compares_by_rounds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_compares_contenders_within_rounds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rates = {"mbt": [10.0, 40.0, 20.0], "torch-pil": [5.0, 10.0, 20.0], "webdataset-pil": [2.0, 20.0, 5.0]}
     needed = Views(folder, 4, 2, 1).needed_bytes()
 

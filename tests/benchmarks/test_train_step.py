@@ -1,4 +1,4 @@
-"""benchmarks/train_step.py on a model of toy size."""
+"""benchmarks/train_step.py with a tiny model."""
 
 import re
 
@@ -19,7 +19,7 @@ SMALL = (
 )
 
 
-def test_a_variant_has_its_row() -> None:
+def test_a_variant_has_a_row() -> None:
     settings = [part for setting in SMALL for part in ("--set", setting)]
     only = ["--only", "zero3"]
     done = CliRunner().invoke(main, [*settings, *only, "--steps", "2", "--product-size", "64"])
@@ -31,7 +31,7 @@ def test_a_variant_has_its_row() -> None:
     assert clips == pytest.approx(2000 / ms, rel=0.05)
 
 
-def test_rates_are_arithmetic_and_failures_are_said() -> None:
+def test_rates_are_computed_and_failures_are_shown() -> None:
     recipe = load_recipe("mbt_paper", (*SMALL, "init.weights=none"))
     flop = 3 * 2 * clip_flops(config(recipe)).total
     timing = Timing([3.0, 1.0, 2.0], [0.5, 0.5, 0.5], flop // 2, 8_000_000_000, "NVIDIA H200")

@@ -1,4 +1,4 @@
-"""Real clips with AudioSet's own labels: packed, trained on for a few steps, evaluated, predicted."""
+"""Real clips with their AudioSet labels: pack, train for a few steps, evaluate, predict."""
 
 import json
 import lzma
@@ -17,7 +17,7 @@ SMALL = (
 
 
 def official_rows(lists: Path, ids: tuple[str, ...]) -> str:
-    """The rows of these clips, as they stand in the official lists."""
+    """The rows of these clips in the official lists, unchanged."""
     rows = []
     for path in (lists / "audioset").glob("*_segments.csv*"):
         with lzma.open(path, "rt") if path.suffix == ".xz" else path.open() as file:
@@ -28,7 +28,7 @@ def official_rows(lists: Path, ids: tuple[str, ...]) -> str:
 
 @pytest.mark.clips
 @pytest.mark.slow
-def test_real_clips_go_the_whole_road(real_clips: Path, official_lists: Path, tmp_path: Path, mbt: Door) -> None:
+def test_real_clips_from_packing_to_prediction(real_clips: Path, official_lists: Path, tmp_path: Path, mbt: Door) -> None:
     shards, run = tmp_path / "audioset", tmp_path / "run"
     for subset, ids in (("balanced", TRAIN), ("eval", EVAL)):
         rows = tmp_path / f"{subset}.csv"
@@ -48,7 +48,7 @@ def test_real_clips_go_the_whole_road(real_clips: Path, official_lists: Path, tm
     assert trained.code == 0, trained.err
     losses = [line["loss"] for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in line]
     assert len(losses) == 3
-    assert losses[0] == pytest.approx(527 * 0.693147, rel=1e-4), "all logits are zero at first"
+    assert losses[0] == pytest.approx(527 * 0.693147, rel=1e-4), "all logits start at zero"
     assert losses[2] < losses[0]
 
     scored = mbt("eval", "--checkpoint", run, "--data", shards, "--crops", 4, "--json")

@@ -22,7 +22,7 @@ SPEED = ("clips_per_s", "data_wait")
 
 
 def logged(run: Path) -> list[dict[str, object]]:
-    """metrics.jsonl without what depends on the machine's speed."""
+    """metrics.jsonl without the values that depend on the machine's speed."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in SPEED} for line in lines]
 
@@ -33,13 +33,13 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def whole_run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of six steps without interruption."""
+    """An uninterrupted run of six steps."""
     run = tmp_path_factory.mktemp("runs") / "whole"
     train(shards, run, STEPS)
     return run
 
 
-def test_a_run_holds_everything(whole_run: Path) -> None:
+def test_a_run_writes_all_its_files(whole_run: Path) -> None:
     for name in ("config.toml", "metrics.jsonl", "checkpoints/step-4", "checkpoints/step-6"):
         assert (whole_run / name).exists(), name
     assert not (whole_run / "checkpoints/step-2").exists()
@@ -52,7 +52,7 @@ def test_a_run_holds_everything(whole_run: Path) -> None:
     assert [line["step"] for line in lines if "eval" in line] == [3, 6]
 
 
-def test_tensorboard_shows_what_the_log_shows(whole_run: Path) -> None:
+def test_tensorboard_matches_the_log(whole_run: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(whole_run))
@@ -62,14 +62,14 @@ def test_tensorboard_shows_what_the_log_shows(whole_run: Path) -> None:
     assert [event.step for event in events.Scalars("eval/mAP")] == [3, 6]
 
 
-def test_the_loss_falls(shards: Path, tmp_path: Path) -> None:
+def test_the_loss_decreases(shards: Path, tmp_path: Path) -> None:
     train(shards, tmp_path / "run", tiny("train.max_steps=40", "train.learning_rate=0.1", "eval.split=none"))
     losses = [float(str(line["loss"])) for line in logged(tmp_path / "run")]
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    """Make the engine fail at its n-th step."""
+    """Interrupt the engine at its n-th step."""
     steps = 0
     step = TorchEngine.step
 
@@ -104,7 +104,7 @@ def test_resuming_a_finished_run_changes_nothing(shards: Path, whole_run: Path) 
     assert logged(whole_run) == before
 
 
-def test_a_checkpoint_is_never_seen_in_part(
+def test_an_unfinished_checkpoint_is_never_visible(
     whole_run: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mbt.train.checkpoint as module
@@ -118,8 +118,8 @@ def test_a_checkpoint_is_never_seen_in_part(
     assert not list((tmp_path / "run/checkpoints").glob("step-*"))
 
 
-def test_the_best_checkpoint_is_kept_beside_the_newest(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second of five evaluations is the best; no checkpoint is due at its step. A run can go on from it."""
+def test_the_best_checkpoint_is_kept_too(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of five evaluations is the best, at a step without a regular checkpoint. A run can resume from it."""
     scores = iter([0.3, 0.9, 0.5, 0.9, 0.6])
 
     def scored(*arguments: object) -> SimpleNamespace:
@@ -159,7 +159,7 @@ def refused(match: str, shards: Path, run: Path, recipe: Recipe, resume: bool = 
 
 
 def test_a_folder_with_a_run_is_not_overwritten(shards: Path, whole_run: Path) -> None:
-    refused("holds a run already", shards, whole_run, STEPS)
+    refused("already holds a run", shards, whole_run, STEPS)
 
 
 def test_resuming_with_another_recipe_names_the_field(shards: Path, whole_run: Path) -> None:
@@ -171,7 +171,7 @@ def test_an_impossible_model_is_a_configuration_error(shards: Path, tmp_path: Pa
     refused("fusion_layer 13 is outside 0..2", shards, tmp_path / "run", tiny("model.fusion_layer=13"))
 
 
-def test_a_folder_that_is_no_dataset(tmp_path: Path) -> None:
+def test_a_folder_without_a_dataset(tmp_path: Path) -> None:
     refused("holds no dataset.json", tmp_path, tmp_path / "run", STEPS)
 
 
@@ -185,7 +185,7 @@ def test_a_damaged_checkpoint_is_named(shards: Path, whole_run: Path, tmp_path: 
 
 def test_a_diverging_loss_stops_the_run(shards: Path, tmp_path: Path) -> None:
     recipe = tiny("train.max_steps=10", "train.learning_rate=1e30", "train.max_grad_norm=none", "train.warmup_epochs=0")
-    refused("the loss is", shards, tmp_path / "run", recipe)
+    refused("non-finite loss at step", shards, tmp_path / "run", recipe)
 
 
 def test_errors_on_the_command_line_are_one_line(shards: Path, tmp_path: Path, mbt: Door) -> None:

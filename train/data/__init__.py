@@ -1,4 +1,4 @@
 """Batches.
 
-In: shards and the plan of a step. Out: decoded, augmented tensors on the device.
+In: shards and the plan of each step. Out: decoded, augmented batches on the device.
 """

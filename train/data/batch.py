@@ -1,4 +1,4 @@
-"""Batches: compressed as they are read, and decoded as the model takes them."""
+"""Batches: raw, as read from shards, and decoded, as the model takes them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from mbt.train.sampling.plan import StepPlan
 
 @dataclass(frozen=True)
 class RawBatch:
-    """B views as they come from shards or from a media file.
+    """B compressed views from shards or from a media file.
 
     Attributes:
-        plan: what they are.
-        jpegs: B * F JPEG files, the frames of a view one after the other; empty for a model without rgb.
+        plan: rows and draws of the views.
+        jpegs: B * F JPEG files, view by view; empty for a model without rgb.
         spec: float16 (B, T, M) log-mel; None for a model without spec.
     """
 
@@ -30,10 +30,10 @@ class Batch:
     """B views on the device.
 
     Attributes:
-        plan: what they are.
+        plan: rows and draws of the views.
         rgb: float32 (B, F, 3, H, W) in [-1, 1], or None.
-        spec: float32 (B, T, M), standardised, or None.
-        targets: float32 (B, C), multi-hot or mixed, for `all` modalities or for each; None where nothing is known.
+        spec: float32 (B, T, M), standardized, or None.
+        targets: float32 (B, C), multi-hot or mixed, under `all` or under each modality; None if unknown.
     """
 
     plan: StepPlan
@@ -42,7 +42,7 @@ class Batch:
     targets: dict[str, Tensor] | None
 
     def split(self, size: int) -> "list[Batch]":
-        """The batch in parts of at most `size` examples."""
+        """Split the batch into parts of at most `size` examples."""
         return [self._part(slice(first, first + size)) for first in range(0, len(self.plan.rows), size)]
 
     def _part(self, span: slice) -> "Batch":
@@ -54,8 +54,8 @@ class Batch:
         )
 
 
-def uninitialised(shape: Sequence[int], device: torch.device) -> Tensor:
-    """A new float32 tensor; on the CPU of NumPy's memory: huge pages, whose first touch costs a quarter of torch's."""
+def uninitialized(shape: Sequence[int], device: torch.device) -> Tensor:
+    """An empty float32 tensor. CPU memory comes from NumPy: huge pages, whose page faults cost a quarter of torch's."""
     if device.type == "cpu":
         return torch.from_numpy(np.empty(shape, np.float32))
     return torch.empty(shape, device=device)

@@ -1,4 +1,4 @@
-"""Colour jitter of frames on their device, as the official code has it from DMVR: one draw a view for all its frames.
+"""Color jitter of frames on their device, as in DMVR, which the official code uses: one draw per view, for all its frames.
 
 Brightness, saturation, contrast and hue in this order (`color_default_augm`); each is TensorFlow's `tf.image.adjust_*`.
 """
@@ -9,62 +9,64 @@ from torch import Tensor
 
 from mbt.train.sampling.plan import UNCOLORED, StepPlan
 
-GREY = (0.2989, 0.5870, 0.1140)
-"""Weights of red, green and blue."""
+GRAY_WEIGHTS = (0.2989, 0.5870, 0.1140)
+"""Red, green and blue."""
 
 
-def colour_jitter(rgb: Tensor, plan: StepPlan) -> Tensor:
-    """The frames with the colours of the plan; views whose colours it leaves alone keep every value.
+def color_jitter(rgb: Tensor, plan: StepPlan) -> Tensor:
+    """Change the colors of frames as planned; views without a planned change keep their exact values.
 
     Args:
         rgb: float (B, F, 3, H, W) in [-1, 1].
-        plan: `colour` and `grey` of each view.
+        plan: its `color` and `gray` are used.
     """
     changed = (plan.color != UNCOLORED).any(1)
     if changed.any():
         rgb = rgb.clone()
-        places = torch.from_numpy(changed.nonzero()[0]).to(rgb.device)
-        rgb[places] = _to_unit_and_back(rgb[places], plan.color[changed])
+        views = torch.from_numpy(changed.nonzero()[0]).to(rgb.device)
+        rgb[views] = _jitter(rgb[views], plan.color[changed])
     if plan.gray.any():
-        weights = rgb.new_tensor(GREY).view(3, 1, 1)
-        grey = torch.from_numpy(plan.gray).to(rgb.device).view(-1, 1, 1, 1, 1)
-        rgb = torch.where(grey, (rgb * weights).sum(2, keepdim=True), rgb)
+        weights = rgb.new_tensor(GRAY_WEIGHTS).view(3, 1, 1)
+        gray = torch.from_numpy(plan.gray).to(rgb.device).view(-1, 1, 1, 1, 1)
+        rgb = torch.where(gray, (rgb * weights).sum(2, keepdim=True), rgb)
     return rgb
 
 
-def _to_unit_and_back(rgb: Tensor, colour: np.ndarray) -> Tensor:
+def _jitter(rgb: Tensor, color: np.ndarray) -> Tensor:
     brightness, saturation, contrast, hue = (
-        torch.from_numpy(draws).to(rgb).view(-1, 1, 1, 1, 1) for draws in np.ascontiguousarray(colour.T)
+        torch.from_numpy(draws).to(rgb).view(-1, 1, 1, 1, 1) for draws in np.ascontiguousarray(color.T)
     )
     x = (rgb + 1) / 2 + brightness
-    x = saturated(x, saturation)
+    x = scale_saturation(x, saturation)
     mean = x.mean((3, 4), keepdim=True)
     x = (x - mean) * contrast + mean
-    return turned(x, hue).clamp(0, 1) * 2 - 1
+    return shift_hue(x, hue).clamp(0, 1) * 2 - 1
 
 
-def saturated(x: Tensor, factor: Tensor) -> Tensor:
-    """`x` (..., 3, H, W) with the S of its HSV multiplied by `factor` and cut to [0, 1]; H and V stay."""
-    value, span = _value_and_span(x)
-    now = torch.where(value > 0, span / value, 0)
-    wanted = (now * factor).clamp(0, 1)
-    return value - (value - x) * torch.where(span > 0, wanted * value / span, 0)
+def scale_saturation(x: Tensor, factor: Tensor) -> Tensor:
+    """Multiply S of the HSV of `x` (..., 3, H, W) by `factor` and clamp it to [0, 1]; H and V are unchanged."""
+    value, chroma = _value_and_chroma(x)
+    saturation = torch.where(value > 0, chroma / value, 0)
+    scaled = (saturation * factor).clamp(0, 1)
+    return value - (value - x) * torch.where(chroma > 0, scaled * value / chroma, 0)
 
 
-def turned(x: Tensor, by: Tensor) -> Tensor:
-    """`x` (..., 3, H, W) with its hue turned `by` of a circle; its largest and smallest values stay."""
-    value, span = _value_and_span(x)
+def shift_hue(x: Tensor, turns: Tensor) -> Tensor:
+    """Rotate the hue of `x` (..., 3, H, W) by `turns` of a full circle; each pixel keeps its largest and smallest value."""
+    value, chroma = _value_and_chroma(x)
     red, green, blue = x.unbind(-3)
-    safe = torch.where(span > 0, span, 1).squeeze(-3)
-    top = value.squeeze(-3)
-    sixths = torch.where(
-        top == red, (green - blue) / safe, torch.where(top == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
+    divisor = torch.where(chroma > 0, chroma, 1).squeeze(-3)
+    largest = value.squeeze(-3)
+    sextant = torch.where(
+        largest == red,
+        (green - blue) / divisor,
+        torch.where(largest == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
     )
     offsets = x.new_tensor([5.0, 3.0, 1.0]).view(3, 1, 1)
-    place = (offsets + sixths.unsqueeze(-3) + 6 * by).remainder(6)
-    return value - span * torch.minimum(place, 4 - place).clamp(0, 1)
+    k = (offsets + sextant.unsqueeze(-3) + 6 * turns).remainder(6)
+    return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
-def _value_and_span(x: Tensor) -> tuple[Tensor, Tensor]:
+def _value_and_chroma(x: Tensor) -> tuple[Tensor, Tensor]:
     value = x.amax(-3, keepdim=True)
     return value, value - x.amin(-3, keepdim=True)

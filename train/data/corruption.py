@@ -1,4 +1,4 @@
-"""Damaged samples in training: counted, logged, replaced by a fixed rule; too many stop the run."""
+"""Corrupt samples in training: counted, logged, and replaced by a fixed rule; too many stop the run."""
 
 import threading
 from collections import Counter
@@ -12,41 +12,41 @@ from mbt.manifests.reading.split import Split
 SHOWN_SHARDS = 5
 
 
-class Damage:
-    """The damaged samples that a training has met; safe to use from many threads.
+class CorruptSamples:
+    """The corrupt samples that a training run has found; thread-safe.
 
     Args:
-        split: of the dataset.
-        max_share: share of its samples above which the run stops.
+        split: the split of the dataset.
+        max_fraction: fraction of its samples above which the run stops.
     """
 
-    def __init__(self, split: Split, max_share: float) -> None:
-        self.split, self.max_share = split, max_share
+    def __init__(self, split: Split, max_fraction: float) -> None:
+        self.split, self.max_fraction = split, max_fraction
         self._reasons: dict[int, str] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._reasons)
 
-    def substitutes(self, row: int) -> Iterator[int]:
-        """Rows to take in place of `row`, in this order: those that follow it in the index, as shards are shuffled.
+    def replacements(self, row: int) -> Iterator[int]:
+        """Rows to try in place of `row`: those that follow it in the index, as shards are already shuffled.
 
-        What a step sees depends on the step and the shards alone, so that ranks and resumed runs agree.
+        What a step sees depends on the step and the shards alone, so ranks and resumed runs agree.
         """
         return ((row + after) % len(self.split) for after in range(1, len(self.split)))
 
-    def note(self, row: int, reason: str) -> None:
-        """Count and log a damaged sample.
+    def record(self, row: int, reason: str) -> None:
+        """Count and log a corrupt sample.
 
         Raises:
-            ShardError: there are too many now.
+            ShardError: there are now too many.
         """
         with self._lock:
             if row in self._reasons:
                 return
             self._reasons[row] = reason
-            click.echo(f"train: {self.split.key(row)} is damaged, the next sample is taken instead: {reason}", err=True)
-            if len(self) > self.max_share * len(self.split):
+            click.echo(f"train: sample {self.split.key(row)} is corrupt, using the next one instead: {reason}", err=True)
+            if len(self) > self.max_fraction * len(self.split):
                 raise self._too_many()
 
     def _too_many(self) -> ShardError:
@@ -55,7 +55,8 @@ class Damage:
         if len(shards) > SHOWN_SHARDS:
             names.append(f"{len(shards) - SHOWN_SHARDS} more")
         return ShardError(
-            f"{len(self)} of the {len(self.split):,} samples in {self.split.place} are damaged, more than input.max_corrupt "
-            f"{self.max_share:g} allows: {', '.join(names)}",
-            "Find all with `mbt prep verify --decode`, delete these shards and pack them again, or raise input.max_corrupt",
+            f"{len(self)} of the {len(self.split):,} samples in {self.split.place} are corrupt, more than input.max_corrupt "
+            f"{self.max_fraction:g} allows: {', '.join(names)}",
+            "Find all of them with `mbt shards verify --decode`, delete these shards and pack them again, or raise "
+            "input.max_corrupt",
         )

@@ -1,4 +1,4 @@
-"""Several processes.
+"""Distributed training.
 
-In: what torchrun, srun or DeepSpeed set. Out: a process group, launched ranks, and stop requests by signal.
+In: the environment that torchrun, srun or the DeepSpeed launcher sets. Out: a process group, launched ranks, stop requests.
 """

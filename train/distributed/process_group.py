@@ -1,7 +1,7 @@
-"""Processes that train together: who this one is, by whatever started it, and how they find each other.
+"""The process group: this process's rank, whatever launched it, and how the ranks find each other.
 
 torchrun, the DeepSpeed launcher and `mbt train --gpus` set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; srun sets
-variables of its own, which are translated.
+its own variables, which are translated.
 """
 
 import os
@@ -16,26 +16,26 @@ from mbt.manifests.errors import MbtError
 from mbt.manifests.slurm import torchrun_variables
 
 TIMEOUT = timedelta(minutes=10)
-"""How long a rank waits for the others before it gives up."""
+"""How long a rank waits for the others before it fails."""
 
 
 class PeerError(MbtError):
-    """Another process of the training is gone."""
+    """Another rank died or stopped responding."""
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """This process's place among those that train together."""
+    """This process's rank, and the number of ranks; (0, 1) without a process group."""
     if not torch.distributed.is_initialized():
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
 @contextmanager
-def joined() -> Iterator[None]:
-    """Inside, this process trains together with those that were started with it; alone if it was started alone.
+def process_group() -> Iterator[None]:
+    """Join the process group of the launched ranks; does nothing in a process that was started alone.
 
     Raises:
-        PeerError: another process died, or does not answer.
+        PeerError: another rank died or stopped responding.
     """
     os.environ.update(torchrun_variables(os.environ))
     if torch.cuda.is_available():
@@ -49,13 +49,13 @@ def joined() -> Iterator[None]:
         torch.distributed.destroy_process_group()
     except RuntimeError as error:
         if isinstance(error, DistError) or "gloo" in str(error).lower():
-            what = f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} lost the others: {error}"
-            raise PeerError(what, "Look for the rank that failed first; go on by --resume") from None
+            what = f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} lost contact with the other ranks: {error}"
+            raise PeerError(what, "Look for the error of the rank that failed first, then resume with --resume") from None
         raise
 
 
-def join_alone() -> None:
-    """A group of one, for what cannot do without, where this process is in none."""
+def ensure_process_group() -> None:
+    """Create a process group of one rank if there is none, for libraries that require one."""
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group(_backend(), store=HashStore(), rank=0, world_size=1)
 

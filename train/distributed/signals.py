@@ -1,4 +1,4 @@
-"""Signals that ask a training to stop: Slurm's before a time limit, a cloud's before it takes a spot machine back."""
+"""Stop signals: sent by Slurm before a time limit, or by a cloud before it reclaims a spot instance."""
 
 import signal
 import threading
@@ -8,32 +8,32 @@ from contextlib import contextmanager
 import torch
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-RESUME_ME = 75
-"""Exit code of a training that stopped after a checkpoint (EX_TEMPFAIL of sysexits.h): start it again with --resume."""
+RESUMABLE = 75
+"""Exit code of a run that stopped after a checkpoint (EX_TEMPFAIL of sysexits.h): start it again with --resume."""
 
 
 @contextmanager
-def asked_to_stop(device: torch.device) -> Iterator[Callable[[], bool]]:
-    """Yield what says whether any rank has got SIGTERM or SIGUSR1; all ranks ask together, after the same step.
+def stop_requested(device: torch.device) -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether any rank has received SIGTERM or SIGUSR1. All ranks must call it after the same step.
 
-    Outside of the main thread, which alone gets signals, none is heard.
+    Only the main thread receives signals; in other threads the function returns what the other ranks received.
 
     Args:
-        device: where this rank's tensors are.
+        device: device of this rank's tensors.
     """
-    got: list[int] = []
-    heard = SIGNALS if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.signal(number, lambda number, frame: got.append(number)) for number in heard}
+    received: list[int] = []
+    handled = SIGNALS if threading.current_thread() is threading.main_thread() else ()
+    previous = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in handled}
 
-    def asked() -> bool:
+    def requested() -> bool:
         if not torch.distributed.is_initialized():
-            return bool(got)
-        flag = torch.tensor(len(got), device=device)
+            return bool(received)
+        flag = torch.tensor(len(received), device=device)
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
         return bool(flag)
 
     try:
-        yield asked
+        yield requested
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

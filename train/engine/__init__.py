@@ -1,4 +1,4 @@
 """One training step.
 
-In: a model and a batch. Out: losses and updated weights, by plain torch or DeepSpeed.
+In: a model and a batch. Out: loss and updated weights, with plain torch or DeepSpeed.
 """

@@ -1,4 +1,4 @@
-"""Gradients that are clipped group by group before their mean is taken, as each device of the official training does."""
+"""Gradients clipped per group before they are averaged, as on each device of the official training."""
 
 from collections.abc import Sequence
 
@@ -7,24 +7,25 @@ from torch import Tensor, nn
 
 from mbt.train.data.batch import Batch
 from mbt.train.engine.engine import micro_batches
-from mbt.train.engine.precision import LossScale, unscale_and_clip
+from mbt.train.engine.precision import unscale_and_clip
+from mbt.train.engine.updates import Updates
 from mbt.train.recipes.schema import TrainRecipe
 
 
-def mean_of_groups(
-    module: nn.Module, parameters: Sequence[nn.Parameter], batch: Batch, recipe: TrainRecipe, scale: LossScale | None
+def mean_clipped_gradients(
+    module: nn.Module, parameters: Sequence[nn.Parameter], batch: Batch, recipe: TrainRecipe, updates: Updates
 ) -> tuple[list[Tensor], Tensor]:
     """Mean of the clipped gradients of a rank's groups.
 
     Args:
-        module: gives the loss.
-        parameters: its, all whole on this rank.
-        batch: this rank's.
-        recipe: says how many examples are a group, how they are clipped, and how many are taken at a time.
-        scale: of the loss, or None.
+        module: returns the loss.
+        parameters: its parameters, unsharded.
+        batch: this rank's part of the batch.
+        recipe: sets group size, clipping and micro-batch size.
+        updates: holds the loss scale.
 
     Returns:
-        The gradient of each parameter, and the means over the groups of loss and norm before clipping, (2,).
+        The gradient of each parameter; and loss and gradient norm before clipping, means over the groups, (2,).
     """
     assert recipe.group_size is not None
     totals = [torch.zeros_like(parameter) for parameter in parameters]
@@ -32,15 +33,14 @@ def mean_of_groups(
     for group in batch.split(recipe.group_size):
         gradients = [torch.zeros_like(parameter) for parameter in parameters]
         loss = torch.zeros((), device=totals[0].device)
-        for part, share in micro_batches(group, recipe):
-            part_loss = module(part.rgb, part.spec, part.targets) * share
-            scaled = part_loss if scale is None else part_loss * scale.value
-            found = torch.autograd.grad(scaled, parameters, allow_unused=True)
-            for gradient, each in zip(gradients, found, strict=True):
-                if each is not None:
-                    gradient += each
+        for part, fraction in micro_batches(group, recipe):
+            part_loss = module(part.rgb, part.spec, part.targets) * fraction
+            part_gradients = torch.autograd.grad(updates.scale_loss(part_loss), parameters, allow_unused=True)
+            for total, gradient in zip(gradients, part_gradients, strict=True):
+                if gradient is not None:
+                    total += gradient
             loss += part_loss.detach()
-        results.append(torch.stack([loss, unscale_and_clip(gradients, scale, recipe.max_grad_norm)]))
+        results.append(torch.stack([loss, unscale_and_clip(gradients, updates.scale, recipe.max_grad_norm)]))
         torch._foreach_add_(totals, gradients)
     torch._foreach_div_(totals, len(results))
     return totals, torch.stack(results).mean(0)

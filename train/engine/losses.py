@@ -10,11 +10,11 @@ from mbt.manifests.tasks import Task
 
 
 def training_loss(logits: Mapping[str, Tensor], targets: Mapping[str, Tensor], task: Task, label_smoothing: float) -> Tensor:
-    """Mean over the modalities of each one's own loss, as the official code trains its `token` classifier.
+    """Mean of the modalities' losses, as the official code trains its `token` classifier.
 
     Args:
         logits: (B, C) by modality.
-        targets: float32 (B, C) for `all`, or by modality; multi-hot, or mixtures of such.
+        targets: float32 (B, C) under `all`, or by modality; multi-hot, or mixtures of multi-hot targets.
         task: `multilabel`: binary cross-entropy summed over the classes; `multiclass`: cross-entropy. Both are means over B.
         label_smoothing: e; targets become `(1 - e) * y + e / C`.
 
@@ -23,8 +23,8 @@ def training_loss(logits: Mapping[str, Tensor], targets: Mapping[str, Tensor], t
     """
     losses = []
     for modality, each in logits.items():
-        wanted = targets[modality] if modality in targets else targets["all"]
-        losses.append(_loss(each.float(), wanted * (1 - label_smoothing) + label_smoothing / wanted.shape[1], task))
+        target = targets[modality] if modality in targets else targets["all"]
+        losses.append(_loss(each.float(), target * (1 - label_smoothing) + label_smoothing / target.shape[1], task))
     return torch.stack(losses).mean()
 
 

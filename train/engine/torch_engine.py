@@ -1,4 +1,4 @@
-"""The plain torch engine: one device, or one in each of several processes (DDP)."""
+"""The plain torch engine: one device, or one per process with DDP."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -11,59 +11,55 @@ from mbt.model import MBT
 from mbt.train.data.batch import Batch
 from mbt.train.distributed.process_group import rank_and_world_size
 from mbt.train.engine.engine import StepResult, TrainingModel, TrainState, micro_batches, pick_device, swapped
-from mbt.train.engine.group_gradients import mean_of_groups
-from mbt.train.engine.optimizer import STATES, begin_state, follow, make_optimizer, set_rates, set_updates
-from mbt.train.engine.precision import LossScale, gradients_of, unscale_and_clip
+from mbt.train.engine.group_gradients import mean_clipped_gradients
+from mbt.train.engine.optimizer import (
+    STATE_NAMES,
+    ema_update,
+    init_optimizer_state,
+    make_optimizer,
+    set_learning_rates,
+    set_update_count,
+)
+from mbt.train.engine.precision import gradients_of, unscale_and_clip
+from mbt.train.engine.updates import Updates
 from mbt.train.recipes.schema import TrainRecipe
 
 
 class TorchEngine:
-    """Plain torch: weights and optimiser state whole on every rank, gradients averaged over the ranks.
+    """Plain torch: every rank holds all weights and optimizer state; gradients are averaged over the ranks.
 
     Raises:
-        ConfigError: the ranks cannot share the batch.
+        ConfigError: the ranks cannot share a batch equally.
     """
 
     def __init__(self, model: MBT, task: Task, recipe: TrainRecipe) -> None:
         self.device = pick_device()
         self.rank, self.world_size = rank_and_world_size()
-        self._recipe = recipe
+        self._recipe, self._state_names = recipe, STATE_NAMES[recipe.optimizer]
         self._module = TrainingModel(model.to(self.device), task, recipe, self.world_size)
         self._names = [name for name, _ in model.named_parameters()]
         self._parameters = list(model.parameters())
         self._optimizer = make_optimizer(model, recipe)
-        begin_state(self._optimizer, self._parameters, STATES[recipe.optimizer])
-        self._updates = 0
-        self._scale = LossScale.of(recipe.precision)
-        self._averages = [p.detach().clone() for p in self._parameters] if recipe.ema_decay is not None else []
-        self._parallel: DistributedDataParallel | None = None
+        init_optimizer_state(self._optimizer, self._parameters, self._state_names)
+        self._updates = Updates.for_recipe(recipe)
+        self._ema = [p.detach().clone() for p in self._parameters] if recipe.ema_decay is not None else []
+        self._ddp: DistributedDataParallel | None = None
         if self.world_size > 1 and recipe.group_size is None:
-            idle = model.config.has_bottleneck and model.config.fusion_layer == model.config.num_layers
-            self._parallel = DistributedDataParallel(self._module, find_unused_parameters=idle)
+            unused_bottleneck = model.config.has_bottleneck and model.config.fusion_layer == model.config.num_layers
+            self._ddp = DistributedDataParallel(self._module, find_unused_parameters=unused_bottleneck)
 
     def step(self, batch: Batch, learning_rate: float) -> StepResult:
-        """One update, from the clipped gradient of the batch, or from the mean of the clipped gradients of its groups."""
+        """One step with the clipped gradient of the batch, or the mean of the clipped gradients of its groups."""
         self._module.train()
-        set_rates(self._optimizer, learning_rate)
-        if self._recipe.group_size is None:
-            loss = self._backward(batch)
-            norm = unscale_and_clip(gradients_of(self._parameters), self._scale, self._recipe.max_grad_norm)
-            result = torch.stack([self._mean(loss), norm])
-        else:
-            gradients, result = mean_of_groups(self._module, self._parameters, batch, self._recipe, self._scale)
-            for parameter, gradient in zip(self._parameters, gradients, strict=True):
-                parameter.grad = self._mean(gradient)
-            self._mean(result)
-        checked = self._scale is not None or self._recipe.non_finite == "skip"
-        finite = not checked or bool(result.isfinite().all())
-        if finite:
+        set_learning_rates(self._optimizer, learning_rate)
+        result = self._batch_gradient(batch) if self._recipe.group_size is None else self._group_gradient(batch)
+        accepted = self._updates.accept(result)
+        if accepted:
             self._optimizer.step()
-            self._updates += 1
-        if self._scale is not None:
-            self._scale.update(finite)
+        self._updates.record(accepted)
         self._optimizer.zero_grad(set_to_none=True)
         if self._recipe.ema_decay is not None:
-            follow(self._averages, self._weights, self._recipe.ema_decay)
+            ema_update(self._ema, self._weights, self._recipe.ema_decay)
         return StepResult(*result)
 
     @torch.inference_mode()
@@ -72,30 +68,30 @@ class TorchEngine:
         self._module.eval()
         return self._module(batch.rgb, batch.spec, None).float()
 
-    def averaged(self) -> AbstractContextManager[None]:
-        """Inside, logits are those of the averaged weights, where the recipe has such."""
+    def ema_weights(self) -> AbstractContextManager[None]:
+        """Context in which `logits` uses the averaged weights, if the recipe has them."""
         return swapped(self._swap)
 
     def state(self) -> TrainState:
-        """Copy on the host of rank 0; nothing on the others."""
+        """A copy of the state on the host of rank 0; empty on the other ranks."""
         if self.rank:
             return TrainState({}, {}, {}, {})
         optimizer = {
-            state: self._on_host([self._optimizer.state[p][state] for p in self._parameters])
-            for state in STATES[self._recipe.optimizer]
+            state: self._on_host([self._optimizer.state[parameter][state] for parameter in self._parameters])
+            for state in self._state_names
         }
-        return TrainState.at(self._updates, self._scale, self._on_host(self._weights), optimizer, self._on_host(self._averages))
+        return TrainState(self._on_host(self._weights), optimizer, self._on_host(self._ema), self._updates.scalars())
 
     def load(self, state: TrainState) -> None:
-        """Take over a state."""
+        """Load a state."""
         for number, (name, parameter) in enumerate(zip(self._names, self._parameters, strict=True)):
             parameter.data.copy_(state.weights[name])
-            for kind, tensors in state.optimizer.items():
-                self._optimizer.state[parameter][kind].copy_(tensors[name])
-            if self._averages:
-                self._averages[number].copy_(state.averages[name])
-        self._updates, self._scale = state.updates, state.scale
-        set_updates(self._optimizer, self._updates)
+            for state_name, tensors in state.optimizer.items():
+                self._optimizer.state[parameter][state_name].copy_(tensors[name])
+            if self._ema:
+                self._ema[number].copy_(state.ema[name])
+        self._updates.load(state.scalars)
+        set_update_count(self._optimizer, self._updates.count)
 
     @property
     def _weights(self) -> list[Tensor]:
@@ -105,23 +101,36 @@ class TorchEngine:
         return {name: tensor.cpu().clone() for name, tensor in zip(self._names, tensors, strict=False)}
 
     def _swap(self) -> None:
-        for parameter, average in zip(self._parameters, self._averages, strict=False):
+        for parameter, average in zip(self._parameters, self._ema, strict=False):
             parameter.data, average.data = average.data, parameter.data
 
+    def _batch_gradient(self, batch: Batch) -> Tensor:
+        """Set the gradients to the clipped gradient of the batch; returns loss and gradient norm, (2,)."""
+        loss = self._mean(self._backward(batch))
+        norm = unscale_and_clip(gradients_of(self._parameters), self._updates.scale, self._recipe.max_grad_norm)
+        return torch.stack([loss, norm])
+
+    def _group_gradient(self, batch: Batch) -> Tensor:
+        """Set the gradients to the mean of the groups' clipped gradients; returns means of loss and norm, (2,)."""
+        gradients, result = mean_clipped_gradients(self._module, self._parameters, batch, self._recipe, self._updates)
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = self._mean(gradient)
+        return self._mean(result)
+
     def _backward(self, batch: Batch) -> Tensor:
-        """The loss of this rank's batch; its gradients are added up, and averaged over the ranks by DDP."""
-        module = self._parallel or self._module
+        """Accumulate the gradients of this rank's batch, which DDP averages over the ranks; returns the loss."""
+        module = self._ddp or self._module
         parts = micro_batches(batch, self._recipe)
         loss = torch.zeros((), device=self.device)
-        for number, (part, share) in enumerate(parts, 1):
-            with self._parallel.no_sync() if self._parallel and number < len(parts) else nullcontext():
-                part_loss = module(part.rgb, part.spec, part.targets) * share
-                (part_loss if self._scale is None else part_loss * self._scale.value).backward()
+        for number, (part, fraction) in enumerate(parts, 1):
+            with self._ddp.no_sync() if self._ddp and number < len(parts) else nullcontext():
+                part_loss = module(part.rgb, part.spec, part.targets) * fraction
+                self._updates.scale_loss(part_loss).backward()
             loss += part_loss.detach()
         return loss
 
     def _mean(self, tensor: Tensor) -> Tensor:
-        """Mean over the ranks, in place."""
+        """Average over the ranks, in place."""
         if self.world_size > 1:
             torch.distributed.all_reduce(tensor)
             tensor /= self.world_size

@@ -1,4 +1,4 @@
-"""Configuration of DeepSpeed: ours, with a user's file merged over it; what contradicts the recipe is refused."""
+"""DeepSpeed configuration: ours, with the user's file merged over it; values that contradict the recipe are rejected."""
 
 import json
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from mbt.train.recipes.schema import TrainRecipe
 STAGES = (0, 1, 2, 3)
 DEFAULT_STAGE = 1
 AUTO = "auto"
-"""What configurations for other trainers have where the trainer is to decide."""
+"""Value that leaves a key to the trainer, common in configurations written for other trainers."""
 RECIPE_FIELDS = {
     "train_batch_size": "train.batch_size",
     "train_micro_batch_size_per_gpu": "train.micro_batch",
@@ -26,34 +26,34 @@ RECIPE_FIELDS = {
     "torch_autocast": "train.precision",
     "data_types": "train.precision",
 }
-"""Keys of DeepSpeed that are decided by a recipe's field."""
+"""DeepSpeed keys that a recipe field decides."""
 FIXED = {"zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer"}
-"""Keys without which DeepSpeed does not take torch's optimisers."""
+"""Keys without which DeepSpeed rejects torch's optimizers."""
 
 
 @dataclass(frozen=True)
 class Zero:
-    """What the command line says of DeepSpeed.
+    """Command-line options for DeepSpeed.
 
     Attributes:
-        stage: of ZeRO; None: the file's, else 1.
-        file: JSON, a configuration of DeepSpeed, or None.
+        stage: ZeRO stage; None: the file's stage, else 1.
+        file: DeepSpeed configuration as JSON, or None.
     """
 
     stage: int | None = None
     file: Path | None = None
 
     def config(self, recipe: TrainRecipe, world_size: int) -> dict[str, Any]:
-        """The configuration for a training; at stage 0, and where groups are clipped apart, it is the engine that clips.
+        """The merged configuration. At stage 0, and with `group_size`, our engine clips instead of DeepSpeed.
 
         Raises:
-            ConfigError: the file is no JSON object, or it contradicts the recipe, the stage or this trainer; names the key.
+            ConfigError: the file is not a JSON object, or a key contradicts the recipe, the stage or this trainer.
         """
-        share = recipe.batch_size // world_size
-        size = micro_batch_size(share, recipe) if recipe.group_size is None else share
+        per_rank = recipe.batch_size // world_size
+        size = micro_batch_size(per_rank, recipe) if recipe.group_size is None else per_rank
         ours = {
             "train_micro_batch_size_per_gpu": size,
-            "gradient_accumulation_steps": -(-share // size),
+            "gradient_accumulation_steps": -(-per_rank // size),
             "gradient_clipping": recipe.max_grad_norm or 0.0,
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
@@ -67,24 +67,26 @@ class Zero:
         return merged
 
     def _theirs(self, file: Path, ours: dict[str, Any]) -> dict[str, Any]:
-        """What the file says beyond the recipe."""
+        """The keys of the file that the recipe does not decide."""
         theirs = _read(file)
         for key, field in RECIPE_FIELDS.items():
             if key in theirs and not _agrees(theirs.pop(key), ours.get(key)):
-                raise ConfigError(f"{file}: {key} contradicts the recipe", f"Leave it out, and set {field}")
+                raise ConfigError(f"{file}: {key} contradicts the recipe", f"Remove it and set {field} instead")
         for key in theirs.keys() & FIXED:
             if theirs[key] != ours[key]:
-                raise ConfigError(f"{file}: {key} contradicts this trainer, which has {ours[key]}", "Leave it out")
+                raise ConfigError(
+                    f"{file}: {key} is {json.dumps(theirs[key])}; this trainer needs {json.dumps(ours[key])}", "Remove it"
+                )
         self._check_zero(file, theirs.get("zero_optimization", {}))
         return theirs
 
     def _check_zero(self, file: Path, section: Any) -> None:
         if not isinstance(section, dict):
-            raise ConfigError(f"{file}: zero_optimization is no object", 'Such as {"stage": 2}')
+            raise ConfigError(f"{file}: zero_optimization is not an object", 'For example, {"stage": 2}')
         stage = section.get("stage", self.stage)
         if self.stage is not None and stage not in (self.stage, AUTO):
-            fix = "Leave one of them out"
-            raise ConfigError(f"{file}: zero_optimization.stage is {stage}, and --zero-stage {self.stage}", fix)
+            fix = "Remove one of them"
+            raise ConfigError(f"{file}: zero_optimization.stage is {stage}, but --zero-stage is {self.stage}", fix)
         if stage == AUTO:
             section.pop("stage")
         elif stage not in (None, *STAGES):
@@ -92,21 +94,21 @@ class Zero:
         for key in ("offload_optimizer", "offload_param"):
             if isinstance(section.get(key), dict) and section[key].get("device") == "nvme":
                 fix = 'Set "device": "cpu"'
-                raise ConfigError(f"{file}: zero_optimization.{key}.device is nvme, which checkpoints cannot read", fix)
+                raise ConfigError(f"{file}: zero_optimization.{key}.device is nvme, which checkpoints do not support", fix)
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} is no JSON file: {error}", "Give a configuration of DeepSpeed") from None
+        raise ConfigError(f"{file} is not a readable JSON file: {error}", "Pass a DeepSpeed configuration") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{file} is no JSON object", "Give a configuration of DeepSpeed")
+        raise ConfigError(f"{file} is not a JSON object", "Pass a DeepSpeed configuration")
     return content
 
 
 def _agrees(theirs: Any, ours: Any) -> bool:
-    """Whether a key of the file leaves the decision to the recipe, or says what the recipe says."""
+    """Whether a value of the file leaves the decision to the recipe, or equals the recipe's."""
     if isinstance(theirs, dict) and "enabled" in theirs:
         return theirs["enabled"] in (False, AUTO)
     return theirs == AUTO or (ours is not None and theirs == ours)

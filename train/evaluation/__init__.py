@@ -1,4 +1,4 @@
 """Scores.
 
-In: a model and shards. Out: metrics over temporal views, tables and figures.
+In: a model and shards. Out: metrics over temporal views, tables, figures.
 """

@@ -1,4 +1,4 @@
-"""Evaluation: every sample once, in N temporal views whose logits are averaged."""
+"""Evaluation: the logits of N temporal views are averaged for every sample."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from torch import Tensor
 from mbt.manifests.errors import ConfigError
 from mbt.manifests.progress import progress
 from mbt.train.data.batch import Batch
-from mbt.train.data.random_access import batches
-from mbt.train.data.source import Source, eval_views, open_split
-from mbt.train.engine.engine import inference, pick_device
+from mbt.train.data.pipeline import decode_batches
+from mbt.train.data.source import Source, eval_batches, open_split
+from mbt.train.engine.engine import inference_fn, pick_device
 from mbt.train.evaluation.metrics import Metrics, evaluate_logits
 from mbt.train.models.model_folder import load_trained
 from mbt.train.sampling.inputs import Inputs
@@ -28,11 +28,11 @@ class Evaluation:
     """Predictions of a split and their metrics.
 
     Attributes:
-        keys: the samples.
+        keys: keys of the samples, in the order of the index.
         logits: float32 (N, C), mean over the views.
         targets: float32 (N, C), multi-hot.
-        metrics: of these.
-        crops: views of each sample.
+        metrics: their metrics.
+        crops: views per sample.
     """
 
     keys: list[str]
@@ -42,7 +42,7 @@ class Evaluation:
     crops: int
 
     def report(self, label_ids: list[str], names: list[str]) -> dict[str, Any]:
-        """The evaluation as a JSON object: scores, counts, and each class's average precision."""
+        """The evaluation as a JSON object: scores, counts, and the average precision of each class."""
         precision = self.metrics.average_precision
         return {
             **self.metrics.scores,
@@ -71,72 +71,74 @@ def evaluate_split(
     rank: int = 0,
     world_size: int = 1,
 ) -> Evaluation:
-    """Evaluate a split, together with the other ranks: each view is seen once, whatever their number.
+    """Evaluate a split together with the other ranks; each view is evaluated once, whatever their number.
 
-    The ranks take equal parts and work in step, as sharded models must: one that is done goes on with its first batch.
+    The ranks take equal parts and call `logits` equally often, as sharded models require: a rank that finishes early
+    repeats its first batch and discards the result.
 
     Args:
         source: the split.
-        inputs: how clips become inputs.
-        crops: views of each sample.
-        batch_size: views at a time.
-        device: where `logits` runs.
-        logits: logits (B, C) float32 of a batch; the ranks call it equally often.
+        inputs: how clips become model inputs.
+        crops: views per sample.
+        batch_size: views per batch.
+        device: device of the batches.
+        logits: returns the logits (B, C), float32, of a batch.
         rank: this process.
-        world_size: processes that call this with the same split.
+        world_size: number of processes that evaluate this split together.
 
     Raises:
-        ConfigError: the split's clips are packed in another way than the model's.
-        ShardError: its bytes are damaged.
+        ConfigError: the clips were packed with other options than the model's training clips.
+        ShardError: bytes are damaged.
     """
     inputs.check_dataset(source.info)
     sums = np.zeros((len(source), len(source.labels)), np.float64)
-    views = np.zeros(len(source), np.int64)
-    shares = np.array_split(np.arange(len(source)), world_size)
-    own, turns = shares[rank], -(-len(shares[0]) * crops // batch_size)
-    raw = eval_views(source, inputs, own if len(own) else shares[0][:1], crops, batch_size)
-    decoded, first = batches(raw, inputs, batch_size, device, None, THREADS), None
+    views_seen = np.zeros(len(source), np.int64)
+    parts = np.array_split(np.arange(len(source)), world_size)
+    own, num_batches = parts[rank], -(-len(parts[0]) * crops // batch_size)
+    raw = eval_batches(source, inputs, own if len(own) else parts[0][:1], crops, batch_size)
+    decoded, first = decode_batches(raw, inputs, batch_size, device, None, THREADS), None
     with progress(len(own) * crops, "eval", "view", shown=rank == 0) as bar:
-        for turn in range(turns):
+        for number in range(num_batches):
             batch = next(decoded, first)
             assert batch is not None
             first = first or batch
             values = logits(batch)
-            if turn * batch_size < len(own) * crops:
+            if number * batch_size < len(own) * crops:
                 np.add.at(sums, batch.plan.rows, values.cpu().numpy())
-                np.add.at(views, batch.plan.rows, 1)
+                np.add.at(views_seen, batch.plan.rows, 1)
                 bar.update(len(batch.plan.rows))
     if world_size > 1:
-        sums, views = (_summed(array, device) for array in (sums, views))
-    if not (views == crops).all():
-        raise RuntimeError(f"a sample of {source.place} was not seen {crops} times")
+        sums, views_seen = (_all_reduce(array, device) for array in (sums, views_seen))
+    if not (views_seen == crops).all():
+        raise RuntimeError(f"a sample of {source.place} was not evaluated in exactly {crops} views")
     mean = (sums / crops).astype(np.float32)
     targets = source.targets()
     metrics = evaluate_logits(mean, targets, source.info.task)
     return Evaluation(source.index["key"].to_pylist(), mean, targets, metrics, crops)
 
 
-def _summed(array: np.ndarray, device: torch.device) -> np.ndarray:
-    """The sum over all ranks."""
+def _all_reduce(array: np.ndarray, device: torch.device) -> np.ndarray:
+    """Sum over all ranks."""
     tensor = torch.from_numpy(array).to(device)
     torch.distributed.all_reduce(tensor)
     return tensor.cpu().numpy()
 
 
 def evaluate(checkpoint: Path, data: Path | str, split: str, crops: int, batch_size: int) -> dict[str, Any]:
-    """Report of a trained model on a split of a dataset folder, or of one behind a URL.
+    """Evaluate a trained model on a split of a dataset folder, or of the URL of one; returns the report.
 
     Raises:
-        ConfigError: no model in `checkpoint`, or one of other labels or inputs.
-        ShardError: no such split, or damaged shards.
+        ConfigError: no model in `checkpoint`, or its labels or inputs differ from the dataset's.
+        ShardError: the split is missing or damaged.
     """
     model, preprocessor = load_trained(checkpoint)
     device = pick_device()
-    logits = inference(model, device)
+    logits = inference_fn(model, device)
     with open_split(data, split) as source:
         if source.labels.index != preprocessor.label_set.index:
             raise ConfigError(
-                f"{data} has other labels than the model in {checkpoint}", "Evaluate on shards of the same label set"
+                f"the labels of {data} differ from those of the model in {checkpoint}",
+                "Evaluate on shards with the label set of the training shards",
             )
         result = evaluate_split(source, preprocessor.inputs, crops, batch_size, device, logits)
         ids = [label.id for label in source.labels.labels]
@@ -145,11 +147,11 @@ def evaluate(checkpoint: Path, data: Path | str, split: str, crops: int, batch_s
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report for people: scores, then the best and the worst classes."""
+    """The report as text: scores, then the best and the worst classes."""
     scores = [f"{name} {report[name]:.4f}" for name in ("mAP", "top-1", "top-5") if name in report]
     lines = [f"{report['split']}: {'  '.join(scores)}  ({report['samples']:,} samples, {report['crops']} views each)"]
     if report["classes_without_positives"]:
-        lines.append(f"{report['classes_without_positives']} classes without a positive sample are left out of the mean")
+        lines.append(f"{report['classes_without_positives']} classes have no positive sample and are excluded from the mean")
     ranked = sorted((c for c in report["classes"] if c["average_precision"] is not None), key=lambda c: -c["average_precision"])
     hidden = max(len(ranked) - 2 * SHOWN_CLASSES, 0)
     lines += ["", f"{'AP':>6}  {'positives':>9}  class"]

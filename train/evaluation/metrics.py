@@ -14,9 +14,9 @@ class Metrics:
 
     Attributes:
         main: name of the score that decides which model is best.
-        scores: by name, in [0, 1].
-        average_precision: float64 (C,); NaN for a class without a positive sample.
-        positives: int64 (C,): positive samples of each class.
+        scores: each score in [0, 1], by name.
+        average_precision: float64 (C,); NaN for classes without positive samples.
+        positives: int64 (C,), number of positive samples per class.
     """
 
     main: str
@@ -28,8 +28,8 @@ class Metrics:
 def evaluate_logits(logits: np.ndarray, targets: np.ndarray, task: Task) -> Metrics:
     """Metrics of float32 logits (N, C) against multi-hot targets (N, C).
 
-    Average precision is the step-wise area under the precision-recall curve, ties taken together, as in scikit-learn; mAP is
-    its mean over the classes that have a positive sample.
+    Average precision is the step-wise area under the precision-recall curve, with ties grouped, as in scikit-learn; mAP is
+    its mean over the classes with positive samples.
     """
     positives = (targets > 0).sum(0)
     present = positives > 0
@@ -46,8 +46,9 @@ def evaluate_logits(logits: np.ndarray, targets: np.ndarray, task: Task) -> Metr
 
 
 def _average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
-    from torchmetrics.functional.classification import binary_average_precision  # takes seconds: not when training starts
+    from torchmetrics.functional.classification import binary_average_precision  # slow import: not at startup
 
-    # Ranks instead of logits: of the same order and ties, and torchmetrics applies no sigmoid, which would merge large ones.
+    # Ranks have the order and ties of the logits, but lie in [0, 1]: torchmetrics would apply a sigmoid to logits, which
+    # rounds large ones to ties.
     ranks = np.unique(scores, return_inverse=True)[1] / max(len(scores) - 1, 1)
     return float(binary_average_precision(torch.from_numpy(ranks), torch.from_numpy(positive.astype(np.int64))))

@@ -1,4 +1,4 @@
-"""Answers on media files.
+"""Inference on media files.
 
-In: a model folder and a video. Out: labels with probabilities, and attention maps.
+In: a model folder and media files. Out: labels with probabilities, and attention maps.
 """

@@ -140,8 +140,9 @@ class TrainRecipe(Section):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     """Betas of adamw: decay rates of the running means of the gradient and of its square."""
     weight_decay: float = Field(0.0, ge=0)
-    """Weight decay of adamw. It applies only to the kernels of linear layers and patch embeddings, not to biases, norms,
-    position embeddings and tokens."""
+    """Weight decay, multiplied into the weights rather than added to the gradient. With sgd, it follows the update, as
+    `explicit_weight_decay` of the official trainer does. It applies only to the kernels of linear layers and patch embeddings,
+    not to biases, norms, position embeddings and tokens."""
     layer_decay: float | None = Field(None, gt=0, le=1)
     """Ratio of a layer's learning rate to that of the layer above it. None: all layers have the same learning rate."""
     ema_decay: float | None = Field(None, gt=0, lt=1)
@@ -197,8 +198,6 @@ class TrainRecipe(Section):
             raise ValueError(f"batch_size {self.batch_size} is not divisible by {reason}")
         if self.modality_mixup and self.mixup_alpha is None:
             raise ValueError("modality_mixup is set, but mixup_alpha is not")
-        if self.weight_decay and self.optimizer != "adamw":
-            raise ValueError(f"weight_decay is set, but the optimizer {self.optimizer} has none")
         return self
 
     @property

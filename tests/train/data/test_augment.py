@@ -1,4 +1,4 @@
-"""SpecAugment and mixup, apart from what the official golden files cover."""
+"""SpecAugment and mixup, beyond what the official golden files cover."""
 
 from dataclasses import replace
 
@@ -8,12 +8,12 @@ import torch
 
 from mbt.train.data.augment import augment, mixup, spec_augment
 from mbt.train.data.batch import Batch
-from mbt.train.data.random_access import centred
+from mbt.train.data.views import eval_plan
 from mbt.train.sampling.plan import Mixing, TrainPlan
 from tests.tiny import tiny
 
 
-def test_masks_are_one_span_of_rows_and_one_of_bands() -> None:
+def test_each_example_has_one_time_mask_and_one_frequency_mask() -> None:
     draws = np.random.default_rng(0).random((500, 4))
     masked = spec_augment(torch.ones(500, 100, 32), draws, 24, 8) == 0
     rows = masked.all(2).sum(1).numpy()
@@ -24,7 +24,7 @@ def test_masks_are_one_span_of_rows_and_one_of_bands() -> None:
     for example, (r, b) in zip(masked, zip(rows, bands, strict=True), strict=True):
         assert int(example.sum()) == r * 32 + b * 100 - r * b
         edges = example.all(1).int().diff().abs().sum()
-        assert edges <= 2, "the rows are next to each other"
+        assert edges <= 2, "the masked rows are adjacent"
 
 
 def test_masks_reach_both_ends() -> None:
@@ -34,27 +34,27 @@ def test_masks_reach_both_ends() -> None:
     assert masked[1].nonzero().flatten().tolist() == list(range(90, 100))
 
 
-def test_no_mask_where_none_is_asked_for() -> None:
+def test_masks_of_length_zero_change_nothing() -> None:
     spec = torch.randn(3, 50, 8)
     assert torch.equal(spec_augment(spec, np.full((3, 4), 0.9), 0, 0), spec)
 
 
-def test_masks_longer_than_the_spectrogram_are_cut() -> None:
+def test_masks_longer_than_the_spectrogram_are_clipped() -> None:
     assert (spec_augment(torch.ones(1, 10, 4), np.full((1, 4), 0.99), 192, 48) == 0).any()
 
 
 def batch(size: int = 6) -> Batch:
     generator = torch.Generator().manual_seed(0)
     return Batch(
-        centred(np.arange(size)),
+        eval_plan(np.arange(size)),
         torch.randn(size, 2, 3, 4, 4, generator=generator),
         torch.randn(size, 8, 4, generator=generator),
         {"all": torch.eye(size)},
     )
 
 
-def test_partners_are_of_the_same_group() -> None:
-    """Groups of two with weight 0 swap neighbours."""
+def test_partners_come_from_the_same_group() -> None:
+    """With groups of two and weight 0, neighbors are swapped."""
     whole = batch()
     mixed = mixup(whole, np.zeros((6, 2)), False, 2)
     assert mixed.targets is not None
@@ -64,7 +64,7 @@ def test_partners_are_of_the_same_group() -> None:
     assert torch.equal(mixed.rgb[0], whole.rgb[1])
 
 
-def test_each_modality_has_targets_mixed_as_its_input() -> None:
+def test_targets_are_mixed_with_the_weights_of_their_modality() -> None:
     weights = np.array([[1.0, 0.25]] * 6)
     mixed = mixup(batch(), weights, True, 6)
     assert mixed.targets is not None
@@ -73,15 +73,15 @@ def test_each_modality_has_targets_mixed_as_its_input() -> None:
     torch.testing.assert_close(mixed.targets["spec"], 0.25 * torch.eye(6) + 0.75 * torch.eye(6).flip(0))
 
 
-def test_a_model_of_one_modality_is_mixed_too() -> None:
+def test_mixup_of_a_single_modality() -> None:
     mixed = mixup(replace(batch(), rgb=None), np.full((6, 2), 0.5), False, 2)
     assert mixed.rgb is None
     assert mixed.targets is not None
     assert mixed.targets["all"].max() == 0.5
 
 
-def test_parts_of_a_batch_are_mixed_as_the_whole() -> None:
-    """So that what is trained does not depend on the number of ranks."""
+def test_parts_of_a_batch_are_mixed_like_the_whole() -> None:
+    """So training does not depend on the number of ranks."""
     recipe = tiny("train.mixup_alpha=0.5", "train.modality_mixup=true", "train.time_mask=5").train
     plan = TrainPlan(0, 100, 8, recipe.mixing).step(3)
     whole = replace(batch(8), plan=plan)
@@ -92,7 +92,7 @@ def test_parts_of_a_batch_are_mixed_as_the_whole() -> None:
 
 
 @pytest.mark.parametrize(("group", "groups"), [(2, 32), (64, 1)])
-def test_weights_are_drawn_once_a_group(group: int, groups: int) -> None:
+def test_weights_are_drawn_once_per_group(group: int, groups: int) -> None:
     weights = TrainPlan(0, 100, 64, Mixing(0.3, True, group)).step(0).mix
     assert len(np.unique(weights[:, 0])) == groups
     np.testing.assert_array_equal(weights, np.repeat(weights[::group], group, axis=0))
@@ -101,8 +101,8 @@ def test_weights_are_drawn_once_a_group(group: int, groups: int) -> None:
     np.testing.assert_array_equal(together[:, 0], together[:, 1])
 
 
-def test_weights_are_of_a_beta_distribution() -> None:
-    """Beta(0.3, 0.3) has mean 1/2 and variance 1/6.4; weights below one half stay what they are."""
+def test_weights_follow_a_beta_distribution() -> None:
+    """Beta(0.3, 0.3) has mean 1/2 and variance 1/6.4; weights below one half are kept."""
     plan = TrainPlan(0, 100, 64, Mixing(0.3, True, 2))
     weights = np.concatenate([plan.step(step).mix[::2].ravel() for step in range(200)])
     assert weights.mean() == pytest.approx(0.5, abs=0.01)

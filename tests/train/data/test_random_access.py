@@ -1,4 +1,4 @@
-"""Shards to batches, against PIL and the members themselves."""
+"""Shards to decoded batches, against PIL and the members of the tars."""
 
 import io
 import os
@@ -13,8 +13,10 @@ from PIL import Image
 from mbt.manifests.reading.reader import ShardReader
 from mbt.manifests.reading.split import Sample
 from mbt.train.data.batch import Batch
-from mbt.train.data.corruption import Damage
-from mbt.train.data.random_access import batches, centred, eval_views, read_view, train_views
+from mbt.train.data.corruption import CorruptSamples
+from mbt.train.data.pipeline import decode_batches
+from mbt.train.data.random_access import eval_batches, train_batches
+from mbt.train.data.views import eval_plan, read_view
 from mbt.train.sampling.inputs import Inputs
 from mbt.train.sampling.plan import StepPlan, TrainPlan
 from tests.tiny import tiny
@@ -32,27 +34,27 @@ def inputs(reader: ShardReader, *settings: str) -> Inputs:
 
 
 def one_batch(reader: ShardReader, plan: StepPlan, how: Inputs) -> Batch:
-    raw = train_views(reader, how, [plan], True, Damage(reader, 0.0))
-    (batch,) = batches(raw, how, len(plan.rows), CPU, reader.targets, 1, bool((plan.scale != 1).any()))
+    raw = train_batches(reader, how, [plan], True, CorruptSamples(reader, 0.0))
+    (batch,) = decode_batches(raw, how, len(plan.rows), CPU, reader.targets, 1, bool((plan.scale != 1).any()))
     return batch
 
 
 def plan(rows: list[int], start: float, x: float, y: float, flip: bool) -> StepPlan:
     full = np.ones(len(rows))
     starts = np.full((len(rows), 2), start)
-    return replace(centred(np.array(rows)), start=starts, crop_x=full * x, crop_y=full * y, flip=full.astype(bool) & flip)
+    return replace(eval_plan(np.array(rows)), start=starts, crop_x=full * x, crop_y=full * y, flip=full.astype(bool) & flip)
 
 
 def pil_frames(reader: ShardReader, row: int, numbers: list[int]) -> np.ndarray:
-    """Frames as PIL decodes them: float (F, 3, H, W) in [-1, 1]."""
+    """Frames decoded by PIL, float (F, 3, H, W) in [-1, 1]."""
     images = [np.asarray(Image.open(io.BytesIO(jpeg))) for jpeg in reader[row].frames(numbers)]
     return np.stack(images).transpose(0, 3, 1, 2) / 127.5 - 1
 
 
 @pytest.mark.parametrize(("x", "left"), [(0.0, 0), (0.5, 11), (0.999, 22)])
 @pytest.mark.parametrize("flip", [False, True])
-def test_frames_equal_pil_cropped_and_mirrored(reader: ShardReader, x: float, left: int, flip: bool) -> None:
-    """Stored at 86 x 64, cropped to 64 x 64; the view starts at the last possible frame: 60 - 40 = 20."""
+def test_frames_equal_pil_cropped_and_flipped(reader: ShardReader, x: float, left: int, flip: bool) -> None:
+    """Stored at 86 x 64, cropped to 64 x 64; the view starts at the last possible frame, 60 - 40 = 20."""
     batch = one_batch(reader, plan([3, 7], 0.999, x, 0.5, flip), inputs(reader))
     assert batch.rgb is not None
     for place, row in enumerate((3, 7)):
@@ -75,7 +77,7 @@ def test_resized_frames_are_close_to_pil(reader: ShardReader) -> None:
 
 
 def bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(3, H, W) to another size: half-pixel centres, edges repeated, no antialiasing, as `tf.image.resize`."""
+    """Resize (3, H, W): half-pixel centers, repeated edges, no antialiasing, like `tf.image.resize`."""
     for axis, size in ((1, height), (2, width)):
         last = image.shape[axis] - 1
         places = (np.arange(size) + 0.5) * (last + 1) / size - 0.5
@@ -88,10 +90,10 @@ def bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 @pytest.mark.parametrize("scale", [(1.3, 1.0), (1.0, 1.25), (0.9, 1.33), (1.21, 0.93)])
 @pytest.mark.parametrize("corner", [(0.0, 0.0), (0.37, 0.71), (0.999, 0.999)])
-def test_scaled_frames_are_resized_whole_and_then_cropped(
+def test_scaled_frames_equal_frames_resized_and_then_cropped(
     reader: ShardReader, scale: tuple[float, float], corner: tuple[float, float]
 ) -> None:
-    """Though only the crop is decoded and resized. Sizes are rounded down, as in DMVR."""
+    """Although only the crop is decoded and resized. Sizes are rounded down, as in DMVR."""
     y, x = corner
     how = inputs(reader, "input.image_size=48")
     steps = replace(plan([2, 6], 0.4, x, y, False), scale=np.tile(scale, (2, 1)))
@@ -107,7 +109,7 @@ def test_scaled_frames_are_resized_whole_and_then_cropped(
 
 
 @pytest.mark.parametrize("settings", [(), ("input.stride=1",), ('model.modalities=["spec"]',), ('model.modalities=["rgb"]',)])
-def test_a_view_reads_its_frames_its_rows_and_its_description(
+def test_a_view_reads_only_its_frames_rows_and_description(
     reader: ShardReader, settings: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     how = inputs(reader, *settings)
@@ -126,11 +128,11 @@ def test_a_view_reads_its_frames_its_rows_and_its_description(
     assert len(asked) == {(): 6, ("input.stride=1",): 3}.get(settings, len(asked))
 
 
-def test_batches_that_are_kept_stay_as_they_are(reader: ShardReader) -> None:
-    """Though the decoder's memory is taken again."""
+def test_batches_that_are_kept_do_not_change(reader: ShardReader) -> None:
+    """Although the decoder reuses its memory."""
     how = inputs(reader)
     steps = [TrainPlan(0, len(reader), 4).step(step) for step in range(20)]
-    kept = list(batches(train_views(reader, how, steps, True, Damage(reader, 0.0)), how, 4, CPU, None, 1))
+    kept = list(decode_batches(train_batches(reader, how, steps, True, CorruptSamples(reader, 0.0)), how, 4, CPU, None, 1))
     for batch, step in zip(kept, steps, strict=True):
         alone = one_batch(reader, step, how)
         assert batch.rgb is not None
@@ -141,8 +143,8 @@ def test_batches_that_are_kept_stay_as_they_are(reader: ShardReader) -> None:
 def test_asynchronous_views_differ_in_the_sound_alone(reader: ShardReader) -> None:
     how = inputs(reader)
     steps = [TrainPlan(0, len(reader), 16).step(0)]
-    (together,) = batches(train_views(reader, how, steps, True, Damage(reader, 0.0)), how, 16, CPU, None, 1)
-    (apart,) = batches(train_views(reader, how, steps, False, Damage(reader, 0.0)), how, 16, CPU, None, 1)
+    (together,) = decode_batches(train_batches(reader, how, steps, True, CorruptSamples(reader, 0.0)), how, 16, CPU, None, 1)
+    (apart,) = decode_batches(train_batches(reader, how, steps, False, CorruptSamples(reader, 0.0)), how, 16, CPU, None, 1)
     assert together.rgb is not None
     assert apart.rgb is not None
     assert torch.equal(together.rgb, apart.rgb)
@@ -186,15 +188,15 @@ def test_single_modality_models_read_nothing_of_the_other(reader: ShardReader, m
 @pytest.mark.parametrize("batch_size", [1, 7, 80, 200])
 def test_evaluation_sees_every_view_once_in_order(reader: ShardReader, batch_size: int) -> None:
     how = inputs(reader, 'model.modalities=["spec"]')
-    seen = [row for raw in eval_views(reader, how, np.arange(20), 4, batch_size) for row in raw.plan.rows.tolist()]
+    seen = [row for raw in eval_batches(reader, how, np.arange(20), 4, batch_size) for row in raw.plan.rows.tolist()]
     assert seen == [row for row in range(20) for _ in range(4)]
 
 
-def test_batches_come_in_the_order_of_the_plan(reader: ShardReader) -> None:
+def test_batches_follow_the_order_of_the_plan(reader: ShardReader) -> None:
     how = inputs(reader)
     steps = TrainPlan(0, len(reader), 4)
-    raw = train_views(reader, how, [steps.step(step) for step in range(9)], True, Damage(reader, 0.0))
-    rows = [batch.plan.rows.tolist() for batch in batches(raw, how, 4, CPU, None, 1)]
+    raw = train_batches(reader, how, [steps.step(step) for step in range(9)], True, CorruptSamples(reader, 0.0))
+    rows = [batch.plan.rows.tolist() for batch in decode_batches(raw, how, 4, CPU, None, 1)]
     assert rows == [steps.step(step).rows.tolist() for step in range(9)]
 
 
@@ -204,8 +206,10 @@ def test_gpu_frames_are_close_to_the_cpus(reader: ShardReader) -> None:
         pytest.skip("no CUDA device")
     how = inputs(reader)
     steps = [TrainPlan(0, len(reader), 4).step(0)]
-    (cpu,) = batches(train_views(reader, how, steps, True, Damage(reader, 0.0)), how, 4, CPU, None, 1)
-    (gpu,) = batches(train_views(reader, how, steps, True, Damage(reader, 0.0)), how, 4, torch.device("cuda", 0), None, 1)
+    (cpu,) = decode_batches(train_batches(reader, how, steps, True, CorruptSamples(reader, 0.0)), how, 4, CPU, None, 1)
+    (gpu,) = decode_batches(
+        train_batches(reader, how, steps, True, CorruptSamples(reader, 0.0)), how, 4, torch.device("cuda", 0), None, 1
+    )
     assert cpu.rgb is not None
     assert gpu.rgb is not None
     assert gpu.rgb.device.type == "cuda"

@@ -1,4 +1,4 @@
-"""Streams give the views that random access gives for the same plan, share by share, and training on them is exact."""
+"""Streams yield the same views as random access for the same plan, also per rank, and resume exactly."""
 
 import shutil
 import threading
@@ -12,10 +12,11 @@ import pytest
 from mbt.manifests.errors import ConfigError, ShardError
 from mbt.manifests.reading.reader import ShardReader
 from mbt.manifests.reading.stream import ShardStream
-from mbt.train.data import random_access as loader
+from mbt.train.data import random_access
 from mbt.train.data.batch import RawBatch
-from mbt.train.data.corruption import Damage
-from mbt.train.data.streaming import Ahead, TrainViews, check_streams, eval_views, in_turn
+from mbt.train.data.corruption import CorruptSamples
+from mbt.train.data.prefetch import Prefetcher, round_robin
+from mbt.train.data.streaming import TrainStream, check_streams, eval_batches
 from mbt.train.evaluation.evaluate import evaluate
 from mbt.train.sampling.inputs import Inputs
 from mbt.train.sampling.order import Streamed
@@ -51,8 +52,8 @@ def views(folder: Path, steps: range, rank: int = 0, world_size: int = 1, max_co
     with ShardStream(f"file://{folder}", "train") as split:
         streamed = plan(len(split), split.shard_of)
         how: Inputs = tiny().inputs(split.info)
-        damage = Damage(split, max_corrupt)
-        return list(TrainViews(split, how, streamed, True, damage, rank, world_size).batches(steps))
+        corrupt = CorruptSamples(split, max_corrupt)
+        return list(TrainStream(split, how, streamed, True, corrupt, rank, world_size).batches(steps))
 
 
 def same(first: RawBatch, second: RawBatch) -> bool:
@@ -61,7 +62,7 @@ def same(first: RawBatch, second: RawBatch) -> bool:
 
 
 @pytest.mark.parametrize("buffer", [1, 16, 10_000])
-def test_an_epoch_sees_no_sample_twice_and_reads_each_tar_forwards(buffer: int) -> None:
+def test_an_epoch_sees_no_sample_twice_and_reads_each_tar_in_order(buffer: int) -> None:
     shard_of = np.repeat(np.arange(25), 40)
     order = Streamed(shard_of, STREAMS, buffer, BATCH)
     seen: set[int] = set()
@@ -83,7 +84,7 @@ def test_an_epoch_sees_no_sample_twice_and_reads_each_tar_forwards(buffer: int) 
     assert len(seen) == 3
 
 
-def test_what_does_not_fill_a_batch_is_another_part_in_each_epoch() -> None:
+def test_each_epoch_drops_other_samples() -> None:
     streamed = plan(1003, np.repeat(np.arange(59), 17))
     left = [set(range(1003)) - set(streamed.rows(epoch).tolist()) for epoch in range(4)]
     assert [len(rows) for rows in left] == [3] * 4
@@ -91,7 +92,7 @@ def test_what_does_not_fill_a_batch_is_another_part_in_each_epoch() -> None:
 
 
 def test_mixing_grows_with_the_buffer() -> None:
-    """How far a stream's samples are carried from the place at which they stand."""
+    """How far the samples of a stream move from their position in the tars."""
 
     def spread(buffer: int) -> float:
         order = Streamed(np.repeat(np.arange(20), 50), 1, buffer, BATCH)
@@ -103,13 +104,15 @@ def test_mixing_grows_with_the_buffer() -> None:
     assert 0 < spread(20) < spread(200)
 
 
-def test_views_are_those_of_random_access(tars: Path) -> None:
-    """Over an epoch's end; the streams' own bytes, by their place in the tar."""
+def test_views_equal_those_of_random_access(tars: Path) -> None:
+    """Across the end of an epoch."""
     found = views(tars, range(5))
     with ShardReader(tars, "train") as reader:
         how = tiny().inputs(reader.info)
         streamed = plan(len(reader), reader.shard_of)
-        wanted = loader.train_views(reader, how, [streamed.step(step) for step in range(5)], True, Damage(reader, 0.0))
+        wanted = random_access.train_batches(
+            reader, how, [streamed.step(step) for step in range(5)], True, CorruptSamples(reader, 0.0)
+        )
         assert streamed.steps_per_epoch == 2
         assert all(same(*pair) for pair in zip(found, wanted, strict=True))
 
@@ -125,20 +128,20 @@ def test_ranks_see_their_parts_of_the_batch(tars: Path, world_size: int) -> None
 
 
 @pytest.mark.parametrize("first", [1, 2, 3])
-def test_reading_goes_on_anywhere(tars: Path, first: int) -> None:
+def test_reading_can_resume_at_any_step(tars: Path, first: int) -> None:
     whole = views(tars, range(4))
     assert all(same(*pair) for pair in zip(views(tars, range(first, 4)), whole[first:], strict=True))
 
 
-def test_damage_is_replaced_alike_wherever_reading_begins(
+def test_replacements_do_not_depend_on_where_reading_begins(
     tars: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The last sample of one tar and both last of another; each by a whole one that comes later in its stream."""
+    """The last sample of one tar and the last two of another are replaced by readable samples later in their streams."""
     copy = Path(shutil.copytree(tars, tmp_path / "copy"))
     for row in (2, 7, 8):
         no_json(copy, row)
     whole, found = views(tars, range(4)), views(copy, range(4), max_corrupt=0.2)
-    assert capfd.readouterr().err.count("is damaged") == 3
+    assert capfd.readouterr().err.count("is corrupt") == 3
     with ShardReader(tars, "train") as reader:
         streamed = plan(len(reader), reader.shard_of)
     for step, (before, after) in enumerate(zip(whole, found, strict=True)):
@@ -159,9 +162,9 @@ def test_damage_is_replaced_alike_wherever_reading_begins(
 def test_evaluation_sees_every_view_once(tars: Path, batch_size: int) -> None:
     with ShardStream(f"file://{tars}", "train") as split, ShardReader(tars, "train") as reader:
         how = tiny().inputs(split.info)
-        found = list(eval_views(split, how, np.arange(20), 4, batch_size))
+        found = list(eval_batches(split, how, np.arange(20), 4, batch_size))
         assert [len(batch.plan.rows) for batch in found[:-1]] == [batch_size] * (len(found) - 1)
-        wanted = {row: view for row, *view in map(list, by_view(loader.eval_views(reader, how, np.arange(20), 4, 80)))}
+        wanted = {row: view for row, *view in map(list, by_view(random_access.eval_batches(reader, how, np.arange(20), 4, 80)))}
         seen = list(by_view(found))
         assert sorted(row for row, _, _ in seen) == sorted(list(range(20)) * 4)
         assert {row: view for row, *view in map(list, seen)} == wanted
@@ -175,8 +178,8 @@ def by_view(batches: object) -> Iterator[tuple[int, list[bytes], bytes]]:
             yield row, batch.jpegs[place * count : (place + 1) * count], batch.spec[place].tobytes()
 
 
-def test_a_run_that_streams_goes_on_exactly(tars: Path, tmp_path: Path) -> None:
-    """From another kind of URL too, which is the same set; evaluation is that of the folder."""
+def test_a_run_that_streams_resumes_exactly(tars: Path, tmp_path: Path) -> None:
+    """Also with another kind of URL for the same shards. Evaluation equals that of the folder."""
     url = f"file://{tars}"
     train(url, tmp_path / "whole", tiny(*RUN))
     shutil.copytree(tmp_path / "whole", tmp_path / "run")
@@ -191,25 +194,25 @@ def test_a_run_that_streams_goes_on_exactly(tars: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (("input.streams=3",), r"input\.streams 3 must divide train\.batch_size 8 and be a multiple of the 1 ranks"),
-        (("train.batch_size=24",), "20 samples are fewer than a batch of 24"),
-        (("train.balanced_sampling=true",), r"train\.balanced_sampling takes samples from anywhere"),
+        (("input.streams=3",), r"input\.streams 3 must divide train\.batch_size 8 and be divisible by the number of ranks, 1"),
+        (("train.batch_size=24",), "20 samples cannot fill a batch of 24"),
+        (("train.balanced_sampling=true",), r"train\.balanced_sampling needs random access"),
     ],
 )
-def test_what_cannot_be_streamed_is_said(settings: tuple[str, ...], message: str, tars: Path, tmp_path: Path) -> None:
+def test_unstreamable_recipes_are_rejected(settings: tuple[str, ...], message: str, tars: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         train(f"file://{tars}", tmp_path / "run", tiny(*RUN, *settings))
     assert not (tmp_path / "run").exists()
 
 
-def test_more_ranks_than_streams_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"a multiple of the 16 ranks\. Such as --set input\.streams=16"):
+def test_more_ranks_than_streams_are_rejected() -> None:
+    with pytest.raises(ConfigError, match=r"the number of ranks, 16\. For example, --set input\.streams=16"):
         check_streams(8, 64, 1000, 16)
     check_streams(16, 64, 1000, 16)
 
 
-def test_streams_that_nobody_began_to_read_end_too() -> None:
-    """The first fails at once; what the others have in hand is all that they still do."""
+def test_prefetching_stops_even_if_nothing_was_read() -> None:
+    """At most the item in progress is finished."""
     made: list[int] = []
 
     def slow(number: int) -> int:
@@ -217,13 +220,13 @@ def test_streams_that_nobody_began_to_read_end_too() -> None:
         made.append(number)
         return number
 
-    items = Ahead(map(slow, range(100)), 20)
+    items = Prefetcher(map(slow, range(100)), 20)
     items.close()
     time.sleep(0.3)
     assert len(made) <= 1
 
 
-def test_a_tar_that_goes_away_ends_the_run_with_a_message(tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_tar_ends_the_run_with_a_message(tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mbt.manifests.reading.remote.time.sleep", lambda seconds: None)
     copy = Path(shutil.copytree(tars, tmp_path / "copy"))
     (copy / "train-000003.tar").unlink()
@@ -235,14 +238,14 @@ def test_a_tar_that_goes_away_ends_the_run_with_a_message(tars: Path, tmp_path: 
     assert time.monotonic() < deadline
 
 
-def test_items_are_made_ahead_and_no_further() -> None:
+def test_only_the_given_number_of_items_is_computed_ahead() -> None:
     made: list[int] = []
-    items = Ahead((made.append(n) or n for n in range(100)), 5)  # type: ignore[func-returns-value]
+    items = Prefetcher((made.append(n) or n for n in range(100)), 5)  # type: ignore[func-returns-value]
     assert [next(items) for _ in range(10)] == list(range(10))
     items.close()
     assert 10 <= len(made) <= 15
-    assert list(Ahead(iter(range(7)), 20)) == list(range(7))
+    assert list(Prefetcher(iter(range(7)), 20)) == list(range(7))
 
 
-def test_streams_take_turns_until_all_have_ended() -> None:
-    assert list(in_turn([iter("abcde"), iter(""), iter("vw")], 2)) == list("abvwcde")
+def test_round_robin_continues_until_all_streams_are_exhausted() -> None:
+    assert list(round_robin([iter("abcde"), iter(""), iter("vw")], 2)) == list("abvwcde")

@@ -1,4 +1,4 @@
-"""Starting ranks: by `--gpus`, by srun's variables, on two hosts; and what happens when one dies."""
+"""Starting ranks: with `--gpus`, from srun's variables, on two hosts; and what happens when one dies."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import pytest
 
 from mbt.manifests.errors import ConfigError
 from mbt.train.distributed.launcher import start_ranks
-from mbt.train.distributed.signals import RESUME_ME
+from mbt.train.distributed.signals import RESUMABLE
 from mbt.train.trainer import train
 from tests.tiny import TINY, tiny
 
@@ -35,14 +35,14 @@ def losses(run: Path) -> list[float]:
 
 
 def arguments(shards: Path, run: Path) -> list[str]:
-    """Of `mbt` for a training on CPUs."""
+    """Arguments of `mbt` for a run on CPUs."""
     settings = [part for setting in SETTINGS for part in ("--set", setting)]
     return ["train", "--data", str(shards), "--recipe", "demo", "--out", str(run), *settings]
 
 
 @pytest.fixture(scope="module")
 def whole_run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """In one process."""
+    """The run in a single process."""
     run = tmp_path_factory.mktemp("whole") / "run"
     train(shards, run, tiny(*SETTINGS))
     return run
@@ -54,7 +54,7 @@ def rank_of(pid: str) -> str:
 
 
 def started(command: list[str], run: Path, checkpoint: int) -> tuple[subprocess.Popen[str], dict[str, int]]:
-    """A training when it has written a checkpoint, and its ranks' processes."""
+    """Start a run and wait until it has written a checkpoint; returns its launcher and the process of each rank."""
     launcher = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     deadline = time.monotonic() + 120
     while not (run / f"checkpoints/step-{checkpoint}").exists() and time.monotonic() < deadline:
@@ -63,8 +63,8 @@ def started(command: list[str], run: Path, checkpoint: int) -> tuple[subprocess.
     return launcher, {rank_of(pid): int(pid) for pid in children}
 
 
-def test_a_run_goes_on_after_a_rank_died_and_after_a_signal(shards: Path, whole_run: Path, tmp_path: Path) -> None:
-    """A rank that dies takes the other with it; a signal to the launcher reaches both; one process ends it."""
+def test_a_run_resumes_after_a_rank_died_and_after_a_signal(shards: Path, whole_run: Path, tmp_path: Path) -> None:
+    """A rank that dies stops the other; a signal to the launcher reaches both; a single process finishes the run."""
     run = tmp_path / "run"
     command = [sys.executable, "-m", "mbt", *arguments(shards, run), "--gpus", "2"]
     launcher, ranks = started(command, run, 10)
@@ -73,20 +73,20 @@ def test_a_run_goes_on_after_a_rank_died_and_after_a_signal(shards: Path, whole_
     _, err = launcher.communicate(timeout=60)
     assert time.monotonic() - killed < 35
     assert launcher.returncode == 1
-    assert err.splitlines()[-1] == "error: rank 1 of 2 was killed by SIGKILL. Go on after the last checkpoint by --resume."
+    assert err.splitlines()[-1] == "error: rank 1 of 2 was killed by SIGKILL. Resume from the last checkpoint with --resume."
     assert not [pid for pid in ranks.values() if Path(f"/proc/{pid}").exists()]
     assert len(losses(run)) < STEPS
     launcher, _ = started([*command, "--resume"], run, 40)
     launcher.send_signal(signal.SIGTERM)
     _, err = launcher.communicate(timeout=60)
-    assert launcher.returncode == RESUME_ME, err
+    assert launcher.returncode == RESUMABLE, err
     assert 40 <= len(losses(run)) < STEPS
     train(shards, run, tiny(*SETTINGS), resume=True)
     assert losses(run) == pytest.approx(losses(whole_run), rel=1e-5)
 
 
-def test_an_error_of_all_ranks_is_said_once(tmp_path: Path) -> None:
-    script = "import sys; from train.launch import start_ranks; sys.exit(start_ranks(2, sys.argv[1:]))"
+def test_an_error_of_all_ranks_is_printed_once(tmp_path: Path) -> None:
+    script = "import sys; from mbt.train.distributed.launcher import start_ranks; sys.exit(start_ranks(2, sys.argv[1:]))"
     command = [sys.executable, "-c", script, "shards", "stats", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
@@ -94,15 +94,15 @@ def test_an_error_of_all_ranks_is_said_once(tmp_path: Path) -> None:
     assert line.startswith("error: ")
 
 
-def test_ranks_start_no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_cannot_start_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(ConfigError, match="a launcher has started this one"):
+    with pytest.raises(ConfigError, match="a launcher already started this process"):
         start_ranks(2, ["train"])
 
 
 @pytest.fixture
 def hosts() -> Iterator[list[tuple[list[str], str]]]:
-    """Two network namespaces that see each other alone: how to run something in each, and its address."""
+    """Two network namespaces connected only to each other: a command prefix to run in each, and its address."""
     if shutil.which("ip") is None:
         pytest.skip("iproute2 is not installed")
     names = [f"mbt{os.getpid()}{side}" for side in "ab"]
@@ -129,7 +129,7 @@ def hosts() -> Iterator[list[tuple[list[str], str]]]:
 
 
 def test_two_hosts_train_one_model(hosts: list[tuple[list[str], str]], shards: Path, whole_run: Path, tmp_path: Path) -> None:
-    """One rank each, that meet by torchrun's rendezvous; the folder of the run is one that both see."""
+    """One rank each, through torchrun's rendezvous, with a shared run directory."""
     meeting = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint={hosts[0][1]}:29400"]
     training = ["-m", "mbt", *arguments(shards, tmp_path / "run")]
     launcher = [sys.executable, "-m", "torch.distributed.run", *meeting]

@@ -1,4 +1,4 @@
-"""Signals, losses that are no numbers, and evaluation shared by ranks."""
+"""Signals, non-finite losses, and evaluation shared by ranks."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def losses(run: Path) -> list[float]:
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, number: int, what: str) -> None:
-    """Let something happen at the engine's n-th step."""
+    """Return a NaN loss, or send this process a signal, at the engine's n-th step."""
     step, steps = TorchEngine.step, 0
 
     def changed(self: TorchEngine, batch: Batch, learning_rate: float) -> StepResult:
@@ -53,7 +53,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, number: int, what: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
-def test_a_signal_ends_a_run_after_a_checkpoint(
+def test_a_signal_stops_a_run_after_a_checkpoint(
     name: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(shards, tmp_path / "whole", STEPS)
@@ -69,7 +69,7 @@ def test_a_signal_ends_a_run_after_a_checkpoint(
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
 
-def test_resume_needs_a_run_and_auto_does_not(shards: Path, tmp_path: Path, mbt: Door) -> None:
+def test_resume_requires_a_run_but_auto_does_not(shards: Path, tmp_path: Path, mbt: Door) -> None:
     run = ["train", "--data", shards, "--recipe", "demo", "--out", tmp_path / "run", "--set", "train.max_steps=1"]
     refused = mbt(*run, "--resume")
     assert (refused.code, "--resume: no run in" in refused.err) == (2, True)
@@ -78,19 +78,19 @@ def test_resume_needs_a_run_and_auto_does_not(shards: Path, tmp_path: Path, mbt:
         assert done.code == 0, done.err
 
 
-def test_a_loss_that_is_no_number_is_told_with_its_clips(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_nan_loss_is_reported_with_its_clips(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny("train.max_steps=6", "train.checkpoint_every=4", "train.log_every=100")
     at_step(monkeypatch, 3, "NaN")
-    with pytest.raises(ConfigError, match=r"not finite at step 3, of the clips (train-\S+, ){3}"):
+    with pytest.raises(ConfigError, match=r"non-finite loss at step 3 \(clips (train-\S+, ){3}"):
         train(shards, tmp_path / "run", recipe)
-    assert not (tmp_path / "run/checkpoints").exists(), "none is written of a run that has gone wrong"
+    assert not (tmp_path / "run/checkpoints").exists(), "no checkpoint may hold the state after the NaN"
 
 
 @pytest.mark.parametrize("engine", ["torch", "zero0", "zero1"])
-def test_a_step_that_is_not_finite_can_be_left_out(
+def test_a_non_finite_step_can_be_skipped(
     engine: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The third step's spectrogram holds a NaN: weights are as if that step had not been, and the run goes on."""
+    """The spectrogram of the third step contains a NaN: the run continues without that step."""
     recipe = tiny(
         "train.max_steps=5", "train.non_finite=skip", "eval.split=none", "train.momentum=0", "train.precision=float32"
     )
@@ -110,13 +110,13 @@ def test_a_step_that_is_not_finite_can_be_left_out(
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [line["loss"] is None for line in lines] == [False, False, True, False, False]
     assert lines[-1]["skipped"] == 1
-    assert "left out, as the loss is not finite: step 3, of the clips train-" in capsys.readouterr().err
+    assert "train: skipped step 3 (clips train-" in capsys.readouterr().err
     weights = load_file(tmp_path / "run/last/model.safetensors")
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
-def test_wandb_gets_what_the_log_gets(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for its package, which is an extra."""
+def test_wandb_gets_the_values_of_the_log(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for wandb, which is an optional dependency."""
     started: list[dict[str, Any]] = []
     got: list[tuple[int, dict[str, float]]] = []
     run = SimpleNamespace(log=lambda values, step: got.append((step, values)), finish=lambda: got.append((-1, {})))
@@ -127,13 +127,13 @@ def test_wandb_gets_what_the_log_gets(shards: Path, tmp_path: Path, monkeypatch:
     assert got[1][1]["loss"] == losses(tmp_path / "run")[1]
 
 
-def test_wandb_that_is_not_installed_is_one_line(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_wandb_is_an_error(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"mbt\[wandb\]"):
         train(shards, tmp_path / "run", tiny("train.max_steps=2", "train.wandb=project"))
 
 
-def test_a_run_goes_on_with_other_costs(shards: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_with_other_costs(shards: Path, tmp_path: Path) -> None:
     steps = ("train.max_steps=4", "train.checkpoint_every=2", "eval.split=none", "train.precision=float32")
     train(shards, tmp_path / "run", tiny(*steps))
     whole = losses(tmp_path / "run")
@@ -146,10 +146,10 @@ def test_a_run_goes_on_with_other_costs(shards: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("batch_size", [4, 5, 100])
 @pytest.mark.parametrize("world_size", [2, 4, 9])
-def test_evaluation_shared_by_ranks_is_that_of_one(
+def test_evaluation_shared_by_ranks_equals_that_of_one(
     world_size: int, batch_size: int, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each rank's sums are caught in the place of the exchange, and added; the ranks ask for logits equally often."""
+    """The all-reduce is replaced: each rank's arrays are collected and added here. All ranks call `logits` equally often."""
     asked: list[int] = []
 
     def logits(batch: Batch) -> torch.Tensor:
@@ -163,11 +163,11 @@ def test_evaluation_shared_by_ranks_is_that_of_one(
         whole = evaluate_split(reader, inputs, 4, batch_size, torch.device("cpu"), logits)
         assert sum(asked) == 4 * len(reader)
         caught: list[np.ndarray] = []
-        monkeypatch.setattr("mbt.train.evaluation.evaluate._summed", lambda array, _: (caught.append(array), array)[1])
+        monkeypatch.setattr("mbt.train.evaluation.evaluate._all_reduce", lambda array, _: (caught.append(array), array)[1])
         times = []
         for rank in range(world_size):
             asked.clear()
-            with pytest.raises(RuntimeError, match="was not seen 4 times"):
+            with pytest.raises(RuntimeError, match="was not evaluated in exactly 4 views"):
                 evaluate_split(reader, inputs, 4, batch_size, torch.device("cpu"), logits, rank, world_size)
             times.append(len(asked))
     assert set(times) == {-(-4 * -(-7 // world_size) // batch_size)}
@@ -176,7 +176,7 @@ def test_evaluation_shared_by_ranks_is_that_of_one(
     np.testing.assert_allclose(sums / 4, whole.logits, rtol=1e-5)
 
 
-def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(shards: Path, tmp_path: Path) -> None:
+def test_a_kill_during_a_checkpoint_leaves_the_previous_one(shards: Path, tmp_path: Path) -> None:
     recipe = tiny("train.max_steps=4", "train.checkpoint_every=2")
     train(shards, tmp_path / "whole", recipe)
     run = tmp_path / "run"

@@ -1,4 +1,4 @@
-"""Every engine, at one rank and at two, gives the losses of one plain process, and goes on with the runs of every other."""
+"""Every engine, with one rank and with two, has the losses of a single plain process, and resumes the runs of all others."""
 
 import json
 import os
@@ -20,19 +20,35 @@ ADAM = [
     "train.layer_decay=0.75",
     "train.ema_decay=0.9",
 ]
+DECAY = ["train.weight_decay=0.5", "train.layer_decay=0.75", "train.ema_decay=0.9"]
+"""Weight decay of SGD, large enough to change the losses."""
 GROUPS = ["train.group_size=2", "train.mixup_alpha=0.3", "train.modality_mixup=true"]
 LATE = ["model.fusion_layer=2"]
 HALF = ["train.precision=float16"]
+HALF_DECAY = [*HALF, "train.weight_decay=0.5"]
 THREE = ["train.micro_batch=3"]
 SCORED = ["eval.split=eval", "eval.crops=1", "eval.batch_size=2", "train.eval_every_epochs=2"]
-"""Seven clips: one of two ranks has four, the other three."""
+"""Seven clips: with two ranks, one has four and the other three."""
 OFFLOAD = {
     "bf16": {"enabled": "auto"},
     "zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}},
 }
-ALONE = [("plain", [], "torch", None), ("adam", ADAM, "torch", None), ("groups", GROUPS, "torch", None)]
-ALONE += [("late", LATE, "torch", None), ("half", HALF, "torch", None), ("scored", SCORED, "torch", None)]
-ALONE_TOO = [("plain three", THREE, "torch", None), ("skip", HALF, "torch", "half")]
+ALONE = [
+    ("plain", [], "torch", None),
+    ("adam", ADAM, "torch", None),
+    ("groups", GROUPS, "torch", None),
+    ("decay", DECAY, "torch", None),
+    ("mixed", [*DECAY, *GROUPS], "torch", None),
+    ("late", LATE, "torch", None),
+    ("half", HALF, "torch", None),
+    ("halfdecay", HALF_DECAY, "torch", None),
+    ("scored", SCORED, "torch", None),
+]
+ALONE_TOO = [
+    ("plain three", THREE, "torch", None),
+    ("skip", HALF, "torch", "half"),
+    ("skip decay", HALF_DECAY, "torch", "halfdecay"),
+]
 TOGETHER = [
     ("plain ddp", [], "torch", None),
     ("plain zero0", [], "0", None),
@@ -47,6 +63,14 @@ TOGETHER = [
     ("groups zero1 half", [*GROUPS, *HALF], "1", None),
     ("groups zero2", [*GROUPS, "train.micro_batch=1"], "2", None),
     ("groups zero1 of ddp", GROUPS, "1", "groups ddp"),
+    ("decay ddp", DECAY, "torch", None),
+    ("decay zero0 three", [*DECAY, *THREE], "0", None),
+    ("decay zero1", DECAY, "1", None),
+    ("decay zero2", DECAY, "2", None),
+    ("decay zero3", DECAY, "3", None),
+    ("decay zero3 to zero1", DECAY, "1", "decay zero3"),
+    ("decay zero1 to ddp", DECAY, "torch", "decay zero1"),
+    ("mixed zero2", [*DECAY, *GROUPS], "2", None),
     ("late ddp", LATE, "torch", None),
     ("scored ddp", SCORED, "torch", None),
     ("scored zero3", [*SCORED, "eval.batch_size=1"], "3", None),
@@ -66,29 +90,31 @@ TOGETHER = [
     ("skip zero0", HALF, "0", "half"),
     ("skip zero1", HALF, "1", "half"),
     ("skip zero3", HALF, "3", "half"),
+    ("skip decay zero0", HALF_DECAY, "0", "halfdecay"),
+    ("skip decay zero3", HALF_DECAY, "3", "halfdecay"),
 ]
 ALONE_AGAIN = [("plain zero1 to plain", [], "torch", "plain zero1"), ("adam zero3 to plain", ADAM, "torch", "adam zero3")]
-KINDS = ("plain", "adam", "groups", "late", "scored")
+KINDS = ("plain", "adam", "groups", "decay", "mixed", "late", "scored")
 EXACT = [run for run, *_ in [*ALONE_TOO, *TOGETHER, *ALONE_AGAIN] if run.split()[0] in KINDS and "half" not in run]
 TOO_LARGE = 2.0**30
-"""A scale of the loss with which float16 overflows in each of the steps that follow."""
+"""A loss scale with which float16 overflows in all following steps."""
 
 
 @pytest.fixture(scope="module")
 def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All of the trainings above: alone, in two ranks, and alone again."""
+    """All runs listed above: in one process, in two ranks, and in one process again."""
     folder = tmp_path_factory.mktemp("runs")
     trainings(shards, folder, ALONE)
-    progress = folder / f"half/checkpoints/step-{MIDDLE}/progress.json"
-    whole = progress.read_text()
-    progress.write_text(json.dumps({**json.loads(whole), "loss_scale": TOO_LARGE}))
+    for begun in ("half", "halfdecay"):
+        path = folder / begun / f"checkpoints/step-{MIDDLE}/progress.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "loss_scale": TOO_LARGE}))
     trainings(shards, folder, ALONE_TOO)
     (folder / "offload.json").write_text(json.dumps(OFFLOAD))
     listed = [(run, settings, str(folder / e) if e.endswith("json") else e, begun) for run, settings, e, begun in TOGETHER]
     (folder / "list.json").write_text(json.dumps(listed))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*launcher, "-m", "tests.train.several", shards, folder, folder / "list.json"],
+        [*launcher, "-m", "tests.train.distributed.several", shards, folder, folder / "list.json"],
         cwd=ROOT,
         env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -101,7 +127,7 @@ def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def logged(run: Path, name: str) -> list[float]:
-    """A value at each step that has it."""
+    """A logged value, at each step that has it."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [line[name] for line in lines if name in line]
 
@@ -115,10 +141,10 @@ def progress(run: Path, step: int) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("run", EXACT)
-def test_losses_are_those_of_one_plain_process(runs: Path, run: str) -> None:
-    """Also of runs that another engine, or another number of ranks, has begun; norms and weights as well.
+def test_losses_equal_those_of_a_single_plain_process(runs: Path, run: str) -> None:
+    """Gradient norms and weights too, and also for runs started by another engine or another number of ranks.
 
-    Softmax does not see the bias of the keys: its gradient is rounding, which Adam makes as large as any other.
+    Softmax is invariant to the bias of the keys: its gradient is rounding error, which Adam scales up like any other.
     """
     one = runs / run.split()[0]
     expected = logged(one, "loss")
@@ -132,21 +158,21 @@ def test_losses_are_those_of_one_plain_process(runs: Path, run: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ["ddp", "zero3"])
-def test_ranks_with_unequal_last_batches_score_as_one_process(runs: Path, engine: str) -> None:
-    """The second rank has a last batch of one where the first has one of two, or a batch less."""
+def test_ranks_with_unequal_last_batches_score_like_a_single_process(runs: Path, engine: str) -> None:
+    """The second rank's last batch is smaller than the first rank's, or missing."""
     alone, together = (logged(runs / run, "eval") for run in ("scored", f"scored {engine}"))
     assert len(alone) == 3
     assert together == [pytest.approx(scores, abs=1e-6) for scores in alone]
 
 
 @pytest.mark.parametrize("engine", ["ddp", "zero1", "zero3"])
-def test_a_resumed_run_of_two_ranks_is_bit_for_bit_the_same(runs: Path, engine: str) -> None:
+def test_a_resumed_run_of_two_ranks_is_bit_identical(runs: Path, engine: str) -> None:
     assert logged(runs / f"same {engine}", "loss") == logged(runs / f"plain {engine}", "loss")
     for name, tensor in weights(runs / f"same {engine}").items():
         assert torch.equal(tensor, weights(runs / f"plain {engine}")[name]), name
 
 
-def test_a_checkpoint_has_every_parameter_by_its_name(runs: Path) -> None:
+def test_a_checkpoint_names_every_parameter(runs: Path) -> None:
     for run in ("adam", "adam zero2", "adam zero3"):
         folder = runs / run / f"checkpoints/step-{STEPS}"
         names = set(load_file(folder / "model.safetensors"))
@@ -173,7 +199,7 @@ def test_float16_trains(runs: Path, run: str) -> None:
 
 
 def test_float16_trains_with_groups(runs: Path) -> None:
-    """A group that overflows leaves out the step on all ranks; up to there it is as in float32."""
+    """An overflow in one group skips the step on all ranks; until then, losses equal those of float32."""
     run = runs / "groups zero1 half"
     norms, losses, exact = logged(run, "grad_norm"), logged(run, "loss"), logged(runs / "groups", "loss")
     same = [*norms, None].index(None) + 1
@@ -184,9 +210,11 @@ def test_float16_trains_with_groups(runs: Path) -> None:
     assert progress(run, STEPS)["loss_scale"] == 2.0 ** (16 - norms.count(None))
 
 
-@pytest.mark.parametrize("run", ["skip", "skip ddp", "skip zero0", "skip zero1", "skip zero3"])
-def test_float16_leaves_out_steps_that_overflow(runs: Path, run: str) -> None:
-    """Five steps after which nothing has changed but the scale, which a checkpoint brought."""
+@pytest.mark.parametrize(
+    "run", ["skip", "skip ddp", "skip zero0", "skip zero1", "skip zero3", "skip decay", "skip decay zero0", "skip decay zero3"]
+)
+def test_float16_skips_steps_that_overflow(runs: Path, run: str) -> None:
+    """Five steps that change only the loss scale, which was set in the checkpoint."""
     begun, ended = (
         load_file(runs / name / f"checkpoints/step-{step}/model.safetensors") for name, step in ((run, MIDDLE), (run, STEPS))
     )
@@ -196,6 +224,6 @@ def test_float16_leaves_out_steps_that_overflow(runs: Path, run: str) -> None:
     assert (left["updates"], left["loss_scale"], left["finite_steps"]) == (MIDDLE, TOO_LARGE / 2 ** (STEPS - MIDDLE), 0)
 
 
-def test_averages_are_evaluated_alone() -> None:
-    """In two ranks, `tests.train.several` does the same."""
+def test_averages_are_evaluated_in_a_single_process() -> None:
+    """`tests.train.distributed.several` checks this with two ranks."""
     averages_are_evaluated(averaging(None))

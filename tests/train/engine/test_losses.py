@@ -1,4 +1,4 @@
-"""Losses against numpy."""
+"""Losses against NumPy."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def loss(task: str, smoothing: float) -> float:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_multilabel_is_summed_over_classes_and_averaged_over_clips_and_modalities(smoothing: float) -> None:
-    """Label smoothing moves multi-hot targets too."""
+    """Label smoothing applies to multi-hot targets too."""
     targets = TARGETS * (1 - smoothing) + smoothing / 4
     expected = []
     for x in LOGITS.values():
@@ -35,9 +35,9 @@ def test_multiclass_is_cross_entropy() -> None:
     np.testing.assert_allclose(loss("multiclass", 0.0), np.mean(expected), rtol=1e-6)
 
 
-def test_targets_may_be_each_modalitys_own() -> None:
+def test_each_modality_may_have_its_own_targets() -> None:
     logits = {m: torch.from_numpy(x).float() for m, x in LOGITS.items()}
     own = {"rgb": torch.from_numpy(TARGETS).float(), "spec": torch.from_numpy(TARGETS[::-1].copy()).float()}
-    apart = [training_loss({m: logits[m]}, {"all": own[m]}, "multilabel", 0.1) for m in own]
+    separate = [training_loss({m: logits[m]}, {"all": own[m]}, "multilabel", 0.1) for m in own]
     together = training_loss(logits, own, "multilabel", 0.1)
-    torch.testing.assert_close(together, torch.stack(apart).mean())
+    torch.testing.assert_close(together, torch.stack(separate).mean())

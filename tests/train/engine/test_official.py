@@ -6,7 +6,7 @@ import torch
 
 from mbt.train.data.augment import mixup
 from mbt.train.data.batch import Batch
-from mbt.train.data.random_access import centred
+from mbt.train.data.views import eval_plan
 from mbt.train.engine.schedule import learning_rate
 from mbt.train.engine.torch_engine import TorchEngine
 from mbt.train.evaluation.metrics import evaluate_logits
@@ -17,7 +17,7 @@ from tests.golden import Golden, close
 def batch_of(golden: Golden, inputs: str, label: str) -> Batch:
     given = golden.inputs(inputs)
     targets = {"all": torch.from_numpy(golden.arrays[label])}
-    return Batch(centred(np.arange(len(targets["all"]))), given["rgb"], given["spec"], targets)
+    return Batch(eval_plan(np.arange(len(targets["all"]))), given["rgb"], given["spec"], targets)
 
 
 def official_weights(golden: Golden, prefix: str, size: int) -> np.ndarray:
@@ -31,7 +31,7 @@ def test_mixup(name: str, by_modality: bool) -> None:
     golden = Golden(name)
     rgb = torch.from_numpy(golden.arrays["inputs/rgb"].transpose(0, 1, 4, 2, 3).copy())
     spec = torch.from_numpy(golden.arrays["inputs/spectrogram"][..., 0].copy())
-    batch = Batch(centred(np.arange(4)), rgb, spec, {"all": torch.from_numpy(golden.arrays["label"])})
+    batch = Batch(eval_plan(np.arange(4)), rgb, spec, {"all": torch.from_numpy(golden.arrays["label"])})
     mixed = mixup(batch, official_weights(golden, "lambda", 4), by_modality, 4)
     assert mixed.rgb is not None
     assert mixed.spec is not None

@@ -1,30 +1,39 @@
-"""Groups, rates and averages of the optimisers, and the scale of the loss."""
+"""Parameter groups, learning rates, weight decay and averages of the optimizers, and the loss scale."""
 
 from dataclasses import replace
 from functools import partialmethod
 
+import numpy as np
 import pytest
 import torch
 
 from mbt import MBT
-from mbt.manifests.errors import ConfigError
+from mbt.train.data.batch import Batch
 from mbt.train.engine.engine import micro_batches
-from mbt.train.engine.optimizer import follow, make_optimizer, parameter_groups, set_rates
+from mbt.train.engine.optimizer import (
+    DECOUPLED_DECAY,
+    DecoupledSGD,
+    ema_update,
+    make_optimizer,
+    parameter_groups,
+    set_learning_rates,
+)
 from mbt.train.engine.precision import GROWTH_INTERVAL, LossScale
 from mbt.train.engine.torch_engine import TorchEngine
 from mbt.train.recipes.schema import TrainRecipe
-from tests.tiny import CONFIG, tiny
+from mbt.weights.scenic import scenic_name
+from tests.tiny import CONFIG
 from tests.train.distributed.several import batch
 
 
 def settings_by_name(recipe: TrainRecipe) -> dict[str, tuple[float, float]]:
-    """(weight decay, share of the rate) of each parameter."""
+    """(weight decay, learning-rate factor) of each parameter."""
     model = MBT(CONFIG)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = {
-        names[id(parameter)]: (group["weight_decay"], group["rate"])
+        names[id(parameter)]: (group["weight_decay"], group["lr_scale"])
         for group in parameter_groups(model, recipe)
-        for parameter in group["params"]  # type: ignore[attr-defined]
+        for parameter in group["params"]
     }
     assert set(found) == set(names.values())
     return found
@@ -39,26 +48,26 @@ def test_only_kernels_decay() -> None:
         assert not [each for each in decays if name in each], name
 
 
-def test_rates_fall_layer_by_layer() -> None:
-    """Two layers, fused from the second: the head at 1, then 1/2 for each layer down."""
+def test_learning_rates_decrease_layer_by_layer() -> None:
+    """Two layers, fused from the second: factor 1 for the head, then 1/2 per layer down."""
     rates = {name: rate for name, (_, rate) in settings_by_name(TrainRecipe(layer_decay=0.5)).items()}
     assert rates["head.weight"] == rates["encoder.norm.weight"] == 1
     assert rates["encoder.blocks.rgb.1.mlp.fc1.weight"] == rates["encoder.bottleneck"] == 0.5
     assert rates["encoder.blocks.spec.0.mlp.fc1.bias"] == 0.25
     assert rates["tokens.rgb.position"] == rates["tokens.spec.patches.weight"] == 0.125
     optimizer = make_optimizer(MBT(CONFIG), TrainRecipe(layer_decay=0.5))
-    set_rates(optimizer, 0.8)
+    set_learning_rates(optimizer, 0.8)
     assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([0.1, 0.2, 0.4, 0.8])
 
 
-def test_averages_follow() -> None:
+def test_ema_update() -> None:
     average, weight = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 4.0])
-    follow([average], [weight], 0.75)
+    ema_update([average], [weight], 0.75)
     assert average.tolist() == [0.75, 1.0]
 
 
-def test_adamw_is_torchs() -> None:
-    """Two steps of the engine against torch.optim.AdamW on the same gradients, with one rate for all."""
+def test_adamw_equals_torchs() -> None:
+    """Two steps of the engine against torch.optim.AdamW on the same gradients, with one learning rate."""
     recipe = TrainRecipe(
         batch_size=4, optimizer="adamw", betas=(0.8, 0.9), weight_decay=0.1, max_grad_norm=None, precision="float32"
     )
@@ -75,20 +84,16 @@ def test_adamw_is_torchs() -> None:
         engine.step(given, rate)
         for group in reference.param_groups:
             group["lr"] = rate
-        reference.zero_grad()
-        logits = model.logits_by_modality(given.rgb, given.spec)
-        bce = torch.nn.functional.binary_cross_entropy_with_logits
-        assert given.targets is not None
-        (sum(bce(each, given.targets["all"], reduction="sum") for each in logits.values()) / 8).backward()
+        gradients(model, given)
         reference.step()
     for name, tensor in engine.state().weights.items():
         if not name.endswith("key.bias"):
             torch.testing.assert_close(tensor, model.state_dict()[name], rtol=1e-4, atol=1e-6)
 
 
-def test_the_scale_of_the_loss() -> None:
-    scale = LossScale.of("float16")
-    assert LossScale.of("bfloat16") is None
+def test_the_loss_scale() -> None:
+    scale = LossScale.for_precision("float16")
+    assert LossScale.for_precision("bfloat16") is None
     assert scale is not None
     scale.update(finite=False)
     assert (scale.value, scale.finite_steps) == (2.0**15, 0)
@@ -106,13 +111,60 @@ def test_micro_batches(size: int | None, sizes: list[int]) -> None:
     assert [share for _, share in parts] == [size / 4 for size in sizes]
 
 
-def test_weight_decay_is_adamws() -> None:
-    with pytest.raises(ConfigError, match="weight_decay is set, and the optimizer sgd has none"):
-        tiny("train.weight_decay=0.1")
+def gradients(model: MBT, given: Batch) -> dict[str, np.ndarray]:
+    """Gradients of the multi-label loss, float64."""
+    assert given.targets is not None
+    model.zero_grad()
+    bce = torch.nn.functional.binary_cross_entropy_with_logits
+    losses = [
+        bce(each, given.targets["all"], reduction="sum") for each in model.logits_by_modality(given.rgb, given.spec).values()
+    ]
+    (sum(losses) / len(losses) / 4).backward()  # type: ignore[union-attr]
+    return {name: p.grad.double().numpy() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_weight_decay_of_sgd_is_the_official_trainers() -> None:
+    """Two steps in NumPy, with clipping, momentum and layer decay.
+
+    m <- 0.9 m + g, then p <- p - lr m, then p <- (1 - lr decay) p for parameters with "kernel" in their official name.
+    """
+    recipe = TrainRecipe(batch_size=4, weight_decay=0.4, layer_decay=0.5, max_grad_norm=0.3, precision="float32")
+    torch.manual_seed(0)
+    engine, model = TorchEngine(MBT(CONFIG), "multilabel", recipe), MBT(CONFIG)
+    kernels = {name for name, _ in model.named_parameters() if "kernel" in scenic_name(name, CONFIG)}
+    scales = {name: scale for name, (_, scale) in settings_by_name(recipe).items()}
+    expected = {name: tensor.double().numpy() for name, tensor in engine.state().weights.items()}
+    momentum = {name: np.zeros_like(weight) for name, weight in expected.items()}
+    for step, rate in enumerate((0.5, 0.2)):
+        model.load_state_dict({name: torch.from_numpy(weight).float() for name, weight in expected.items()})
+        found = gradients(model, batch(step))
+        norm = np.sqrt(sum((gradient**2).sum() for gradient in found.values()))
+        assert norm > 0.3
+        for name, gradient in found.items():
+            lr = rate * scales[name]
+            momentum[name] = 0.9 * momentum[name] + gradient * 0.3 / norm
+            expected[name] = expected[name] - lr * momentum[name]
+            if name in kernels:
+                expected[name] = (1 - lr * 0.4) * expected[name]
+        engine.step(batch(step), rate)
+    assert 0 < len(kernels) < len(expected)
+    for name, tensor in engine.state().weights.items():
+        np.testing.assert_allclose(tensor.numpy(), expected[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_parameters_without_a_gradient_do_not_decay() -> None:
+    """Engines skip a step by removing the gradients."""
+    with_gradient, without = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
+    group = {"params": [with_gradient, without], DECOUPLED_DECAY: 0.5}
+    optimizer = DecoupledSGD([group], lr=0.1, momentum=0.9)
+    with_gradient.grad = torch.tensor([1.0, -1.0])
+    optimizer.step()
+    np.testing.assert_allclose(with_gradient.detach(), [0.9 * 0.95, 1.1 * 0.95], rtol=1e-6)
+    assert without.tolist() == [1, 1]
 
 
 def test_compiled_layers_give_the_same_losses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the graphs that inductor gets, run as they are: its own work takes most of a minute."""
+    """With the graphs that inductor would get, run by aot_eager: inductor itself takes most of a minute."""
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="aot_eager"))
     config, losses = replace(CONFIG, modalities=("spec",), num_layers=1, fusion_layer=1), []
     for compiled in (False, True):

@@ -1,4 +1,4 @@
-"""The learning-rate schedule, by hand and against the official implementation's output."""
+"""The learning-rate schedule, against values by hand and the official implementation's output."""
 
 import math
 
@@ -9,7 +9,7 @@ from mbt.train.engine.schedule import learning_rate
 from tests.golden import Golden
 
 
-def test_points_of_the_curve() -> None:
+def test_points_on_the_curve() -> None:
     rates = [learning_rate(step, base=2.0, warmup_steps=10, total_steps=110) for step in (0, 5, 10, 60, 110)]
     np.testing.assert_allclose(rates, [0, 1, 2, 1, 0], atol=1e-12)
 

@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration: ours, a user's over it, and contradictions."""
+"""DeepSpeed configuration: ours, a user's merged over it, and contradictions."""
 
 import json
 from pathlib import Path
@@ -50,26 +50,29 @@ def test_a_file_is_merged(tmp_path: Path) -> None:
         {"zero_optimization": {"stage": "auto"}, "zero_allow_untested_optimizer": True},
     ],
 )
-def test_what_agrees_or_leaves_it_open_is_taken(agreeing: dict[str, Any], tmp_path: Path) -> None:
+def test_keys_that_agree_or_are_auto_are_accepted(agreeing: dict[str, Any], tmp_path: Path) -> None:
     assert merged(tmp_path, agreeing) == Zero().config(RECIPE, 2)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"train_batch_size": 32}, "train_batch_size contradicts the recipe. Leave it out, and set train.batch_size"),
+        ({"train_batch_size": 32}, "train_batch_size contradicts the recipe. Remove it and set train.batch_size instead"),
         ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps contradicts"),
-        ({"gradient_clipping": 1.0}, "gradient_clipping contradicts the recipe. Leave it out, and set train.max_grad_norm"),
+        ({"gradient_clipping": 1.0}, "gradient_clipping contradicts the recipe. Remove it and set train.max_grad_norm instead"),
         ({"optimizer": {"type": "Adam"}}, "optimizer contradicts"),
         ({"scheduler": {"type": "WarmupLR"}}, "scheduler contradicts"),
-        ({"bf16": {"enabled": True}}, "bf16 contradicts the recipe. Leave it out, and set train.precision"),
+        ({"bf16": {"enabled": True}}, "bf16 contradicts the recipe. Remove it and set train.precision instead"),
         ({"torch_autocast": {"enabled": True}}, "torch_autocast contradicts"),
-        ({"zero_allow_untested_optimizer": False}, "zero_allow_untested_optimizer contradicts this trainer"),
-        ({"zero_optimization": {"stage": 3}}, "zero_optimization.stage is 3, and --zero-stage 2"),
+        (
+            {"zero_allow_untested_optimizer": False},
+            "zero_allow_untested_optimizer is false; this trainer needs true",
+        ),
+        ({"zero_optimization": {"stage": 3}}, "zero_optimization.stage is 3, but --zero-stage is 2"),
         ({"zero_optimization": {"stage": 5}}, "zero_optimization.stage is 5"),
-        ({"zero_optimization": True}, "zero_optimization is no object"),
+        ({"zero_optimization": True}, "zero_optimization is not an object"),
         ({"zero_optimization": {"offload_param": {"device": "nvme"}}}, "offload_param.device is nvme"),
-        ([1], "is no JSON object"),
+        ([1], "is not a JSON object"),
     ],
 )
 def test_contradictions_name_the_key(content: Any, message: str, tmp_path: Path) -> None:
@@ -77,6 +80,6 @@ def test_contradictions_name_the_key(content: Any, message: str, tmp_path: Path)
         merged(tmp_path, content, 2)
 
 
-def test_a_file_that_is_no_json(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nothing\.json is no JSON file"):
+def test_an_unreadable_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing\.json is not a readable JSON file"):
         Zero(file=tmp_path / "nothing.json").config(RECIPE, 1)

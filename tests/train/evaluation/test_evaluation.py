@@ -32,8 +32,8 @@ def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_logits_are_the_mean_over_the_views_of_every_sample(shards: Path, run: Path) -> None:
-    """Views are cut and fed one by one here, without the loader."""
+def test_logits_are_averaged_over_the_views_of_each_sample(shards: Path, run: Path) -> None:
+    """The reference cuts the views and runs the model one by one, without the loader."""
     model, preprocessor = load_trained(run)
     how = preprocessor.inputs
     with ShardReader(shards, "eval") as reader:
@@ -62,7 +62,7 @@ def test_logits_are_the_mean_over_the_views_of_every_sample(shards: Path, run: P
             assert row_of_class["average_precision"] is None
 
 
-def test_prediction_of_a_file_equals_that_of_its_shard(shards: Path, run: Path, media: Path) -> None:
+def test_a_file_is_predicted_like_its_packed_sample(shards: Path, run: Path, media: Path) -> None:
     model, preprocessor = load_trained(run)
     with ShardReader(shards, "eval") as reader:
         key = reader.key(0)
@@ -98,7 +98,7 @@ def test_the_command_writes_json_and_a_table(shards: Path, run: Path, tmp_path: 
     assert json.loads(as_json.stdout)["mAP"] == report["mAP"]
 
 
-def test_long_tables_show_the_best_and_the_worst() -> None:
+def test_long_tables_show_the_best_and_worst_classes() -> None:
     classes = [{"id": str(i), "name": f"class {i}", "positives": 1, "average_precision": i / 100} for i in range(100)]
     text = table({"split": "eval", "mAP": 0.5, "samples": 3, "crops": 4, "classes_without_positives": 2, "classes": classes})
     assert "class 99" in text
@@ -107,7 +107,7 @@ def test_long_tables_show_the_best_and_the_worst() -> None:
     assert "80 classes between" in text
 
 
-def test_other_media_settings_are_refused(run: Path, media: Path, tmp_path: Path) -> None:
+def test_shards_with_other_media_options_are_rejected(run: Path, media: Path, tmp_path: Path) -> None:
     lists = ["--list", str(media / "clips.csv"), "--labels", str(media / "labels.csv"), "--source", str(media / "media")]
     out = tmp_path / "set"
     packed = CliRunner().invoke(cli, ["prep", "custom", *lists, "--short-side", "72", "--limit", "1", "--out", str(out)])
@@ -116,16 +116,16 @@ def test_other_media_settings_are_refused(run: Path, media: Path, tmp_path: Path
         evaluate(run, out, "eval", 4, 8)
 
 
-def test_other_labels_are_refused(run: Path, shards: Path, tmp_path: Path) -> None:
+def test_shards_with_other_labels_are_rejected(run: Path, shards: Path, tmp_path: Path) -> None:
     folder = tmp_path / "set"
     shutil.copytree(shards, folder)
     labels = folder / "labels.csv"
     labels.write_text(labels.read_text().replace("seen:red", "seen:pink"))
-    with pytest.raises(ConfigError, match="other labels"):
+    with pytest.raises(ConfigError, match=r"the labels of .* differ from those of the model"):
         evaluate(run, folder, "eval", 4, 8)
 
 
-def test_a_tar_cut_short_is_named(run: Path, shards: Path, tmp_path: Path) -> None:
+def test_a_truncated_tar_is_named(run: Path, shards: Path, tmp_path: Path) -> None:
     folder = tmp_path / "set"
     shutil.copytree(shards, folder)
     tar = folder / "eval-000000.tar"
@@ -134,7 +134,7 @@ def test_a_tar_cut_short_is_named(run: Path, shards: Path, tmp_path: Path) -> No
         evaluate(run, folder, "eval", 4, 8)
 
 
-def test_a_damaged_frame_is_named_through_dali(run: Path, shards: Path, tmp_path: Path) -> None:
+def test_a_damaged_frame_is_an_error(run: Path, shards: Path, tmp_path: Path) -> None:
     folder = tmp_path / "set"
     shutil.copytree(shards, folder)
     with ShardReader(folder, "eval") as reader:
@@ -147,7 +147,7 @@ def test_a_damaged_frame_is_named_through_dali(run: Path, shards: Path, tmp_path
         evaluate(run, folder, "eval", 4, 8)
 
 
-def test_weights_of_another_configuration_name_the_tensor(run: Path, shards: Path, tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_the_configuration_are_rejected(run: Path, shards: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(run / "best", folder)
     config = folder / "config.json"
@@ -170,7 +170,7 @@ def test_files_that_cannot_be_decoded_are_errors(run: Path, tmp_path: Path) -> N
     noise.write_bytes(np.random.default_rng(0).bytes(10_000))
     with pytest.raises(InputError, match=r"noise\.mp4 cannot be decoded: decode\.unreadable"):
         predict(run, [noise], 0.0, 10.0, 4, 5)
-    with pytest.raises(InputError, match="there is no file"):
+    with pytest.raises(InputError, match="does not exist"):
         predict(run, [tmp_path / "nothing.mp4"], 0.0, 10.0, 4, 5)
 
 
@@ -193,9 +193,7 @@ def test_a_multiclass_dataset_trains_and_reports_accuracy(media: Path, tmp_path:
     assert sum(label.probability for label in prediction) == pytest.approx(1.0)
 
 
-def test_the_newest_run_is_taken_where_none_is_named(
-    run: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_newest_run_is_the_default(run: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     nothing = CliRunner().invoke(cli, ["eval", "--data", str(shards)])
     assert isinstance(nothing.exception, ConfigError)

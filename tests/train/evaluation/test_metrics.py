@@ -24,13 +24,13 @@ def test_average_precision_equals_scikit_learn(seed: int, decimals: int) -> None
     assert metrics.main == "mAP"
 
 
-def test_large_logits_are_not_merged() -> None:
-    """A sigmoid would make 40 and 41 equal."""
+def test_large_logits_are_not_tied() -> None:
+    """A float32 sigmoid maps both 40 and 41 to 1."""
     metrics = evaluate_logits(np.array([[41.0], [40.0], [39.0]], np.float32), np.array([[0.0], [1], [0]]), "multilabel")
     assert metrics.average_precision[0] == pytest.approx(0.5)
 
 
-def test_classes_without_positives_are_left_out() -> None:
+def test_classes_without_positives_are_excluded() -> None:
     logits, targets = scores(0, 50, 4, 6)
     targets[:, 2] = 0
     metrics = evaluate_logits(logits, targets, "multilabel")

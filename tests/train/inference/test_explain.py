@@ -1,4 +1,4 @@
-"""`mbt explain`: what it draws, and where it refuses."""
+"""`mbt explain`: its picture and its errors."""
 
 import io
 from pathlib import Path
@@ -14,7 +14,7 @@ from mbt.cli import cli
 from mbt.manifests.errors import ConfigError, InputError
 from mbt.manifests.reading.reader import ShardReader
 from mbt.rollout import attention_rollout
-from mbt.train.evaluation.figures import DPI, Heard, Seen, explanation
+from mbt.train.evaluation.figures import DPI, FrameAttention, SpecAttention, attention_figure
 from mbt.train.inference import explain as explaining
 from mbt.train.inference.predict import predict
 from mbt.train.models.model_folder import Preprocessor, load_trained, save_trained
@@ -23,7 +23,7 @@ from tests.tiny import tiny
 
 @pytest.fixture(scope="module")
 def model_folder(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of both streams, at random; attention needs no training to differ from clip to clip."""
+    """A model of both modalities with random weights, whose attention already differs between clips."""
     return save_model(shards, tmp_path_factory.mktemp("models") / "both")
 
 
@@ -40,7 +40,7 @@ def save_model(shards: Path, folder: Path, *settings: str) -> Path:
 
 
 def picture(media: Path, out: Path, checkpoint: Path, clip: str, *options: str) -> tuple[np.ndarray, str]:
-    """The picture that the command writes, and what it prints."""
+    """Run the command; returns the picture and the output."""
     file = media / "media" / f"{clip}.mp4"
     arguments = ["explain", str(file), "--checkpoint", str(checkpoint), "--out", str(out), *options]
     result = CliRunner().invoke(cli, arguments)
@@ -62,38 +62,36 @@ def test_the_command_draws_the_clip(model_folder: Path, media: Path, tmp_path: P
     assert printed == "".join(f"{p.probability:6.3f}  {p.name}\n" for p in labels) + f"\nwritten to {tmp_path / 'a.png'}\n"
 
 
-def test_frames_and_sound_are_those_of_the_middle_view(
+def test_the_middle_view_is_drawn(
     model_folder: Path, shards: Path, media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """60 frames hold a view of 40 from 10 on; the shards hold the same frames and the same log-mel."""
+    """The middle view of 40 in 60 frames starts at 10; frames and log-mel equal those of the shards."""
     drawn = []
-    monkeypatch.setattr(explaining, "explanation", lambda *given: drawn.append(given) or explanation(*given))
+    monkeypatch.setattr(explaining, "attention_figure", lambda *given: drawn.append(given) or attention_figure(*given))
     with ShardReader(shards, "eval") as reader:
         clip = reader.key(0).rpartition("_")[0]
         jpegs = reader[0].frames([10, 20, 30, 40])
         log_mel = reader[0].log_mel(40, 200).astype(np.float32)
     picture(media, tmp_path / "a.png", model_folder, clip)
-    title, seen, heard = drawn[0]
+    title, rgb, spec = drawn[0]
     frames = np.stack([np.asarray(Image.open(io.BytesIO(jpeg)))[:, 11:75] for jpeg in jpegs])
-    assert np.array_equal(seen.frames, frames)
-    assert seen.times == pytest.approx([0.4, 0.8, 1.2, 1.6])
-    assert heard.span == pytest.approx((0.4, 2.0))
+    assert np.array_equal(rgb.frames, frames)
+    assert rgb.times == pytest.approx([0.4, 0.8, 1.2, 1.6])
+    assert spec.span == pytest.approx((0.4, 2.0))
     model, preprocessor = load_trained(model_folder)
-    standardised = (log_mel - preprocessor.inputs.mel_mean) / preprocessor.inputs.mel_std
-    np.testing.assert_allclose(heard.log_mel, standardised, atol=1e-4)
-    rgb = torch.from_numpy(frames.transpose(0, 3, 1, 2) / np.float32(127.5) - 1)
-    shares = attention_rollout(model, rgb[None], torch.from_numpy(standardised)[None])
-    np.testing.assert_allclose(seen.shares, shares["rgb"][0], rtol=1e-3)
-    np.testing.assert_allclose(heard.shares, shares["spec"][0], rtol=1e-3)
-    assert seen.shares.shape == (2, 4, 4)
-    assert heard.shares.shape == (10, 2)
+    standardized = (log_mel - preprocessor.inputs.mel_mean) / preprocessor.inputs.mel_std
+    np.testing.assert_allclose(spec.log_mel, standardized, atol=1e-4)
+    pixels = torch.from_numpy(frames.transpose(0, 3, 1, 2) / np.float32(127.5) - 1)
+    attention = attention_rollout(model, pixels[None], torch.from_numpy(standardized)[None])
+    np.testing.assert_allclose(rgb.attention, attention["rgb"][0], rtol=1e-3)
+    np.testing.assert_allclose(spec.attention, attention["spec"][0], rtol=1e-3)
+    assert rgb.attention.shape == (2, 4, 4)
+    assert spec.attention.shape == (10, 2)
     assert title.startswith(f"{clip}.mp4\n")
 
 
 @pytest.mark.parametrize(("modality", "inches"), [("rgb", 4.6), ("spec", 4.1)])
-def test_a_model_of_one_stream_is_drawn_with_what_it_has(
-    modality: str, inches: float, shards: Path, media: Path, tmp_path: Path
-) -> None:
+def test_a_single_modality_is_drawn_alone(modality: str, inches: float, shards: Path, media: Path, tmp_path: Path) -> None:
     folder = save_model(shards, tmp_path / "model", f'model.modalities=["{modality}"]')
     pixels, _ = picture(media, tmp_path / "a.png", folder, "eval-0000")
     assert pixels.shape == (round(inches * DPI), 14 * DPI, 3)
@@ -106,39 +104,41 @@ def test_the_span_can_be_chosen(model_folder: Path, media: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(("frames", "maps"), [(1, 1), (4, 2), (8, 8), (32, 16), (32, 32)])
-def test_every_map_lies_over_the_middle_of_its_frames(frames: int, maps: int) -> None:
+def test_every_map_is_drawn_over_the_middle_of_its_frames(frames: int, maps: int) -> None:
     rng = np.random.default_rng(0)
-    seen = Seen(rng.integers(0, 255, (frames, 6, 6, 3), np.uint8), [0.5 * k for k in range(frames)], rng.random((maps, 3, 3)))
-    panels = explanation("$ is no formula", seen, None).axes[: maps + 2]
-    relative = seen.shares / seen.shares.mean()
-    assert np.array_equal(panels[0].images[0].get_array(), seen.frames[frames // 2])
+    rgb = FrameAttention(
+        rng.integers(0, 255, (frames, 6, 6, 3), np.uint8), [0.5 * k for k in range(frames)], rng.random((maps, 3, 3))
+    )
+    panels = attention_figure("$ does not start a formula", rgb, None).axes[: maps + 2]
+    relative = rgb.attention / rgb.attention.mean()
+    assert np.array_equal(panels[0].images[0].get_array(), rgb.frames[frames // 2])
     np.testing.assert_allclose(panels[1].images[1].get_array(), relative.mean(0))
     for index, panel in enumerate(panels[2:]):
         number = index * (frames // maps) + frames // maps // 2
         below, above = panel.images
-        assert np.array_equal(below.get_array(), seen.frames[number])
+        assert np.array_equal(below.get_array(), rgb.frames[number])
         np.testing.assert_allclose(above.get_array(), relative[index])
         assert above.get_clim() == pytest.approx((0, relative.max()))
         assert panel.get_title() == f"{0.5 * number:.2f} s"
 
 
-def test_the_map_of_the_sound_lies_over_its_place() -> None:
-    """Time goes to the right and the lowest band is at the bottom, in both images."""
+def test_the_spectrogram_map_is_aligned_with_the_spectrogram() -> None:
+    """In both images, time runs to the right and the lowest band is at the bottom."""
     rng = np.random.default_rng(0)
-    heard = Heard(rng.random((32, 16)), (3.0, 5.0), rng.random((4, 2)))
-    plain, total = explanation("", None, heard).axes[:2]
+    spec = SpecAttention(rng.random((32, 16)), (3.0, 5.0), rng.random((4, 2)))
+    plain, total = attention_figure("", None, spec).axes[:2]
     for image in (*plain.images, *total.images):
         assert image.get_extent() == pytest.approx((3, 5, 0, 16))
         assert image.origin == "lower"
-    np.testing.assert_allclose(total.images[1].get_array(), (heard.shares / heard.shares.mean()).T)
-    np.testing.assert_allclose(plain.images[0].get_array(), heard.log_mel.T)
+    np.testing.assert_allclose(total.images[1].get_array(), (spec.attention / spec.attention.mean()).T)
+    np.testing.assert_allclose(plain.images[0].get_array(), spec.log_mel.T)
 
 
-def test_errors_are_those_of_prediction(model_folder: Path, media: Path, tmp_path: Path) -> None:
+def test_errors_equal_those_of_prediction(model_folder: Path, media: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "a.png")
     nothing = CliRunner().invoke(cli, ["explain", str(tmp_path / "no.mp4"), "--checkpoint", str(model_folder), "--out", out])
     assert isinstance(nothing.exception, InputError)
-    assert "there is no file" in str(nothing.exception)
+    assert "does not exist" in str(nothing.exception)
     clip = str(media / "media" / "eval-0000.mp4")
     no_model = CliRunner().invoke(cli, ["explain", clip, "--checkpoint", str(tmp_path), "--out", out])
     assert isinstance(no_model.exception, ConfigError)
