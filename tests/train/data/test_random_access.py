@@ -120,12 +120,12 @@ def test_a_view_reads_only_its_frames_rows_and_description(
         needed += sum(sizes[n] for n in how.window.frame_numbers(start.rgb, 60)) + reader.index["json_size"][4].as_py()
     if "spec" in how.modalities:
         needed += how.window.mel_rows * 128 * 2
-    asked: list[int] = []
+    read_sizes: list[int] = []
     pread = os.pread
-    monkeypatch.setattr(os, "pread", lambda file, size, offset: asked.append(size) or pread(file, size, offset))
+    monkeypatch.setattr(os, "pread", lambda file, size, offset: read_sizes.append(size) or pread(file, size, offset))
     read_view(reader[4], how, start)
-    assert sum(asked) == needed
-    assert len(asked) == {(): 6, ("input.stride=1",): 3}.get(settings, len(asked))
+    assert sum(read_sizes) == needed
+    assert len(read_sizes) == {(): 6, ("input.stride=1",): 3}.get(settings, len(read_sizes))
 
 
 def test_batches_that_are_kept_do_not_change(reader: ShardReader) -> None:
@@ -140,22 +140,24 @@ def test_batches_that_are_kept_do_not_change(reader: ShardReader) -> None:
         assert torch.equal(batch.rgb, alone.rgb)
 
 
-def test_asynchronous_views_differ_in_the_sound_alone(reader: ShardReader) -> None:
+def test_asynchronous_views_differ_only_in_the_spectrogram(reader: ShardReader) -> None:
     how = inputs(reader)
     steps = [TrainPlan(0, len(reader), 16).step(0)]
-    (together,) = decode_batches(train_batches(reader, how, steps, True, CorruptSamples(reader, 0.0)), how, 16, CPU, None, 1)
-    (apart,) = decode_batches(train_batches(reader, how, steps, False, CorruptSamples(reader, 0.0)), how, 16, CPU, None, 1)
-    assert together.rgb is not None
-    assert apart.rgb is not None
-    assert torch.equal(together.rgb, apart.rgb)
-    assert apart.spec is not None
+    (synchronous,) = decode_batches(train_batches(reader, how, steps, True, CorruptSamples(reader, 0.0)), how, 16, CPU, None, 1)
+    (asynchronous,) = decode_batches(
+        train_batches(reader, how, steps, False, CorruptSamples(reader, 0.0)), how, 16, CPU, None, 1
+    )
+    assert synchronous.rgb is not None
+    assert asynchronous.rgb is not None
+    assert torch.equal(synchronous.rgb, asynchronous.rgb)
+    assert asynchronous.spec is not None
     for view, (row, draw) in enumerate(zip(steps[0].rows.tolist(), steps[0].start[:, 1], strict=True)):
         first = 4 * int(draw * 21)
         wanted = (reader[row].log_mel(first, first + 160).astype(np.float32) - how.mel_mean) / how.mel_std
-        np.testing.assert_allclose(apart.spec[view].numpy(), wanted, atol=1e-5)
+        np.testing.assert_allclose(asynchronous.spec[view].numpy(), wanted, atol=1e-5)
 
 
-def test_log_mel_is_the_same_time_span_standardised(reader: ShardReader) -> None:
+def test_log_mel_covers_the_same_time_span_standardized(reader: ShardReader) -> None:
     how = inputs(reader)
     batch = one_batch(reader, plan([5], 0.999, 0.5, 0.5, False), how)
     assert batch.spec is not None

@@ -1,4 +1,4 @@
-"""The learning-rate schedule, against values by hand and the official implementation's output."""
+"""The learning-rate schedule, against hand-computed values and the official implementation's output."""
 
 import math
 
