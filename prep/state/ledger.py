@@ -61,7 +61,7 @@ class Attempt:
                 return self
         except OSError:
             pass
-        return replace(self, path=None, code=LOST, message=f"{self.path} is missing or has changed since it was fetched")
+        return replace(self, path=None, code=LOST, message=f"{self.path} is gone or has changed since it was fetched")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
