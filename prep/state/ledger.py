@@ -61,7 +61,7 @@ class Attempt:
                 return self
         except OSError:
             pass
-        return replace(self, path=None, code=LOST, message=f"{self.path} is missing or has changed since it was fetched")
+        return replace(self, path=None, code=LOST, message=f"{self.path} is gone or has changed since it was fetched")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -197,7 +197,7 @@ def fold(attempts: Sequence[Attempt]) -> Attempt:
     """The state of a clip after these attempts, in order of time: the last one, made final or delayed by those before it.
 
     Only attempts at the same source count. A failure with the action CONFIRM is final if the same failure was found at least
-    24 hours earlier; every other one after six counted attempts. Until then the waits grow.
+    24 hours earlier, and any failure is final after six counted attempts. Until then the waits grow.
     """
     last = attempts[-1]
     if last.action not in COUNTED_ACTIONS or last.final:

@@ -306,7 +306,7 @@ def test_canary_over_each_lane(
     ("arguments", "told"),
     [
         (("--lanes", "lanes.toml"), "no video is named to ask for over the lanes of lanes.toml. Add --canary VIDEO_ID."),
-        (("--canary", "x", "--lanes", "nothing.toml"), "cannot read the lanes of nothing.toml"),
+        (("--canary", "x", "--lanes", "nothing.toml"), "cannot read the lanes file nothing.toml"),
         (("--canary", "x", "--lanes", "lanes.toml"), "lanes.toml: lane a: yt-dlp has no option prox. Did you mean proxy."),
     ],
 )
