@@ -30,7 +30,8 @@ from mbt.manifests.lists.custom import REQUIRED
 from mbt.manifests.progress import progress
 from mbt.manifests.shards import FPS, SAMPLE_RATE, LogMelFormat, VideoFormat
 from mbt.prep.fetch.local_folder import MEDIA_SUFFIXES
-from mbt.prep.media.decode import decode_command, ffmpeg, ffmpeg_version
+from mbt.prep.media.decode import decode_command
+from mbt.prep.media.ffmpeg import ffmpeg, ffmpeg_version
 
 CLIP_S = 10.0
 RENDERED = 8

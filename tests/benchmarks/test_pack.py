@@ -20,7 +20,8 @@ from benchmarks.pack import LIMIT, OURS, USUAL, Clips, Row, limit_commands, repo
 from benchmarks.processes import Usage, pinned, run
 from mbt.manifests.errors import InputError
 from mbt.manifests.shards import VideoFormat
-from mbt.prep.media.decode import decode_clip, ffmpeg
+from mbt.prep.media.decode import decode_clip
+from mbt.prep.media.ffmpeg import ffmpeg
 
 MIB = 1 << 20
 
