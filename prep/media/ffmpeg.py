@@ -23,6 +23,7 @@ LOG_BYTES = 1 << 20
 """ffmpeg's log is kept up to this many bytes; the rest is read and dropped."""
 CHUNK = 1 << 20
 OUTPUT = re.compile(r"(pipe|memory):\{(\w+)\}")
+"""Placeholder for an output in a command."""
 
 
 class ClipError(Exception):
@@ -50,7 +51,7 @@ def ffmpeg() -> str:
     """Path of ffmpeg: $IMAGEIO_FFMPEG_EXE, the one that imageio-ffmpeg brings, or the one on PATH.
 
     Raises:
-        InputError: there is none.
+        InputError: ffmpeg was not found.
     """
     try:
         path = imageio_ffmpeg.get_ffmpeg_exe()

@@ -65,11 +65,11 @@ def pack(folder: Path, options: PackOptions) -> DatasetInfo:
 
 
 def _tasks(table: pa.Table, assignment: Mapping[str, list[str]], ledger: Mapping[str, Attempt]) -> Iterator[ShardTask]:
-    keys = np.array(table["key"].to_pylist())
-    order = np.argsort(keys)
-    for name, own in assignment.items():
-        rows = order[np.searchsorted(keys, own, sorter=order)]
-        yield ShardTask(name, table.take(pa.array(rows)), {key: ledger[key] for key in own if key in ledger})
+    all_keys = np.array(table["key"].to_pylist())
+    order = np.argsort(all_keys)
+    for name, keys in assignment.items():
+        rows = order[np.searchsorted(all_keys, keys, sorter=order)]
+        yield ShardTask(name, table.take(pa.array(rows)), {key: ledger[key] for key in keys if key in ledger})
 
 
 def _assign(folder: Path, splits: Mapping[str, str], fetched: Collection[str], settings: PackSettings) -> dict[str, list[str]]:

@@ -152,7 +152,7 @@ def _results(
     """A function that takes n and yields the results of `clips[n:]`."""
     media = packing.options.media
 
-    def sample(clip: Clip) -> Sample | Failure:
+    def pack_clip(clip: Clip) -> Sample | Failure:
         torch.set_num_threads(1)
         if is_removed(clip, packing.options.removed):
             return Failure(key=clip.key, stage="pack", code=REMOVED, message="on the removal list")
@@ -169,7 +169,7 @@ def _results(
         except ClipError as error:
             return Failure(key=clip.key, stage="pack", code=error.code, message=error.message)
 
-    return lambda done: ordered_map(sample, clips[done:], packing.workers, should_continue)
+    return lambda done: ordered_map(pack_clip, clips[done:], packing.workers, should_continue)
 
 
 def ordered_map(

@@ -84,12 +84,12 @@ class _Part:
 def _parts(name: str, samples: Sequence[Entry], max_bytes: int | None) -> Iterator[_Part]:
     begin = first = 0
     number = 0
-    for i, sample in enumerate(samples):
-        end = sample.end
-        following = samples[i + 1].end if i + 1 < len(samples) else None
-        if following is None or (max_bytes is not None and archive_size(following - begin) > max_bytes):
+    for i, entry in enumerate(samples):
+        end = entry.end
+        next_end = samples[i + 1].end if i + 1 < len(samples) else None
+        if next_end is None or (max_bytes is not None and archive_size(next_end - begin) > max_bytes):
             tar = tar_file(name, number)
-            yield _Part(tar, begin, end, [_row(own, tar, begin) for own in samples[first : i + 1]])
+            yield _Part(tar, begin, end, [_row(sample, tar, begin) for sample in samples[first : i + 1]])
             begin, first, number = end, i + 1, number + 1
 
 

@@ -103,10 +103,10 @@ def test_clip_from_the_middle_of_a_long_group_of_pictures(rendered: Rendered, sp
 def test_audio_is_complete_from_its_first_sample_when_a_clip_begins_at_a_key_frame(rendered: Rendered, start: float) -> None:
     """Without B-frames the seek ends at that key frame, but AAC needs the packets before it."""
     path = rendered(Spec("keys.mp4", seconds=16, gop=25, width=64, height=48, video_codec="mpeg4"))
-    whole = decode_clip(path, 0, 16, VideoFormat(short_side=48)).audio
+    full = decode_clip(path, 0, 16, VideoFormat(short_side=48)).audio
     begin = round(start * 16_000)
     first = decode_clip(path, start, 2, VideoFormat(short_side=48)).audio[:640]
-    near = [whole[begin + late : begin + late + 640] for late in (-1, 0, 1)]
+    near = [full[begin + late : begin + late + 640] for late in (-1, 0, 1)]
     assert max(np.corrcoef(first, part)[0, 1] for part in near) > 0.95
 
 

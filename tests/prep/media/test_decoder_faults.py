@@ -138,7 +138,7 @@ def stand_in(folder: Path) -> Path:
     python = shlex.join([sys.executable, "-S", "-E", str(folder / "misbehavior.py")])
     cases = [f"*/media/{name}.mp4*) {action.replace('{python}', python)};;" for name, (action, _) in FAULTS.items()]
     chatty = "*/media/chatty.mp4*) head -c 300000000 /dev/zero >&2;;"
-    path = folder / "stand-in"
+    path = folder / "decoder"
     path.write_text("\n".join(["#!/bin/sh", 'case "$*" in', *cases, chatty, "esac", f'exec {shlex.quote(ffmpeg())} "$@"']))
     path.chmod(0o755)
     return path

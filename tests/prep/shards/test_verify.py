@@ -371,7 +371,7 @@ DEEP: dict[str, tuple[Callable[[Path], object], set[Fault]]] = {
         lambda f: edit_frames(f, KEY, lambda frames: [*frames[:-2], frames[-2] + frames[-1], frames[0]]),
         {("mjpg.jpeg", KEY)},
     ),
-    "a frame of another size": (
+    "a frame with another size": (
         lambda f: edit_frames(f, KEY, lambda frames: [jpeg((454, 256)), *frames[1:]]),
         {("mjpg.format", KEY)},
     ),
@@ -389,7 +389,7 @@ DEEP: dict[str, tuple[Callable[[Path], object], set[Fault]]] = {
     "no such class": (lambda f: edit_json(f, KEY, labels=[3], label_ids=["d"]), {("json.index", KEY), ("json.labels", KEY)}),
     "number as text": (lambda f: edit_json(f, KEY, start_ms="500"), {("json.damaged", KEY)}),
     "no source": (lambda f: edit_json(f, KEY, source=None), {("json.damaged", KEY)}),
-    "30 frames a second": (lambda f: edit_json(f, KEY, fps=30), {("json.damaged", KEY)}),
+    "30 frames per second": (lambda f: edit_json(f, KEY, fps=30), {("json.damaged", KEY)}),
     "another key": (lambda f: edit_json(f, KEY, key="other_0"), {("json.key", KEY), ("json.index", KEY)}),
     "another split": (lambda f: edit_json(f, KEY, split="eval"), {("json.split", KEY), ("json.index", KEY)}),
     "longer clip": (
@@ -491,7 +491,7 @@ def test_sample_in_two_shards_is_found(folder: Path) -> None:
 
 def test_removed_clips_that_are_still_in_the_folder_are_found(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "removed.txt"
-    path.write_text("# asked for on a Monday\nwhole\n\n  half_0   # by key\n-dash#\nabsent\nsilent_0\n")
+    path.write_text("# requested on a Monday\nwhole\n\n  half_0   # by key\n-dash#\nabsent\nsilent_0\n")
     assert read_removed(path) == {"whole", "half_0", "-dash#", "absent", "silent_0"}
     assert faults(folder, removed=path) == {("removed.listed", key) for key in ("whole_0", "whole_3300", "half_0")}
     path.write_text("# whole\nhalf\n-dash\n")
