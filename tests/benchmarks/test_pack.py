@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import pack, processes
+from benchmarks import pack
 from benchmarks.pack import LIMIT, OURS, USUAL, Clips, Row, limit_commands, report, table
-from benchmarks.processes import Usage, pinned, run
+from benchmarks.processes import ROOT, Usage, pinned, run
 from mbt.manifests.errors import InputError
 from mbt.manifests.shards import VideoFormat
 from mbt.prep.media.decode import decode_clip
@@ -95,11 +95,19 @@ def test_a_clip_that_cannot_be_packed_ends_the_benchmark(files: list[Path], tmp_
         pack.ours(clips.folder, 1)
 
 
-def test_a_measurement_includes_child_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "SAMPLE_EVERY_S", 0.02)
+def test_a_measurement_includes_child_processes(tmp_path: Path) -> None:
+    """Measured by a fresh process, which has no children of other tests."""
     burn = "import time; kept = bytearray(b'1') * (80 << 20)\nwhile time.process_time() < 0.25: pass"
     command = [sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}], check=True)"]
-    usage = run([command, command], 1, tmp_path)
+    program = f"""
+import dataclasses, json, pathlib
+from benchmarks import processes
+processes.SAMPLE_EVERY_S = 0.02
+usage = processes.run([{command!r}] * 2, 1, pathlib.Path({str(tmp_path)!r}))
+print(json.dumps(dataclasses.asdict(usage)))
+"""
+    measured = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True)
+    usage = Usage(**json.loads(measured.stdout))
     assert 0.5 <= usage.core_s < 5.0
     assert usage.wall_s >= 0.5
     assert 80 * MIB < usage.peak_bytes < 160 * MIB
