@@ -27,7 +27,7 @@ from mbt.manifests.errors import InputError, MbtError
 from mbt.manifests.lists.custom import REQUIRED
 from mbt.prep.fetch.sidx import parse_index
 from mbt.prep.fetch.ytdlp import PLACEHOLDER
-from mbt.prep.media.decode import ffmpeg
+from mbt.prep.media.ffmpeg import ffmpeg
 from tests.mediaserver import MediaServer, Request, ServedFile, Slow, media_server, with_access_points
 
 VIDEO_S = 300

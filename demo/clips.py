@@ -18,7 +18,7 @@ from mbt.manifests.labels import Label, LabelSet
 from mbt.manifests.lists.custom import REQUIRED
 from mbt.manifests.progress import progress
 from mbt.manifests.shards import FPS
-from mbt.prep.media.decode import ffmpeg
+from mbt.prep.media.ffmpeg import ffmpeg
 
 CLIP_SECONDS = 2.4
 WIDTH, HEIGHT = 96, 72

@@ -207,7 +207,7 @@ def shared_memory() -> str | Doubt:
 
 def ffmpeg_program() -> str:
     """ffmpeg's version and path; it has the decoders of what YouTube serves."""
-    from mbt.prep.media.decode import ffmpeg, ffmpeg_version
+    from mbt.prep.media.ffmpeg import ffmpeg, ffmpeg_version
 
     command = [ffmpeg(), "-nostdin", "-hide_banner", "-decoders"]
     listed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL).stdout
@@ -219,7 +219,9 @@ def ffmpeg_program() -> str:
 
 def decode() -> str:
     """A second of test picture and tone, encoded here, becomes the right numbers of frames, samples and log-mel rows."""
-    from mbt.prep.media.decode import DEFAULT_LIMITS, decode_clip, ffmpeg, jpeg_size, run_ffmpeg
+    from mbt.manifests.reading.jpeg import jpeg_size
+    from mbt.prep.media.decode import decode_clip
+    from mbt.prep.media.ffmpeg import DEFAULT_LIMITS, ffmpeg, run_ffmpeg
     from mbt.prep.media.log_mel import log_mel
 
     with tempfile.TemporaryDirectory() as folder:

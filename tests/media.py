@@ -1,7 +1,7 @@
-"""Generated media whose picture and sound say what time it is.
+"""Generated media whose video and audio reveal their time.
 
-The picture is a grid of black and white cells that spells the number of the frame; the sound is a sum of sines that is
-like no shifted copy of itself, so that correlation tells which second of it was heard. Both survive lossy coding.
+The picture is a grid of black and white cells that encodes the frame number. The audio is a sum of sines that matches no
+shifted copy of itself, so that correlation finds its time. Both survive lossy coding.
 """
 
 import io
@@ -13,7 +13,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from mbt.prep.media.decode import ffmpeg
+from mbt.prep.media.ffmpeg import ffmpeg
 
 CODEC_OPTIONS = {
     "libx264": ("-preset", "veryfast", "-sc_threshold", "0"),
@@ -32,18 +32,19 @@ PHASES = SINES.uniform(0, 2 * np.pi, 48)
 
 @dataclass(frozen=True)
 class Spec:
-    """What a generated file is like; times in seconds.
+    """Properties of a generated file; times in seconds.
 
     Attributes:
-        fps: frames a second, as ffmpeg reads it; where `frame_ms` is given it is of no effect.
-        frame_ms: lengths of the frames in milliseconds, repeated: a variable frame rate.
+        name: file name; its suffix decides the container.
+        fps: frames per second, as ffmpeg reads it; ignored if `frame_ms` is given.
+        frame_ms: durations of the frames in milliseconds, repeated, for a variable frame rate.
         seconds: length of the video.
-        audio_seconds: length of the sound; that of the video by default.
-        video_delay: the first frame comes so much later than it would.
-        audio_delay: the sound comes so much later than it would.
-        rotation: angle of the display matrix, counter-clockwise; the stored picture is turned the other way.
-        sar: width of a pixel over its height.
-        channels: gains of the channels; each carries the same sound.
+        audio_seconds: length of the audio; that of the video by default.
+        video_delay: delay of the first frame.
+        audio_delay: delay of the audio.
+        rotation: angle of the display matrix, counterclockwise; the stored picture is rotated the other way.
+        sar: sample aspect ratio, width of a pixel over its height.
+        channels: gains of the channels, which all carry the same audio.
     """
 
     name: str
@@ -66,7 +67,7 @@ class Spec:
 
 
 def counter_picture(number: int, width: int, height: int) -> np.ndarray:
-    """Grey picture (height, width) that spells `number`: a marker row, ten bits and their complement."""
+    """Gray picture (height, width) that encodes `number`: a marker row, ten bits and their complement."""
     bits = [number >> i & 1 for i in range(BITS)]
     cells = np.array([*MARKER, *bits, *(1 - bit for bit in bits)], np.uint8).reshape(ROWS, COLUMNS)
     rows = np.arange(height) * ROWS // height
@@ -75,12 +76,12 @@ def counter_picture(number: int, width: int, height: int) -> np.ndarray:
 
 
 def read_counter(picture: np.ndarray) -> int:
-    """The number that a picture spells, whatever its size; ValueError where none is readable, so where it is not upright."""
+    """The number in a picture of any size; ValueError if none is readable, for example because it is not upright."""
     height, width = picture.shape[:2]
-    grey = picture.reshape(height, width, -1).mean(-1)
+    gray = picture.reshape(height, width, -1).mean(-1)
     ys = (np.arange(ROWS) + 0.5) * height / ROWS
     xs = (np.arange(COLUMNS) + 0.5) * width / COLUMNS
-    cells = [grey[int(y) - 3 : int(y) + 4, int(x) - 3 : int(x) + 4].mean() > 127 for y in ys for x in xs]
+    cells = [gray[int(y) - 3 : int(y) + 4, int(x) - 3 : int(x) + 4].mean() > 127 for y in ys for x in xs]
     bits, complement = cells[len(MARKER) : -BITS], cells[-BITS:]
     if tuple(cells[: len(MARKER)]) != MARKER or any(a == b for a, b in zip(bits, complement, strict=True)):
         raise ValueError("no counter is readable in the picture")
@@ -88,25 +89,25 @@ def read_counter(picture: np.ndarray) -> int:
 
 
 def counter_of(jpeg: bytes) -> int:
-    """The number that a JPEG spells."""
+    """The number in a JPEG."""
     return read_counter(np.asarray(Image.open(io.BytesIO(jpeg))))
 
 
 def sound(times: np.ndarray) -> np.ndarray:
-    """The sound at these times, about in [-1, 1]; silence before time 0."""
+    """The audio at these times, roughly in [-1, 1]; silence before time 0."""
     waves = sum(np.sin(2 * np.pi * f * times + p) for f, p in zip(FREQUENCIES, PHASES, strict=True))
     return np.where(times >= 0, waves / 16, 0.0)
 
 
 def heard_at(samples: np.ndarray, rate: int = 16_000, longest: float = 24.0) -> float:
-    """Which second of the sound these samples begin with."""
+    """Time in the audio at which these samples begin, seconds."""
     reference = _reference(rate, longest)
     size = 1 << (len(reference) + len(samples)).bit_length()
     correlation = np.fft.irfft(np.fft.rfft(reference, size) * np.fft.rfft(samples, size).conj(), size)
     peak = int(correlation[: len(reference)].argmax())
     part = reference[peak : peak + len(samples)]
-    likeness = np.corrcoef(part, samples[: len(part)])[0, 1]
-    assert likeness > 0.8, f"the sound is nowhere in the reference (likeness {likeness:.2f})"
+    similarity = np.corrcoef(part, samples[: len(part)])[0, 1]
+    assert similarity > 0.8, f"the samples are not in the reference (correlation {similarity:.2f})"
     return peak / rate
 
 
@@ -120,7 +121,7 @@ def _reference(rate: int, longest: float) -> np.ndarray:
 
 
 def frame_times(spec: Spec) -> np.ndarray:
-    """Time of each frame in seconds, without delays."""
+    """Time of each frame in seconds, not counting delays."""
     if spec.frame_ms:
         ends = np.cumsum(np.resize(spec.frame_ms, 10_000)) / 1000
         return np.concatenate([[0.0], ends])[: int((ends < spec.seconds).sum()) + 1]
@@ -130,7 +131,7 @@ def frame_times(spec: Spec) -> np.ndarray:
 
 
 def render(folder: Path, spec: Spec) -> Path:
-    """Render `spec` into `folder`; the name decides the container."""
+    """Render a file into `folder`."""
     path = folder / spec.name
     path.parent.mkdir(parents=True, exist_ok=True)
     command = [ffmpeg(), "-nostdin", "-hide_banner", "-loglevel", "error", "-y"]
@@ -153,9 +154,9 @@ def render(folder: Path, spec: Spec) -> Path:
     for raw in ("frames.raw", "sound.raw"):
         (path.parent / raw).unlink(missing_ok=True)
     if spec.rotation:
-        upright = path.rename(path.with_name(f"unturned-{path.name}"))
-        turn = [ffmpeg(), "-nostdin", "-loglevel", "error", "-display_rotation", str(spec.rotation), "-i", str(upright)]
-        subprocess.run([*turn, "-c", "copy", str(path)], check=True)
+        upright = path.rename(path.with_name(f"unrotated-{path.name}"))
+        rotate = [ffmpeg(), "-nostdin", "-loglevel", "error", "-display_rotation", str(spec.rotation), "-i", str(upright)]
+        subprocess.run([*rotate, "-c", "copy", str(path)], check=True)
         upright.unlink()
     return path
 
@@ -181,7 +182,7 @@ def _samples(spec: Spec) -> np.ndarray:
 
 
 def container_origin(path: Path) -> float:
-    """Time of the picture's content at the container's first time stamp, by PyAV: frame 0 is content time 0."""
+    """Content time of the video at the container's first time stamp, read by PyAV; frame 0 has content time 0."""
     with av.open(str(path)) as container:
         first = next(packet.pts for packet in container.demux(video=0) if packet.pts is not None)
         stream = container.streams.video[0]

@@ -21,7 +21,7 @@ from mbt.manifests.errors import InputError, MbtError, StorageError
 from mbt.manifests.settings import toml_value
 from mbt.prep.fetch.byte_ranges import RawClip, Source, fetch_clip
 from mbt.prep.fetch.http_ranges import MediaClient, TransferError
-from mbt.prep.media.decode import ClipError, ffmpeg
+from mbt.prep.media.ffmpeg import ClipError, ffmpeg
 from mbt.prep.state.failure_codes import SEVERAL_VIDEOS, UNEXPECTED, Problem, Verdict, classify, plain, verdict_of
 from mbt.prep.state.ledger import Effort
 

@@ -1,4 +1,4 @@
-"""One clip, decoded.
+"""Decoding one clip.
 
-In: a media file, read by ffmpeg in a limited child process. Out: JPEG frames, log-mel, FLAC, quality flags.
+In: a media file, read by ffmpeg in a child process with limits. Out: JPEG frames, log-mel, FLAC, quality flags.
 """

@@ -1,81 +1,50 @@
 """A clip of a media file as JPEG frames and mono samples, by one ffmpeg child that seeks and decodes once."""
 
 import math
-import os
-import re
-import resource
-import selectors
-import shutil
-import signal
-import subprocess
-import time
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cache
-from io import FileIO
 from pathlib import Path
 from typing import Literal
 
-import imageio_ffmpeg
 import numpy as np
 
-from mbt.manifests.errors import InputError
+from mbt.manifests.reading.jpeg import jpeg_end
 from mbt.manifests.shards import FPS, SAMPLE_RATE, VideoFormat
+from mbt.prep.media.ffmpeg import DEFAULT_LIMITS, ClipError, Limits, ffmpeg, run_ffmpeg, source_size
 from mbt.prep.media.flags import THUMBNAIL_SIDE, is_black, is_frozen, is_silent
 
 Stream = Literal["video", "audio"]
 
 MAX_PADDING_S = 0.5
-"""A clip whose media ends at most this much too early is padded; beyond, it is stored shorter and flagged."""
+"""A clip whose media end early by at most this much is padded; otherwise it is stored shorter and flagged."""
 MIN_SHARE = 0.5
-"""A clip with less than this share of the wanted length is refused."""
+"""A clip with less than this share of the requested length is rejected."""
 SEEK_FROM_S = 10.0
-"""A clip that begins earlier is decoded from the file's start: no seek goes before the first key frame, where sound may be."""
+"""An earlier clip is decoded from the start of the file, because a seek would skip audio before the first key frame."""
 PRIMING_S = 0.2
-"""Sound is decoded from this much before the clip's start: its coders need what comes before."""
+"""Audio is decoded from this long before the start of the clip, because its decoders need the preceding packets."""
 UNSEEKABLE = frozenset({".m2ts", ".mpeg", ".mpg", ".mts", ".ts", ".vob"})
-"""MPEG streams have no index of key frames: a seek loses the pictures up to the next one."""
+"""MPEG streams have no index of key frames: a seek loses the frames up to the next one."""
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
-LOUDEST = 1e6
-"""Full scale is 1. Damaged floating-point sound has values up to 1e38, and its log-mel none that is finite."""
-LOG_BYTES = 1 << 20
-"""Of the child's log so much is kept; the rest is read and dropped."""
-PIPES = ("video", "thumbnails", "audio")
-CHUNK = 1 << 20
-
-
-class ClipError(Exception):
-    """This clip cannot be decoded; `code` is a stable name of the reason."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(f"{code}: {message}")
-        self.code = code
-        self.message = message
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one decoding child may take."""
-
-    wall_s: float = 60.0
-    memory_bytes: int = 3 << 30
+MAX_AMPLITUDE = 1e6
+"""Full scale is 1. Damaged floating-point audio has values up to 1e38, whose log-mel would not be finite."""
 
 
 @dataclass(frozen=True)
 class DecodedClip:
-    """A clip, padded to a whole number of frames, picture and sound of the same length.
+    """A clip, padded to a whole number of frames, with video and audio of the same length.
 
     Attributes:
-        jpegs: baseline JPEG files in time order, frame k of the time k / 25 s; empty where video was not asked for.
-        audio: float32 (num_frames * 640,), 16 kHz mono in [-1, 1]; empty where audio was not asked for.
+        jpegs: baseline JPEG files in time order; frame k is at k / 25 s. Empty if video was not requested.
+        audio: float32 (num_frames * 640,), 16 kHz mono in [-1, 1]. Empty if audio was not requested.
         num_frames: frames of 1/25 s.
         padded_frames: frames at the end that repeat the last real one.
-        padded_samples: zeros at the end of `audio` that the media did not have.
+        padded_samples: zeros appended to `audio`.
         short: the media ended more than 0.5 s before the clip.
-        upscaled: the source's short side is smaller than the stored one.
-        silent: nothing is to be heard (`flags.is_silent`); False where audio was not asked for.
-        frozen: nothing moves (`flags.is_frozen`); False where video was not asked for.
-        black: almost nothing is to be seen (`flags.is_black`); False where video was not asked for.
+        upscaled: the short side of the source is smaller than the stored one.
+        silent: see `flags.is_silent`; False if audio was not requested.
+        frozen: see `flags.is_frozen`; False if video was not requested.
+        black: see `flags.is_black`; False if video was not requested.
     """
 
     jpegs: list[bytes]
@@ -90,9 +59,6 @@ class DecodedClip:
     black: bool
 
 
-DEFAULT_LIMITS = Limits()
-
-
 def decode_clip(
     path: Path,
     start_s: float,
@@ -104,29 +70,30 @@ def decode_clip(
 ) -> DecodedClip:
     """Decode [start_s, start_s + duration_s) of a media file; time 0 is the container's first time stamp.
 
-    Frames are upright, have square pixels and are exact in time to half an output frame (20 ms).
+    Frames are upright, have square pixels and are within half an output frame (20 ms) of their time.
 
     Args:
-        path: the media file; read by ffmpeg only, as a local file.
+        path: the media file; ffmpeg reads it as a local file only.
         start_s: start of the clip in the file, seconds.
         duration_s: length of the clip, seconds; rounded to frames.
         video: how frames are stored.
-        limits: what the decoding child may take.
-        streams: what is wanted; the file must have it.
-        min_share: share of the length that must be there; with 0 a file that ends early is taken as long as it is.
+        limits: of the decoding child.
+        streams: which streams to decode; the file must have them.
+        min_share: minimum share of the requested length; with 0, a file that ends early is decoded as far as it goes.
 
     Raises:
-        ClipError: no such stream, a decoding error, too short, or over its limits.
-        InputError: ffmpeg cannot be found.
+        ClipError: a missing stream, a decoding error, a clip that is too short, or a limit that was exceeded.
+        InputError: ffmpeg was not found.
     """
     wanted = round(duration_s * FPS)
     if wanted < 1:
-        raise ClipError("clip.empty", f"{duration_s} s hold no frame")
-    outputs = run_ffmpeg(decode_command(path, start_s, wanted, video, streams), limits, wanted * _most_frame_bytes(video))
-    jpegs = split_jpegs(outputs["video"])
-    audio = np.frombuffer(outputs["audio"], "<f4", count=len(outputs["audio"]) // 4)
-    if not np.abs(audio).max(initial=0.0) <= LOUDEST:
-        raise ClipError("decode.error", "the sound has values that are no numbers or beyond any scale")
+        raise ClipError("clip.empty", f"{duration_s} s is shorter than one frame")
+    outputs = run_ffmpeg(decode_command(path, start_s, wanted, video, streams), limits, wanted * _max_frame_bytes(video))
+    jpegs = split_jpegs(outputs.get("video", b""))
+    samples = outputs.get("audio", b"")
+    audio = np.frombuffer(samples, "<f4", count=len(samples) // 4)
+    if not np.abs(audio).max(initial=0.0) <= MAX_AMPLITUDE:
+        raise ClipError("decode.error", "the audio has values that are not numbers or far beyond full scale")
     real_s = [len(jpegs) / FPS] * ("video" in streams) + [len(audio) / SAMPLE_RATE] * ("audio" in streams)
     num_frames, short = _length(min(real_s), wanted, min_share)
     size = source_size(outputs["log"].decode(errors="replace"))
@@ -157,34 +124,34 @@ def decode_clip(
     )
 
 
-def _most_frame_bytes(video: VideoFormat) -> int:
-    """More than a frame's JPEG and sound take: 8 bytes a pixel of a square of the short side, and 8 KiB."""
+def _max_frame_bytes(video: VideoFormat) -> int:
+    """An upper bound for one frame's JPEG or audio: 8 bytes per pixel of a square of the short side, plus 8 KiB."""
     return 8 * video.short_side**2 + 8192
 
 
 def _length(real_s: float, wanted: int, min_share: float) -> tuple[int, bool]:
-    """Frames to store, and whether that is fewer than wanted."""
+    """Number of frames to store, and whether the clip is stored shorter than wanted."""
     wanted_s = wanted / FPS
     if wanted_s - real_s <= min(MAX_PADDING_S, min_share * wanted_s):
         return wanted, False
     real = math.floor(real_s * FPS)
     if real < 1 or real_s < min_share * wanted_s:
-        raise ClipError("clip.short", f"{real_s:.2f} s of {wanted_s:.2f} s are there")
+        raise ClipError("clip.short", f"only {real_s:.2f} s of {wanted_s:.2f} s could be decoded")
     return real, True
 
 
 def decode_command(path: Path, start_s: float, wanted: int, video: VideoFormat, streams: Collection[Stream]) -> list[str]:
-    """The ffmpeg command that decodes a clip, scales its frames, encodes them, and makes a grey thumbnail of each.
+    """The ffmpeg command that decodes a clip, scales and encodes its frames, and makes a gray thumbnail of each.
 
     Args:
         path: media file.
         start_s: start of the clip in the file, seconds.
-        wanted: frames.
+        wanted: number of frames.
         video: their format.
-        streams: what is wanted of the file.
+        streams: which streams to decode.
     """
-    # The filters see the frames since a key frame before the start: fps= then knows which picture is on the screen there,
-    # and aresample= cuts the sound to the sample. Seeking without accuracy makes the start time 0.
+    # The filters see all frames from a key frame before the start, so fps= knows which picture is on the screen at the start,
+    # and aresample= trims the audio to the sample. -noaccurate_seek makes the seek point time 0.
     seek = start_s >= SEEK_FROM_S and path.suffix.lower() not in UNSEEKABLE
     begin = PRIMING_S if seek else start_s
     command = [
@@ -201,7 +168,7 @@ def decode_command(path: Path, start_s: float, wanted: int, video: VideoFormat, 
             ":flags=bicubic:out_color_matrix=bt601:out_range=full",
             "setsar=1,format=yuvj420p,split[video][copy]",
         )
-        # Frames on their own through a second encoder cost 4 % of the run, all of them as one tall picture cost 1 %.
+        # Thumbnails that go through a second encoder one by one cost 4 % of the run; all of them as one tall picture cost 1 %.
         size = f"{THUMBNAIL_SIDE}:{THUMBNAIL_SIDE}"
         thumbnails = f"[copy]scale={size}:flags=area:out_range=full,format=gray,tile=1x{wanted}[thumbnails]"
         command += [
@@ -221,156 +188,19 @@ def decode_command(path: Path, start_s: float, wanted: int, video: VideoFormat, 
     return command
 
 
-def run_ffmpeg(command: list[str], limits: Limits, most_bytes: int = 0) -> dict[str, bytes]:
-    """Run ffmpeg with `pipe:{NAME}` of each of `PIPES` in its command as a pipe; return what came out of each, and `log`.
-
-    Args:
-        command: the program and its arguments.
-        limits: what it may take.
-        most_bytes: what may come out of each pipe; of the log only the first MiB is returned.
-
-    Raises:
-        ClipError: a `decode.*` or `clip.*` code: ffmpeg failed, or was over its limits.
-    """
-    pipes = {name: os.pipe() for name in (*PIPES, "log")}
-    try:
-        numbers = {name: write for name, (_, write) in pipes.items()}
-        process = subprocess.Popen(
-            [re.sub(r"^pipe:\{(\w+)\}$", lambda match: f"pipe:{numbers[match[1]]}", part) for part in command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=numbers["log"],
-            pass_fds=[numbers[name] for name in PIPES],
-            start_new_session=True,
-        )
-    finally:
-        for _, write in pipes.values():
-            os.close(write)
-    readers = {name: FileIO(read) for name, (read, _) in pipes.items()}
-    deadline = time.monotonic() + limits.wall_s
-    try:
-        resource.prlimit(process.pid, resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
-        outputs = _read_all(readers, deadline, most_bytes)
-        status = process.wait(max(0.0, deadline - time.monotonic()))
-    except (TimeoutError, subprocess.TimeoutExpired):
-        raise ClipError("decode.timeout", f"not decoded within {limits.wall_s:g} s") from None
-    finally:
-        if process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        for reader in readers.values():
-            reader.close()
-    if status != 0:
-        raise _reason(status, outputs["log"].decode(errors="replace"))
-    return outputs
-
-
-def _read_all(readers: dict[str, FileIO], deadline: float, most_bytes: int) -> dict[str, bytes]:
-    outputs = {name: bytearray() for name in readers}
-    with selectors.DefaultSelector() as selector:
-        for name, reader in readers.items():
-            selector.register(reader, selectors.EVENT_READ, name)
-        while selector.get_map():
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError
-            for key, _ in selector.select(left):
-                data = os.read(key.fd, CHUNK)
-                output = outputs[key.data]
-                if key.data == "log":
-                    output += data[: LOG_BYTES - len(output)]
-                elif len(output) + len(data) <= most_bytes:
-                    output += data
-                else:
-                    raise ClipError("decode.memory", f"more than {most_bytes:,} bytes came out of the decoder")
-                if not data:
-                    selector.unregister(key.fileobj)
-    return {name: bytes(output) for name, output in outputs.items()}
-
-
-def _reason(status: int, log: str) -> ClipError:
-    errors = re.findall(r"^(?:\[[^\]]+\] )?\[(?:error|fatal)\] (.+)$", log, re.MULTILINE)
-    text = "\n".join(errors)
-    if "matches no streams" in text:
-        missing = "audio" if source_size(log) else "video"
-        return ClipError(f"clip.no_{missing}", f"the file has no {missing} stream")
-    if "Cannot allocate memory" in text or "pthread_create() failed" in text or status == -signal.SIGKILL:
-        return ClipError("decode.memory", "the memory limit was reached")
-    if "Error opening input" in text:
-        return ClipError("decode.unreadable", f"no media file: {errors[-1]}"[:300])
-    return ClipError("decode.error", (errors or [f"ffmpeg ended with status {status}"])[0][:300])
-
-
-def source_size(log: str) -> tuple[int, int] | None:
-    """Width and height of the first video stream (cover art is none) in ffmpeg's description of its input."""
-    for line in log.partition("Output #0")[0].splitlines():
-        match = re.search(r"Stream #.*: Video: .*?, (\d+)x(\d+)", line)
-        if match and "(attached pic)" not in line:
-            return int(match[1]), int(match[2])
-    return None
-
-
 def split_jpegs(stream: bytes) -> list[bytes]:
-    """Split concatenated baseline JPEGs (a Motion-JPEG stream) into files.
-
-    Segments before the scan are skipped by their length fields; inside the scan `FF D9` can only be the end (ITU-T T.81, B.1).
+    """Split a Motion-JPEG stream (concatenated baseline JPEGs) into files.
 
     Raises:
-        ClipError: the stream is cut short or is no JPEG.
+        ClipError: the stream is truncated or not Motion JPEG.
     """
-    frames = []
+    frames: list[bytes] = []
     start = 0
     while start < len(stream):
         try:
-            frames.append(stream[start : _jpeg_end(stream, start)])
-        except (IndexError, ValueError):
-            raise ClipError("decode.jpeg", f"frame {len(frames)} is no whole JPEG") from None
-        start += len(frames[-1])
+            end = jpeg_end(stream, start)
+        except ValueError:
+            raise ClipError("decode.jpeg", f"frame {len(frames)} is not a complete JPEG") from None
+        frames.append(stream[start:end])
+        start = end
     return frames
-
-
-def _jpeg_end(stream: bytes, start: int) -> int:
-    if stream[start : start + 2] != b"\xff\xd8":
-        raise ValueError
-    position = start + 2
-    has_frame = False
-    while True:
-        marker, length = stream[position + 1], int.from_bytes(stream[position + 2 : position + 4], "big")
-        if stream[position] != 0xFF or length < 2:
-            raise ValueError
-        position += 2 + length
-        has_frame |= marker == 0xC0
-        if marker == 0xDA:
-            if not has_frame:
-                raise ValueError
-            return stream.index(b"\xff\xd9", position) + 2
-
-
-def jpeg_size(jpeg: bytes) -> tuple[int, int]:
-    """Width and height of a baseline JPEG, from its SOF0 segment."""
-    position = 2
-    while jpeg[position + 1] != 0xC0:
-        position += 2 + int.from_bytes(jpeg[position + 2 : position + 4], "big")
-    return int.from_bytes(jpeg[position + 7 : position + 9], "big"), int.from_bytes(jpeg[position + 5 : position + 7], "big")
-
-
-@cache
-def ffmpeg() -> str:
-    """Path of ffmpeg: $IMAGEIO_FFMPEG_EXE, the one that imageio-ffmpeg brings, or the one on PATH.
-
-    Raises:
-        InputError: there is none.
-    """
-    try:
-        path = imageio_ffmpeg.get_ffmpeg_exe()
-    except RuntimeError:
-        raise InputError("no ffmpeg found", "Install imageio-ffmpeg from a wheel, or put ffmpeg on PATH") from None
-    if shutil.which(path) is None:
-        raise InputError(f"$IMAGEIO_FFMPEG_EXE is {path}, which is no program", "Unset it, or set it to the path of ffmpeg")
-    return path
-
-
-@cache
-def ffmpeg_version() -> str:
-    """Version of `ffmpeg()`, such as 7.1."""
-    return imageio_ffmpeg.get_ffmpeg_version()

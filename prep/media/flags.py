@@ -1,26 +1,26 @@
-"""What is odd about a clip: nothing to hear, nothing that moves, nothing to see (docs/shards.md, section 5.1)."""
+"""Quality flags of a clip: silent, frozen, black (docs/shards.md, section 5.1)."""
 
 import numpy as np
 
 from mbt.manifests.shards import FPS, SAMPLE_RATE
 
 SILENT_RMS = 1e-3
-"""-60 dB of full scale: above the dither of 16 bit (-93 dB) and the hum of a muted input, below any sound that was meant."""
+"""-60 dB of full scale: above 16-bit dither (-93 dB) and the hum of a muted input, below any intended sound."""
 FROZEN_RANGE = 2
-"""Grey levels of 255. The mean of a cell of hundreds of pixels keeps within them under the noise of codecs; a fade does not."""
+"""Gray levels of 255. Averaging a cell of hundreds of pixels keeps codec noise within this range; a fade exceeds it."""
 BLACK_LUMA = 16
-"""Grey level of 255 that the mean of a black frame is below."""
+"""A frame is black if its mean luma is below this gray level of 255."""
 BLACK_SHARE = 0.9
-"""Share of black frames that makes a clip black: a title that is shown for a moment does not save it."""
+"""Share of black frames that makes a clip black, even if it shows a title for a moment."""
 THUMBNAIL_SIDE = 16
 """Cells across and down."""
 
 
 def is_silent(audio: np.ndarray) -> bool:
-    """Whether there is no frame (40 ms) in which the sound, less its mean there, has an RMS of -60 dB of full scale or more.
+    """Whether every frame (40 ms) of the audio, minus its mean, has an RMS below -60 dB of full scale.
 
-    The loudest frame decides and not the RMS of the whole, so that a clip with one faint word is not silent; the mean is taken
-    away, so that a constant offset is.
+    The loudest frame decides, not the overall RMS, so a clip with one faint word is not silent. The mean is subtracted, so a
+    constant offset is silent.
 
     Args:
         audio: float (frames * 640,), 16 kHz; full scale is 1.
@@ -29,10 +29,10 @@ def is_silent(audio: np.ndarray) -> bool:
 
 
 def is_frozen(thumbnails: np.ndarray) -> bool:
-    """Whether no cell's levels, over all frames, lie more than 2 apart.
+    """Whether the levels of every cell stay within a range of 2 over all frames.
 
     Args:
-        thumbnails: uint8 (frames, 16, 16), full range; each value is the mean of a cell of the frame.
+        thumbnails: uint8 (frames, 16, 16), full range; each value is the mean of one cell of the frame.
     """
     return bool(np.ptp(thumbnails, axis=0).max() <= FROZEN_RANGE)
 

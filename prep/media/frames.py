@@ -1,21 +1,21 @@
-"""The stored frames of a sample as pixels, by an ffmpeg child."""
+"""The stored frames of a sample as pixels, decoded by an ffmpeg child."""
 
 import numpy as np
 
-from mbt.prep.media.decode import DEFAULT_LIMITS, ClipError, Limits
-from mbt.prep.media.ffmpeg import piped
+from mbt.prep.media.ffmpeg import DEFAULT_LIMITS, ClipError, Limits, convert
 
 MJPEG = ("-f", "mjpeg")
-AS_THEY_ARE = ("-fps_mode", "passthrough", "-noautoscale")
+UNCHANGED = ("-fps_mode", "passthrough", "-noautoscale")
+"""No frame is dropped, repeated or scaled."""
 
 
 def count_decodable(stream: bytes, limits: Limits = DEFAULT_LIMITS) -> int:
-    """How many frames of a Motion-JPEG stream decode without complaint before the first that does not.
+    """Number of frames of a Motion-JPEG stream that decode before the first one that does not.
 
     Raises:
-        ClipError: over the limits.
+        ClipError: a limit was exceeded.
     """
-    listing, _ = piped(stream, MJPEG, (*AS_THEY_ARE, "-f", "framecrc"), limits)
+    listing, _ = convert(stream, MJPEG, (*UNCHANGED, "-f", "framecrc"), limits)
     return sum(not line.startswith(b"#") for line in listing.splitlines())
 
 
@@ -23,15 +23,15 @@ def decode_frames(stream: bytes, width: int, height: int, limits: Limits = DEFAU
     """Frames of a Motion-JPEG stream, uint8 RGB (frames, height, width, 3).
 
     Args:
-        stream: one JPEG directly after the other.
+        stream: concatenated JPEGs.
         width: of every frame, pixels.
         height: of every frame, pixels.
-        limits: what the decoding child may take.
+        limits: of the decoding child.
 
     Raises:
-        ClipError: a frame does not decode or is of another size, or over the limits.
+        ClipError: a frame does not decode or has another size, or a limit was exceeded.
     """
-    pixels, log = piped(stream, MJPEG, (*AS_THEY_ARE, "-f", "rawvideo", "-pix_fmt", "rgb24"), limits)
+    pixels, log = convert(stream, MJPEG, (*UNCHANGED, "-f", "rawvideo", "-pix_fmt", "rgb24"), limits)
     if log or len(pixels) % (width * height * 3):
-        raise ClipError("decode.jpeg", (log or f"frames are not {width} x {height}").splitlines()[0])
+        raise ClipError("decode.jpeg", (log or f"the frames are not {width} x {height}").splitlines()[0])
     return np.frombuffer(pixels, np.uint8).reshape(-1, height, width, 3)

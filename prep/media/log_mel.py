@@ -1,4 +1,4 @@
-"""Log-mel spectrograms: exactly 100 rows a second."""
+"""Log-mel spectrograms with exactly 100 rows per second."""
 
 from functools import cache
 
@@ -10,16 +10,16 @@ from mbt.manifests.shards import LogMelFormat
 
 
 def log_mel(audio: np.ndarray, log_mel_format: LogMelFormat) -> np.ndarray:
-    """Natural-log mel power of 16 kHz mono samples.
+    """Natural-log mel power of 16 kHz mono audio.
 
     Args:
-        audio: float32 (samples,) in [-1, 1]; a multiple of the hop (160).
+        audio: float32 (samples,) in [-1, 1]; the length is divisible by the hop (160).
         log_mel_format: the parameters.
 
     Returns:
-        float16 (samples / 160, 128): row k is of the 400 samples from 160 k on.
+        float16 (samples / 160, 128); row k covers the 400 samples from sample 160 k on.
     """
-    # torch.stft centres the window in the FFT frame: shift by its margin, so that windows begin at 0, 160, 320, ...
+    # torch.stft centers the window in the FFT frame: shift by its margin so that windows begin at 0, 160, 320, ...
     margin = (log_mel_format.n_fft - log_mel_format.win_length) // 2
     right = log_mel_format.n_fft - margin - log_mel_format.hop_length
     padded = torch.nn.functional.pad(torch.from_numpy(audio), (margin, right))
@@ -28,12 +28,12 @@ def log_mel(audio: np.ndarray, log_mel_format: LogMelFormat) -> np.ndarray:
 
 
 def window(log_mel_format: LogMelFormat) -> np.ndarray:
-    """The window of a row, (400,)."""
+    """The window function, (400,)."""
     return _mel(log_mel_format).spectrogram.window.numpy()
 
 
 def weights(log_mel_format: LogMelFormat) -> np.ndarray:
-    """Weight of each frequency in each band, (513, 128)."""
+    """Weight of each FFT bin in each mel band, (513, 128)."""
     return _mel(log_mel_format).mel_scale.fb.numpy()
 
 

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of log-mel values, summed sample by sample."""
+"""Mean and standard deviation of log-mel values, accumulated sample by sample."""
 
 import math
 
@@ -8,12 +8,12 @@ from mbt.manifests.shards import Frozen
 
 
 class MelSums(Frozen):
-    """Sums over log-mel values, in float64; the sums of two sets of samples can be added.
+    """Sums over log-mel values, in float64. Add two of them to combine their samples.
 
     Attributes:
-        total: of the values.
-        squares: of their squares.
-        count: how many they are.
+        total: sum of the values.
+        squares: sum of their squares.
+        count: number of values.
     """
 
     total: float = 0.0
@@ -31,10 +31,10 @@ class MelSums(Frozen):
 
     @property
     def mean(self) -> float:
-        """Mean of the values; there must be one."""
+        """Mean of the values; `count` must not be 0."""
         return self.total / self.count
 
     @property
     def std(self) -> float:
-        """Population standard deviation of the values; there must be one."""
+        """Population standard deviation of the values; `count` must not be 0."""
         return math.sqrt(max(self.squares / self.count - self.mean**2, 0.0))

@@ -1,4 +1,4 @@
 """Packing.
 
-In: raw clips. Out: finished shards, their index and dataset.json.
+In: raw clips. Out: finished shards, their indices and dataset.json.
 """

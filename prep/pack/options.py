@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from mbt.manifests.shards import MediaFormat, VideoFormat
-from mbt.prep.media.decode import Limits
+from mbt.prep.media.ffmpeg import Limits
 from mbt.prep.state.settings import PackSettings
 
 

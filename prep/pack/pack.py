@@ -1,4 +1,4 @@
-"""Packing: the fetched media of a plan become shards, on all cores or on a cluster, resumably."""
+"""Pack the fetched media of a plan into shards, on all cores or on a Ray cluster; it can be interrupted and resumed."""
 
 import hashlib
 import json
@@ -27,19 +27,19 @@ from mbt.prep.workers.ray_cluster import on_ray
 
 
 def pack(folder: Path, options: PackOptions) -> DatasetInfo:
-    """Pack every fetched clip of the plan; shards that are done stay as they are.
+    """Pack every fetched clip of the plan; finished shards are left unchanged.
 
-    Which clip goes into which shard is frozen at the first call; clips fetched later go into further shards. A clip that
-    cannot be decoded is a row of failures.parquet.
+    The first call fixes which clip goes into which shard; clips fetched later go into further shards. A clip that cannot be
+    decoded becomes a row of failures.parquet.
 
     Args:
         folder: the dataset folder, planned and fetched.
         options: what is stored, where, and how it is decoded; `options.settings` must be those of earlier calls.
 
     Raises:
-        InputError: other settings than before, no clip could be packed, or no cluster is there.
+        InputError: the settings differ from earlier calls, no clip could be packed, or the cluster does not answer.
         StorageError: no space left.
-        KeyboardInterrupt: after an interrupt from the keyboard, when what was in work is done.
+        KeyboardInterrupt: after an interrupt from the keyboard, once the clips in progress are finished.
     """
     plan, labels, table = read_plan(folder)
     settings, ray = options.settings, options.ray
@@ -49,37 +49,37 @@ def pack(folder: Path, options: PackOptions) -> DatasetInfo:
     selection = Selection(plan.caps, len(labels), frozen_clips(folder, iter_clips(table)))
     table = table.take(pa.array([row for row, _ in select_clips(iter_clips(table), ledger, selection)], pa.int64()))
     splits = dict(zip(table["key"].to_pylist(), table["split"].to_pylist(), strict=True))
-    there = [key for key in splits if key in ledger and ledger[key].path is not None]
-    assignment = _assign(folder, splits, there, settings)
+    fetched = [key for key in splits if key in ledger and ledger[key].path is not None]
+    assignment = _assign(folder, splits, fetched, settings)
     workers = options.workers or (cores() if ray is None else 1)
     packing = Packing(folder, labels, store, workers, options)
     tasks = _tasks(table, assignment, ledger)
-    with graceful_interrupts() as stopping, progress(sum(map(len, assignment.values())), "pack", "clip") as bar:
+    with graceful_interrupts() as stop_requested, progress(sum(map(len, assignment.values())), "pack", "clip") as bar:
         if ray is None:
             for task in tasks:
-                pack_shard(packing, task, bar.update, lambda: not stopping.is_set())
+                pack_shard(packing, task, bar.update, lambda: not stop_requested.is_set())
         else:
-            for clips in on_ray(ray, pack_shard, packing, tasks, packing.workers, lambda: not stopping.is_set()):
+            for clips in on_ray(ray, pack_shard, packing, tasks, packing.workers, lambda: not stop_requested.is_set()):
                 bar.update(clips)
     return publish(folder, plan, labels, table, ledger, list(assignment), settings, store)
 
 
 def _tasks(table: pa.Table, assignment: Mapping[str, list[str]], ledger: Mapping[str, Attempt]) -> Iterator[ShardTask]:
-    keys = np.array(table["key"].to_pylist())
-    order = np.argsort(keys)
-    for name, own in assignment.items():
-        rows = order[np.searchsorted(keys, own, sorter=order)]
-        yield ShardTask(name, table.take(pa.array(rows)), {key: ledger[key] for key in own if key in ledger})
+    all_keys = np.array(table["key"].to_pylist())
+    order = np.argsort(all_keys)
+    for name, keys in assignment.items():
+        rows = order[np.searchsorted(all_keys, keys, sorter=order)]
+        yield ShardTask(name, table.take(pa.array(rows)), {key: ledger[key] for key in keys if key in ledger})
 
 
 def _assign(folder: Path, splits: Mapping[str, str], fetched: Collection[str], settings: PackSettings) -> dict[str, list[str]]:
-    """Keys by shard name: those frozen before, then new shards of the clips that have come since, in a seeded order."""
+    """Keys by shard name: the shards of earlier calls, then new ones for clips fetched since, in a seeded order."""
     assignment = read_assignment(folder)
     assigned = {key for keys in assignment.values() for key in keys}
     dropped = assigned - splits.keys()
     if dropped:
         raise InputError(
-            f"{len(dropped)} packed clips of {folder} are not in its new plan, such as {min(dropped)}",
+            f"{folder}: {len(dropped)} packed clips are not in the new plan, such as {min(dropped)}",
             "Choose another --out",
         )
     new = sorted((key for key in fetched if key not in assigned), key=lambda key: _order(settings.seed, key))

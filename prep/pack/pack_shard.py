@@ -1,4 +1,4 @@
-"""Packing one shard: its clips are decoded on threads and become samples, wherever it is done."""
+"""Pack one shard: decode its clips on threads and write the samples; on this machine or on a cluster node."""
 
 import socket
 from collections import deque
@@ -15,7 +15,8 @@ from mbt.manifests.atomic import locked
 from mbt.manifests.clips import Clip, table_clips
 from mbt.manifests.errors import InputError, StorageError
 from mbt.manifests.labels import LabelSet
-from mbt.prep.media.decode import ClipError, decode_clip
+from mbt.prep.media.decode import decode_clip
+from mbt.prep.media.ffmpeg import ClipError
 from mbt.prep.pack.options import PackOptions
 from mbt.prep.pack.sample import Sample, make_sample
 from mbt.prep.pack.write_shard import write_shard
@@ -26,7 +27,7 @@ from mbt.prep.state.shard_record import Failure, ShardRecord, finished_shard, id
 from mbt.prep.state.store import Store
 
 LOCKS_FOLDER = "work/locks"
-"""A worker that a cluster takes for lost may still be at its shard."""
+"""A worker that the cluster considers lost may still be writing its shard."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -37,10 +38,10 @@ class Packing:
     """What all shards of a call share.
 
     Attributes:
-        folder: the dataset folder, the same path wherever shards are packed.
-        labels: label set.
+        folder: the dataset folder; the same path on every node.
+        labels: the label set.
         store: where finished files go.
-        workers: clips of a shard that are decoded at a time.
+        workers: clips of a shard to decode at a time.
         options: options of the pack stage.
     """
 
@@ -53,12 +54,12 @@ class Packing:
 
 @dataclass(frozen=True)
 class ShardTask:
-    """A shard to be packed.
+    """A shard to pack.
 
     Attributes:
-        name: of its first tar.
+        name: file name of its first tar.
         clips: its clips in order, as a slice of the clip table.
-        attempts: their states.
+        attempts: the ledger's state of each clip, by key.
     """
 
     name: str
@@ -67,31 +68,34 @@ class ShardTask:
 
 
 def pack_shard(
-    packing: Packing, task: ShardTask, count: Callable[[int], object] = int, go_on: Callable[[], bool] = lambda: True
+    packing: Packing,
+    task: ShardTask,
+    count: Callable[[int], object] = int,
+    should_continue: Callable[[], bool] = lambda: True,
 ) -> int:
-    """Pack a shard, unless it is done, and bring it to its place; return how many clips it has.
+    """Pack a shard and put it into the store, unless it is already there; return its number of clips.
 
     Args:
         packing: what all shards share.
         task: the shard.
-        count: called with the number of clips that have been dealt with since.
-        go_on: whether further clips are to be decoded.
+        count: called with the number of clips finished since the last call.
+        should_continue: whether to decode further clips.
 
     Raises:
         InputError: a raw clip is gone.
-        StorageError: no space left, or the dataset folder is not there.
-        KeyboardInterrupt: it was not to go on; what is decoded is kept.
+        StorageError: no space left, or the dataset folder does not exist here.
+        KeyboardInterrupt: `should_continue` was False; decoded clips are kept.
     """
     folder = packing.folder
     if not (folder / PLAN_FILE).exists():
-        raise StorageError(f"{socket.gethostname()} does not have {folder}", "Give a folder that all nodes share")
+        raise StorageError(f"{folder} does not exist on {socket.gethostname()}", "Give a folder that all nodes share")
     clips = table_clips(task.clips)
     with locked(folder / LOCKS_FOLDER / f"{task.name}.lock"):
         record = finished_shard(packing.store, task.name)
         if record is not None and _is_without(record, clips, packing.options.removed):
             count(len(clips))
         else:
-            record = _make(packing, task, clips, count, go_on)
+            record = _make(packing, task, clips, count, should_continue)
         for name in _file_names(record):
             packing.store.release(name)
     _delete_raw(packing, clips, task.attempts)
@@ -99,13 +103,13 @@ def pack_shard(
 
 
 def _is_without(record: ShardRecord, clips: Iterable[Clip], removed: frozenset[str]) -> bool:
-    """Whether the shard has no clip that is on the removal list."""
+    """Whether no clip of the shard is on the removal list."""
     unwanted = {clip.key for clip in clips if is_removed(clip, removed)}
     return not any(row["key"] in unwanted for row in record.rows)
 
 
 def _file_names(record: ShardRecord) -> list[str]:
-    """The shard's files: each tar behind its index."""
+    """The shard's files: each tar after its index."""
     return [name for file in record.files for name in (idx_file(file.name), file.name)]
 
 
@@ -114,21 +118,21 @@ def _make(
     task: ShardTask,
     clips: list[Clip],
     count: Callable[[int], object],
-    go_on: Callable[[], bool],
+    should_continue: Callable[[], bool],
 ) -> ShardRecord:
-    """Write the shard, unless only bringing it to its place is left of an earlier call, and put it there."""
+    """Write the shard, unless an earlier call has, and put it into the store."""
     folder, store, options = packing.folder, packing.store, packing.options
     earlier = read_record(folder, task.name)
     record = finished_shard(Store(folder), task.name)
     if record is not None and _is_without(record, clips, packing.options.removed):
         count(len(clips))
     else:
-        outcomes = _counted(_outcomes(packing, clips, task.attempts, go_on), count)
+        results = _counted(_results(packing, clips, task.attempts, should_continue), count)
         keys = [clip.key for clip in clips]
-        record = write_shard(folder, task.name, keys, options.media, options.shard_bytes, outcomes)
+        record = write_shard(folder, task.name, keys, options.media, options.shard_bytes, results)
     names = _file_names(record)
-    for gone in set(_file_names(earlier)) - set(names) if earlier else ():
-        store.remove(gone)
+    for obsolete in set(_file_names(earlier)) - set(names) if earlier else ():
+        store.remove(obsolete)
     for name in names:
         store.put(name)
     return record
@@ -142,13 +146,13 @@ def _delete_raw(packing: Packing, clips: Iterable[Clip], attempts: Mapping[str, 
             (packing.folder / path).unlink(missing_ok=True)
 
 
-def _outcomes(
-    packing: Packing, clips: list[Clip], attempts: Mapping[str, Attempt], go_on: Callable[[], bool]
+def _results(
+    packing: Packing, clips: list[Clip], attempts: Mapping[str, Attempt], should_continue: Callable[[], bool]
 ) -> Callable[[int], Iterator[Sample | Failure]]:
-    """What becomes of the clips from a given place on."""
+    """A function that takes n and yields the results of `clips[n:]`."""
     media = packing.options.media
 
-    def sample(clip: Clip) -> Sample | Failure:
+    def pack_clip(clip: Clip) -> Sample | Failure:
         torch.set_num_threads(1)
         if is_removed(clip, packing.options.removed):
             return Failure(key=clip.key, stage="pack", code=REMOVED, message="on the removal list")
@@ -165,21 +169,23 @@ def _outcomes(
         except ClipError as error:
             return Failure(key=clip.key, stage="pack", code=error.code, message=error.message)
 
-    return lambda done: ordered_map(sample, clips[done:], packing.workers, go_on)
+    return lambda done: ordered_map(pack_clip, clips[done:], packing.workers, should_continue)
 
 
-def ordered_map(function: Callable[[T], R], items: Iterable[T], workers: int, go_on: Callable[[], bool]) -> Iterator[R]:
+def ordered_map(
+    function: Callable[[T], R], items: Iterable[T], workers: int, should_continue: Callable[[], bool]
+) -> Iterator[R]:
     """Like `map`, on threads, with at most `2 * workers` results in memory.
 
     Raises:
-        KeyboardInterrupt: it was not to go on; the results of items that were in work have come before.
+        KeyboardInterrupt: `should_continue` was False; the results of items in progress are yielded first.
     """
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[R]] = deque()
         stopped = False
         try:
             for item in items:
-                if stopped := not go_on():
+                if stopped := not should_continue():
                     break
                 waiting.append(pool.submit(function, item))
                 if len(waiting) == 2 * workers:
@@ -192,13 +198,13 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], workers: int, go
         raise KeyboardInterrupt
 
 
-def _counted(outcomes: Callable[[int], Iterator[T]], count: Callable[[int], object]) -> Callable[[int], Iterator[T]]:
-    """`outcomes` that counts what was done before and what is done now."""
+def _counted(results: Callable[[int], Iterator[T]], count: Callable[[int], object]) -> Callable[[int], Iterator[T]]:
+    """`results`, which also counts the clips of earlier calls and each result."""
 
     def counted(done: int) -> Iterator[T]:
         count(done)
-        for outcome in outcomes(done):
-            yield outcome
+        for result in results(done):
+            yield result
             count(1)
 
     return counted

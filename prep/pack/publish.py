@@ -1,4 +1,4 @@
-"""The last step of packing: index, failures, dataset.json and card from the records of the shards."""
+"""The last step of packing: indices, failures, dataset.json and README.md from the records of the shards."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -29,7 +29,7 @@ from mbt.manifests.shards import (
     SplitInfo,
     index_file,
 )
-from mbt.prep.media.decode import ffmpeg_version
+from mbt.prep.media.ffmpeg import ffmpeg_version
 from mbt.prep.media.mel_sums import MelSums
 from mbt.prep.plan.plan import Plan
 from mbt.prep.state.ledger import NEVER_FETCHED, Attempt
@@ -38,7 +38,7 @@ from mbt.prep.state.shard_record import Failure, ShardRecord, read_record
 from mbt.prep.state.store import Store
 
 INDEX_ROWS = 1 << 14
-"""Rows of an index that are written at a time."""
+"""Rows of an index to write at a time."""
 
 
 def publish(
@@ -51,16 +51,16 @@ def publish(
     settings: PackSettings,
     store: Store,
 ) -> DatasetInfo:
-    """Write indices, labels.csv, failures.parquet, dataset.json and README.md, from the records of the shards one by one.
+    """Write the indices, labels.csv, failures.parquet, dataset.json and README.md, reading one shard record at a time.
 
     Args:
         folder: the dataset folder.
         plan: dataset and task.
         labels: label set.
-        clips: clip table of what was to be packed.
-        ledger: state of each clip.
-        names: of the shards.
-        settings: of packing.
+        clips: table of the clips to pack.
+        ledger: fetch state of each clip, by key.
+        names: file names of the shards' first tars.
+        settings: pack settings.
         store: where the files go, dataset.json last.
 
     Raises:
@@ -85,7 +85,7 @@ def publish(
     found = {name: counts.info() for name, counts in splits.items() if counts.samples}
     if not found:
         raise InputError(
-            f"no clip of {folder} could be packed{_first(folder)}", f"See {folder / FAILURES_FILE} for every reason"
+            f"{folder}: no clip could be packed{_first_failure(folder)}", f"See {folder / FAILURES_FILE} for all failures"
         )
     statistics_of = "train" if "train" in found else next(iter(found))
     labels.write(folder / LABELS_FILE)
@@ -108,7 +108,7 @@ def publish(
 
 
 class IndexWriter:
-    """Writes a split's index, complete or not at all."""
+    """Writes the index of a split, complete or not at all."""
 
     def __init__(self, path: Path, media: MediaFormat) -> None:
         self._schema = media.index_schema
@@ -141,7 +141,7 @@ class IndexWriter:
 
 @dataclass
 class Counts:
-    """What a split has."""
+    """Totals of a split."""
 
     samples: int = 0
     failures: int = 0
@@ -150,19 +150,19 @@ class Counts:
     mel: MelSums = field(default_factory=MelSums)
 
     def add(self, record: ShardRecord) -> None:
-        """Count a shard."""
+        """Add the totals of a shard."""
         self.samples += len(record.rows)
         self.mel_rows += sum(row["num_mel_rows"] for row in record.rows)
         self.files += record.files
         self.mel += record.mel
 
     def info(self) -> SplitInfo:
-        """For dataset.json."""
+        """The split's entry in dataset.json."""
         seconds = self.mel_rows / MEL_RATE
         return SplitInfo(samples=self.samples, failures=self.failures, seconds=seconds, shards=tuple(self.files))
 
     def statistics(self, split: str) -> MelStatistics:
-        """Of the log-mel; there must be a sample."""
+        """Mean and standard deviation of the log-mel; the split must have a sample."""
         return MelStatistics(split=split, mean=self.mel.mean, std=self.mel.std)
 
 
@@ -174,7 +174,7 @@ def _write_failures(
     ledger: Mapping[str, Attempt],
     splits: Mapping[str, Counts],
 ) -> None:
-    """Write failures.parquet, and count its rows by split."""
+    """Write failures.parquet, and count its rows by split in `splits`."""
     rows = []
     for clip in iter_clips(clips):
         if clip.key not in packed:
@@ -188,15 +188,15 @@ def _not_fetched(key: str, ledger: Mapping[str, Attempt]) -> Failure:
     return Failure(key=key, stage="fetch", code=attempt.code, message=attempt.message)
 
 
-def _first(folder: Path) -> str:
+def _first_failure(folder: Path) -> str:
     rows = pq.read_table(folder / FAILURES_FILE, columns=["code", "message"]).slice(0, 1).to_pylist()
-    return "".join(f"; the first: {row['code']}: {row['message']}" for row in rows)
+    return "".join(f"; the first failure is {row['code']}: {row['message']}" for row in rows)
 
 
 def card(info: DatasetInfo) -> str:
-    """The dataset card, in Markdown."""
+    """README.md, the dataset card."""
     video, mel = info.media.video, info.media.log_mel
-    flac = f", and `KEY.flac` (the sound, {mel.sample_rate} Hz, mono, 16 bit)" if info.media.flac else ""
+    flac = f", and `KEY.flac` (the audio, {mel.sample_rate} Hz, mono, 16 bit)" if info.media.flac else ""
     counts = "\n".join(
         f"| {name} | {split.samples:,} | {split.failures:,} | {split.seconds / 3600:.2f} | {len(split.shards)} |"
         f" {sum(shard.size for shard in split.shards) / 1e9:.3f} |"
@@ -205,21 +205,21 @@ def card(info: DatasetInfo) -> str:
     return f"""# {info.dataset}, packed by mbt {info.code_version}
 
 Audio-visual clips as WebDataset shards: Motion-JPEG frames at {video.fps} fps, short side {video.short_side}, and log-mel
-spectrograms at {MEL_RATE} rows a second. Task: {info.task}, {info.num_classes} classes (`{LABELS_FILE}`).
+spectrograms at {MEL_RATE} rows per second. Task: {info.task}, {info.num_classes} classes (`{LABELS_FILE}`).
 
-| split | samples | clips not here | hours | shards | GB |
+| split | samples | missing clips | hours | shards | GB |
 |---|--:|--:|--:|--:|--:|
 {counts}
 
 Each sample has the members `KEY.json` (labels, times, `frame_bytes`), `KEY.mel.npy` (float16, rows x {mel.n_mels}) and
-`KEY.mjpg` (all frames, one JPEG after the other){flac}.
-`SPLIT.parquet` gives the byte span of each, `SPLIT-NNNNNN.idx` is DALI's index, `{FAILURES_FILE}` names every clip that is
-not here, with the reason. Format: {info.format} {info.format_version}; its specification is docs/shards.md of mbt.
+`KEY.mjpg` (all frames, as concatenated JPEGs){flac}.
+`SPLIT.parquet` gives the byte span of each, `SPLIT-NNNNNN.idx` is DALI's index, and `{FAILURES_FILE}` lists every missing
+clip with the reason. Format: {info.format} {info.format_version}; its specification is docs/shards.md of mbt.
 
 Log-mel: natural logarithm of power, {mel.n_mels} {mel.mel_scale} bands of {mel.f_min:g} to {mel.f_max:g} Hz,
 {mel.win_length}-sample {mel.window} window, hop {mel.hop_length}, {mel.sample_rate} Hz; over the split
 `{info.log_mel_statistics.split}` its mean is {info.log_mel_statistics.mean:.4f} and its standard deviation
-{info.log_mel_statistics.std:.4f}. JPEG: ffmpeg {info.ffmpeg_version}, quantiser scale {video.jpeg_qscale}.
+{info.log_mel_statistics.std:.4f}. JPEG: ffmpeg {info.ffmpeg_version}, quantizer scale {video.jpeg_qscale}.
 
     import webdataset as wds
     samples = wds.WebDataset("train-000000.tar", shardshuffle=False)

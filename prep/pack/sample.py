@@ -1,4 +1,4 @@
-"""One clip as a sample: the bytes of its members, its index row, and its part of the log-mel statistics."""
+"""One clip as a sample: the bytes of its members, its index row, and its contribution to the log-mel statistics."""
 
 import io
 import json
@@ -9,8 +9,10 @@ import numpy as np
 
 from mbt.manifests.clips import Clip
 from mbt.manifests.labels import LabelSet
+from mbt.manifests.reading.jpeg import jpeg_size
 from mbt.manifests.shards import FPS, MediaFormat
-from mbt.prep.media.decode import DEFAULT_LIMITS, DecodedClip, Limits, jpeg_size
+from mbt.prep.media.decode import DecodedClip
+from mbt.prep.media.ffmpeg import DEFAULT_LIMITS, Limits
 from mbt.prep.media.flac import encode_flac
 from mbt.prep.media.log_mel import log_mel
 from mbt.prep.media.mel_sums import MelSums
@@ -23,7 +25,7 @@ class Sample:
     """A clip, ready to be written.
 
     Attributes:
-        members: bytes by extension, in the order in which they stand in the tar.
+        members: bytes by extension, in the order of the tar.
         row: the index columns that do not depend on the tar.
         mel: sums over the log-mel.
     """
@@ -36,10 +38,18 @@ class Sample:
 def make_sample(
     clip: Clip, decoded: DecodedClip, labels: LabelSet, media: MediaFormat, source: str, limits: Limits = DEFAULT_LIMITS
 ) -> Sample:
-    """Sample of a decoded clip.
+    """The sample of a decoded clip.
+
+    Args:
+        clip: its row of the clip table.
+        decoded: its frames and audio.
+        labels: the label set.
+        media: how samples are stored.
+        source: `local`, or the host that served the video.
+        limits: of the child that encodes the audio.
 
     Raises:
-        ClipError: its sound cannot be encoded within the limits.
+        ClipError: the audio cannot be encoded within the limits.
     """
     mel = log_mel(decoded.audio, media.log_mel)
     width, height = jpeg_size(decoded.jpegs[0])
@@ -77,7 +87,7 @@ def make_sample(
 
 
 def npy(array: np.ndarray) -> bytes:
-    """The array as an NPY file, format 1.0."""
+    """The array as an NPY file of format 1.0."""
     file = io.BytesIO()
     np.lib.format.write_array(file, array, version=(1, 0), allow_pickle=False)
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""Working on finished shards.
+"""Working with finished shards.
 
 In: a dataset folder. Out: faults, statistics, contact sheets, rewritten shards.
 """

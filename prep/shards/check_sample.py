@@ -1,4 +1,4 @@
-"""What the specification says of one sample: its description, its frames and its log-mel (docs/shards.md, section 5)."""
+"""Checks of one sample against the specification: description, frames and log-mel (docs/shards.md, section 5)."""
 
 import ast
 import math
@@ -10,37 +10,35 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mbt.manifests.reading.jpeg import EOI, SAMPLING, SOF0, SOI, SOS, segments
 from mbt.manifests.reading.split import NPY_MAGIC
 from mbt.manifests.shards import FPS, MEL_RATE, SAMPLE_RATE, MediaFormat
 from mbt.manifests.tasks import Task
-from mbt.prep.media.decode import ClipError
+from mbt.prep.media.ffmpeg import ClipError
 from mbt.prep.media.frames import count_decodable
 from mbt.prep.media.mel_sums import MelSums
 
 MEL_ROWS_PER_FRAME = MEL_RATE // FPS
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
-SOI, EOI = b"\xff\xd8", b"\xff\xd9"
-SOF0, SOS, DRI, APP1 = 0xC0, 0xDA, 0xDD, 0xE1
+DRI, APP1 = 0xDD, 0xE1
 OTHER_FRAME_HEADERS = frozenset(range(0xC1, 0xD0)) - {0xC4, 0xC8, 0xCC}
-YUV420 = (0x22, 0x11, 0x11)
-"""Sampling factors of Y, Cb and Cr in SOF0."""
 
 Natural = Annotated[int, Field(ge=0)]
 Found = tuple[str, str]
-"""Code of a fault, and what is wrong."""
+"""Code of a fault, and a description."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What the samples of a folder are held against.
+    """What the samples of a folder are checked against.
 
     Attributes:
         media: how they are stored.
-        task: multiclass samples have one label.
+        task: multiclass samples must have exactly one label.
         num_classes: size of the label set.
-        label_ids: ids of the classes; None where labels.csv cannot be read.
-        removed: keys and video ids that must not be here.
-        decode: decode every frame, and the sound.
+        label_ids: ids of the classes; None if labels.csv cannot be read.
+        removed: keys and video ids that must not be in the folder.
+        decode: whether to decode every frame and the audio.
     """
 
     media: MediaFormat
@@ -52,7 +50,7 @@ class Rules:
 
 
 class Description(BaseModel):
-    """The fields of KEY.json; others are passed over."""
+    """The fields of KEY.json; others are ignored."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -79,7 +77,7 @@ def read_description(data: bytes) -> Description:
     """Parse KEY.json.
 
     Raises:
-        ValueError: it is no JSON object with the fields of the format; the text says where.
+        ValueError: it is not a JSON object with the fields of the format; the message names the field.
     """
     try:
         return Description.model_validate_json(data)
@@ -90,11 +88,11 @@ def read_description(data: bytes) -> Description:
 
 
 def check_description(found: Description, key: str, split: str, row: dict[str, Any] | None, rules: Rules) -> Iterator[Found]:
-    """Faults of a description, by itself and against its index row."""
+    """Faults of a description, on its own and against its index row."""
     if found.key != key:
-        yield "json.key", f"KEY.json is of {found.key}"
+        yield "json.key", f"KEY.json has the key {found.key}"
     if found.split != split:
-        yield "json.split", f"split {found.split} in a shard of {split}"
+        yield "json.split", f"KEY.json has the split {found.split} in a shard of {split}"
     for column in (name for name in row or () if name in Description.model_fields):
         if row is not None and getattr(found, column) != row[column]:
             yield "json.index", f"{column} is {getattr(found, column)} in KEY.json and {row[column]} in the index"
@@ -104,18 +102,18 @@ def check_description(found: Description, key: str, split: str, row: dict[str, A
     if sides[0] != rules.media.video.short_side or sides[1] % 2:
         yield (
             "json.size",
-            f"{found.width} x {found.height} where the short side is {rules.media.video.short_side}, the other even",
+            f"frames are {found.width} x {found.height}; the short side must be {rules.media.video.short_side}, the other even",
         )
 
 
 def _check_labels(found: Description, rules: Rules) -> Iterator[Found]:
     labels = found.labels
     if labels != sorted(set(labels)):
-        yield "json.labels", f"labels {labels} are not ascending and unique"
+        yield "json.labels", f"labels {labels} are not unique and in ascending order"
     if rules.task == "multiclass" and len(labels) != 1:
-        yield "json.labels", f"{len(labels)} labels in a multiclass dataset"
+        yield "json.labels", f"{len(labels)} labels in a multiclass dataset; there must be 1"
     if any(label >= rules.num_classes for label in labels):
-        yield "json.labels", f"labels {labels} of {rules.num_classes} classes"
+        yield "json.labels", f"labels {labels} exceed the {rules.num_classes} classes"
     elif rules.label_ids is not None and found.label_ids != (ids := [rules.label_ids[label] for label in labels]):
         yield "json.labels", f"label_ids are {found.label_ids}; labels.csv says {ids}"
 
@@ -125,17 +123,20 @@ def _check_lengths(found: Description) -> Iterator[Found]:
     if found.num_mel_rows != MEL_ROWS_PER_FRAME * frames:
         yield "json.length", f"{found.num_mel_rows} log-mel rows for {frames} frames"
     if frames > wanted + 0.501 or (frames < wanted - 0.501 and "short" not in found.flags):
-        yield "json.length", f"{frames} frames for {found.start_ms} to {found.end_ms} ms, flags {found.flags}"
+        yield "json.length", f"{frames} frames for {found.start_ms} to {found.end_ms} ms with flags {found.flags}"
     if found.padded_frames >= frames or found.padded_audio_samples >= frames * SAMPLES_PER_FRAME:
-        yield "json.length", f"{found.padded_frames} frames and {found.padded_audio_samples} sound samples of padding"
+        yield (
+            "json.length",
+            f"{found.padded_frames} frames and {found.padded_audio_samples} audio samples of padding for {frames} frames",
+        )
     if len(found.frame_bytes) != frames:
         yield "json.frame_bytes", f"frame_bytes has {len(found.frame_bytes)} entries for {frames} frames"
 
 
 def check_frames(stream: bytes, found: Description, decode: bool) -> Iterator[Found]:
-    """Faults of KEY.mjpg against its description: the first, as those behind it follow from it."""
+    """The first fault of KEY.mjpg against its description; later ones usually follow from it."""
     if sum(found.frame_bytes) != len(stream):
-        yield "mjpg.size", f"{len(stream)} bytes; the sum of frame_bytes is {sum(found.frame_bytes)}"
+        yield "mjpg.size", f"the frames have {len(stream)} bytes; the sum of frame_bytes is {sum(found.frame_bytes)}"
         return
     for number, (start, end) in enumerate(pairwise([0, *accumulate(found.frame_bytes)])):
         if wrong := _check_jpeg(stream[start:end], found.width, found.height):
@@ -152,67 +153,57 @@ def check_frames(stream: bytes, found: Description, decode: bool) -> Iterator[Fo
 
 
 def _check_jpeg(jpeg: bytes, width: int, height: int) -> Found | None:
-    """What is wrong with a frame: not one whole JPEG, or not as docs/shards.md, section 5.3, has it."""
+    """What is wrong with a frame: it is not exactly one complete JPEG, or not of the format of docs/shards.md, section 5.3."""
     if not jpeg.startswith(SOI) or not jpeg.endswith(EOI):
-        return "mjpg.jpeg", f"goes from {jpeg[:2].hex(' ')} to {jpeg[-2:].hex(' ')}, not from ff d8 to ff d9"
-    segments, scan = _segments(jpeg)
-    if scan is None or jpeg.find(EOI, scan) != len(jpeg) - len(EOI):
-        return "mjpg.jpeg", "is not one whole JPEG"
-    header = segments.get(SOF0, b"")
+        return "mjpg.jpeg", f"starts with {jpeg[:2].hex(' ')} and ends with {jpeg[-2:].hex(' ')}, not ff d8 and ff d9"
+    headers: dict[int, bytes] = {}
+    scan = len(jpeg)
+    for marker, begin, end in segments(jpeg):
+        headers[marker], scan = jpeg[begin:end], end
+    if SOS not in headers or jpeg.find(EOI, scan) != len(jpeg) - len(EOI):
+        return "mjpg.jpeg", "is not exactly one complete JPEG"
+    header = headers.get(SOF0, b"")
     if (
         len(header) != 15
         or header[0] != 8
-        or (header[7], header[10], header[13]) != YUV420
-        or segments.keys() & OTHER_FRAME_HEADERS
+        or (header[7], header[10], header[13]) != SAMPLING
+        or headers.keys() & OTHER_FRAME_HEADERS
     ):
-        return "mjpg.format", "is no baseline JPEG of 8 bit, YCbCr 4:2:0"
-    if DRI in segments or segments.get(APP1, b"").startswith(b"Exif"):
+        return "mjpg.format", "is not a baseline JPEG with 8 bits per sample and YCbCr 4:2:0"
+    if DRI in headers or headers.get(APP1, b"").startswith(b"Exif"):
         return "mjpg.format", "has restart markers or EXIF"
     size = int.from_bytes(header[3:5], "big"), int.from_bytes(header[1:3], "big")
     return None if size == (width, height) else ("mjpg.format", f"is {size[0]} x {size[1]}, not {width} x {height}")
 
 
-def _segments(jpeg: bytes) -> tuple[dict[int, bytes], int | None]:
-    """The segments in front of the scan by marker, and where the scan begins; None where they lead nowhere."""
-    segments: dict[int, bytes] = {}
-    position = len(SOI)
-    while position + 4 <= len(jpeg) and jpeg[position] == 0xFF:
-        marker, length = jpeg[position + 1], int.from_bytes(jpeg[position + 2 : position + 4], "big")
-        segments[marker] = jpeg[position + 4 : position + 2 + length]
-        position += 2 + length
-        if marker == SOS:
-            return segments, position
-    return segments, None
-
-
 def check_log_mel(data: bytes, num_frames: int, media: MediaFormat) -> tuple[list[Found], MelSums | None]:
-    """Faults of KEY.mel.npy, and the sums over its values where there is none.
+    """Faults of KEY.mel.npy, and the sums over its values if there are none.
 
     Args:
         data: the member.
-        num_frames: F.
-        media: floor and bands.
+        num_frames: number of frames of the sample.
+        media: its floor and bands.
     """
     try:
         header, start = _npy_header(data)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-        return [("mel.header", f"no NPY file of format 1.0: {error}")], None
+        return [("mel.header", f"it is not an NPY file of format 1.0: {error}")], None
     shape = (MEL_ROWS_PER_FRAME * num_frames, media.log_mel.n_mels)
     if header != {"descr": "<f2", "fortran_order": False, "shape": shape}:
-        return [("mel.shape", f"{header}, not <f2 {shape} in C order")], None
+        return [("mel.shape", f"the header is {header}, not <f2 {shape} in C order")], None
     if len(data) - start != math.prod(shape) * np.dtype("<f2").itemsize:
-        return [("mel.shape", f"{len(data) - start} bytes of values for {shape}")], None
+        return [("mel.shape", f"{len(data) - start} bytes of values for the shape {shape}")], None
     values = np.frombuffer(data, "<f2", offset=start)
-    if strange := int((~np.isfinite(values)).sum()):
-        return [("mel.values", f"{strange} values are not finite")], None
-    if low := int((values < float(np.float16(math.log(media.log_mel.floor)))).sum()):
-        return [("mel.values", f"{low} values are below the logarithm of the floor {media.log_mel.floor:g}")], None
+    if not_finite := int((~np.isfinite(values)).sum()):
+        return [("mel.values", f"{not_finite} values are not finite")], None
+    if too_low := int((values < float(np.float16(math.log(media.log_mel.floor)))).sum()):
+        return [("mel.values", f"{too_low} values are below the logarithm of the floor {media.log_mel.floor:g}")], None
     return [], MelSums.of(values)
 
 
 def _npy_header(data: bytes) -> tuple[Any, int]:
-    """The header of an NPY file, and where the values begin. Raises what `ast.literal_eval` raises."""
+    """The header of an NPY file, and the byte at which the values begin; raises what `ast.literal_eval` raises."""
     if not data.startswith(NPY_MAGIC):
-        raise ValueError(f"it begins with {data[: len(NPY_MAGIC)].hex(' ')}")
+        raise ValueError(f"it starts with {data[: len(NPY_MAGIC)].hex(' ')}")
     start = len(NPY_MAGIC) + 2 + int.from_bytes(data[len(NPY_MAGIC) : len(NPY_MAGIC) + 2], "little")
     return ast.literal_eval(data[len(NPY_MAGIC) + 2 : start].decode("latin-1")), start

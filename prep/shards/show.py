@@ -1,4 +1,4 @@
-"""`mbt shards show`: one sample as a contact sheet: frames, spectrogram, labels."""
+"""`mbt shards show`: a contact sheet of one sample with frames, spectrogram and labels."""
 
 import difflib
 import io
@@ -20,16 +20,17 @@ from mbt.manifests.errors import InputError, ShardError
 from mbt.manifests.reading.reader import ShardReader
 from mbt.manifests.reading.split import read_index
 from mbt.manifests.shards import FAILURES_FILE, FPS, MEL_RATE, SAMPLE_RATE, DatasetInfo, index_file, read_dataset
-from mbt.prep.media.decode import ClipError
+from mbt.prep.media.ffmpeg import ClipError
 from mbt.prep.media.frames import decode_frames
 
 FRAMES = 12
 DPI = 120
 WIDTH = 14.0
+"""Inches."""
 TITLE_WIDTH = 150
 """Characters."""
-CLOSE = 10_000
-"""Keys that are looked at for near matches."""
+MAX_CANDIDATES = 10_000
+"""Maximum number of keys to compare when suggesting similar ones."""
 
 
 def show(folder: Path, key: str, out: Path | None = None) -> Path:
@@ -37,34 +38,34 @@ def show(folder: Path, key: str, out: Path | None = None) -> Path:
 
     Args:
         folder: dataset folder.
-        key: key of the sample, or SPLIT:ROW, a row of the split's index; ROW alone where there is one split.
+        key: key of the sample, or SPLIT:ROW, a row of the split's index; ROW alone if there is only one split.
         out: PNG to write; KEY.png by default.
 
     Returns:
         The PNG.
 
     Raises:
-        InputError: there is no such sample.
+        InputError: no such sample.
         ShardError: the folder or the sample is damaged.
-        StorageError: the picture cannot be written.
+        StorageError: the PNG cannot be written.
     """
     split, row = find(folder, read_dataset(folder), key)
     with ShardReader(folder, split) as reader:
         sample = reader[row]
-        described = sample.description()
+        description = sample.description()
         numbers = [round(number) for number in np.linspace(0, sample.num_frames - 1, min(FRAMES, sample.num_frames))]
         jpegs = sample.frames(numbers)
         try:
-            frames = decode_frames(b"".join(jpegs), described["width"], described["height"])
+            frames = decode_frames(b"".join(jpegs), description["width"], description["height"])
         except ClipError as error:
             raise ShardError(
                 f"{sample.key}: {error.message}", f"Run `mbt shards verify --decode {folder}` to find all damage"
             ) from None
-        log_mel = sample.log_mel(0, described["num_mel_rows"])
+        log_mel = sample.log_mel(0, description["num_mel_rows"])
         names = reader.labels.names()
         place = f"{reader.info.dataset}, {reader.index['shard'][row]}"
-        title = _title(described, [names[label] for label in described["labels"]], place)
-    path = out or Path(f"{described['key']}.png")
+        title = _title(description, [names[label] for label in description["labels"]], place)
+    path = out or Path(f"{description['key']}.png")
     data = io.BytesIO()
     contact_sheet(title, frames, [number / FPS for number in numbers], log_mel).savefig(data, format="png", dpi=DPI)
     write_bytes(path, data.getvalue())
@@ -75,7 +76,7 @@ def find(folder: Path, info: DatasetInfo, key: str) -> tuple[str, int]:
     """Split and row of a sample.
 
     Raises:
-        InputError: there is none; with the reason if it was not packed, or the keys that are most like it.
+        InputError: no such sample; with the reason if the clip was not packed, otherwise with similar keys.
     """
     columns = {split: read_index(folder / index_file(split), info.media)["key"] for split in info.splits}
     for split, keys in columns.items():
@@ -85,49 +86,49 @@ def find(folder: Path, info: DatasetInfo, key: str) -> tuple[str, int]:
         split, row = match["split"] or next(iter(columns)), int(match["row"])
         if match["split"] is None and len(columns) > 1:
             choices = " or ".join(f"{split}:{row}" for split in columns)
-            raise InputError(f"{folder} has no sample {key}, and more than one split", f"For a row say {choices}")
+            raise InputError(f"{folder} has no sample {key}, and more than one split", f"To choose a row, give {choices}")
         if split not in columns or row >= len(columns[split]):
             rows = ", ".join(f"{split}:0 to {split}:{len(keys) - 1}" for split, keys in columns.items())
-            raise InputError(f"{folder} has no row {key}", f"It has {rows}")
+            raise InputError(f"{folder} has no row {key}", f"Give a row of {rows}")
         return split, row
-    raise _unknown(folder, pa.chunked_array([chunk for keys in columns.values() for chunk in keys.chunks]), key)
+    raise _unknown_key(folder, pa.chunked_array([chunk for keys in columns.values() for chunk in keys.chunks]), key)
 
 
-def _unknown(folder: Path, keys: pa.ChunkedArray, key: str) -> InputError:
+def _unknown_key(folder: Path, keys: pa.ChunkedArray, key: str) -> InputError:
     path = folder / FAILURES_FILE
     failed = pq.read_table(path, filters=[("key", "=", key)]).to_pylist() if path.exists() else []
     if failed:
         reason = f"{failed[0]['code']}: {failed[0]['message']}"
-        return InputError(f"{key} was not packed: {reason}", f"See {path} for all such clips")
+        return InputError(f"{key} was not packed: {reason}", f"See {path} for all missing clips")
     third = max(1, math.ceil(len(key) / 3))
     parts = [key[start : start + third] for start in range(0, len(key), third)]
-    shares = [pc.match_substring(keys, part, ignore_case=True) for part in parts]
-    likely = keys.filter(reduce(pc.or_, shares)) if shares else keys
-    by_lower = {own.lower(): own for own in likely.slice(0, CLOSE).to_pylist()}
-    near = [by_lower[own] for own in difflib.get_close_matches(key.lower(), by_lower, cutoff=0.5)]
-    hint = f"Near it: {', '.join(near)}" if near else f"A key looks like {keys[0]}"
+    matches = [pc.match_substring(keys, part, ignore_case=True) for part in parts]
+    likely = keys.filter(reduce(pc.or_, matches)) if matches else keys
+    by_lower = {candidate.lower(): candidate for candidate in likely.slice(0, MAX_CANDIDATES).to_pylist()}
+    similar = [by_lower[match] for match in difflib.get_close_matches(key.lower(), by_lower, cutoff=0.5)]
+    hint = f"Similar keys: {', '.join(similar)}" if similar else f"Keys look like {keys[0]}"
     return InputError(f"{folder} has no sample {key!r}", hint)
 
 
-def _title(described: dict[str, Any], labels: list[str], place: str) -> str:
-    span = f"{described['start_ms'] / 1000:g} to {described['end_ms'] / 1000:g} s of {described['video_id']}"
-    padding = f"{described['padded_frames']} frames, {described['padded_audio_samples'] / SAMPLE_RATE:.2f} s of sound"
+def _title(description: dict[str, Any], labels: list[str], place: str) -> str:
+    span = f"{description['start_ms'] / 1000:g} to {description['end_ms'] / 1000:g} s of {description['video_id']}"
+    padding = f"{description['padded_frames']} frames, {description['padded_audio_samples'] / SAMPLE_RATE:.2f} s of sound"
     lines = [
-        f"{described['key']}   ({place}; {span})",
+        f"{description['key']}   ({place}; {span})",
         f"labels: {'; '.join(labels) or 'none'}",
-        f"flags: {', '.join(described['flags']) or 'none'}   padding: {padding}   source: {described['source']}",
+        f"flags: {', '.join(description['flags']) or 'none'}   padding: {padding}   source: {description['source']}",
     ]
     return "\n".join(line for text in lines for line in textwrap.wrap(text, TITLE_WIDTH))
 
 
 def contact_sheet(title: str, frames: np.ndarray, times: list[float], log_mel: np.ndarray) -> Figure:
-    """Frames over a spectrogram.
+    """Frames above a spectrogram.
 
     Args:
-        title: what stands above.
+        title: the text at the top.
         frames: uint8 (F, H, W, 3).
-        times: seconds of each.
-        log_mel: (rows, bands), 100 rows a second.
+        times: time of each frame, seconds.
+        log_mel: (rows, bands), 100 rows per second.
     """
     number, height, width, _ = frames.shape
     columns = number if height > width else math.ceil(number / 2)
@@ -146,10 +147,10 @@ def contact_sheet(title: str, frames: np.ndarray, times: list[float], log_mel: n
     return figure
 
 
-def _draw_log_mel(part: SubFigure, log_mel: np.ndarray) -> None:
-    axes = part.subplots()
+def _draw_log_mel(figure: SubFigure, log_mel: np.ndarray) -> None:
+    axes = figure.subplots()
     extent = (0, len(log_mel) / MEL_RATE, 0, log_mel.shape[1])
     drawn = axes.imshow(log_mel.T.astype(np.float32), origin="lower", aspect="auto", extent=extent, interpolation="nearest")
     axes.set_xlabel("time, s")
     axes.set_ylabel("mel band")
-    part.colorbar(drawn, ax=axes, label="ln power")
+    figure.colorbar(drawn, ax=axes, label="ln power")

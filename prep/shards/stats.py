@@ -1,4 +1,4 @@
-"""`mbt shards stats`: what a dataset folder holds, from its indices: no tar is read."""
+"""`mbt shards stats`: statistics of a dataset folder, from its indices; no tar is read."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -24,11 +24,11 @@ from mbt.manifests.shards import (
 )
 
 LISTED = 10
-"""Classes or sizes that the table names; JSON has all."""
+"""Maximum number of classes or frame sizes in the table; the JSON output has all of them."""
 
 
 class Spread(Frozen):
-    """Mean, smallest, middle and largest of a number over the samples."""
+    """Mean, minimum, median and maximum of a quantity over the samples."""
 
     mean: float
     min: float
@@ -37,7 +37,7 @@ class Spread(Frozen):
 
 
 class FrameSize(Frozen):
-    """How many samples have frames of a size."""
+    """Number of samples with frames of this size."""
 
     width: int
     height: int
@@ -45,7 +45,7 @@ class FrameSize(Frozen):
 
 
 class ClassCount(Frozen):
-    """How many samples carry a label."""
+    """Number of samples with this label."""
 
     index: int
     id: str
@@ -54,23 +54,23 @@ class ClassCount(Frozen):
 
 
 class SplitStats(Frozen):
-    """One split.
+    """Statistics of one split.
 
     Attributes:
-        samples: how many.
-        hours: their length.
-        shards: tars.
-        tar_bytes: of all tars.
-        member_bytes: by extension.
-        sample_bytes: members of a sample together.
-        frame_bytes: mean of a JPEG in a sample.
+        samples: number of samples.
+        hours: their total length.
+        shards: number of tars.
+        tar_bytes: total size of the tars.
+        member_bytes: total size of the members, by extension.
+        sample_bytes: size of a sample's members.
+        frame_bytes: mean size of a sample's JPEGs.
         seconds: length of a sample.
         frame_sizes: the most frequent first.
-        flags: samples by flag.
-        padded: samples that are padded at the end.
-        failures: clips that are not here, by code; empty where failures.parquet is not.
-        labels_a_sample: mean.
-        classes: all of them, those with the most samples first.
+        flags: number of samples, by flag.
+        padded: number of samples that are padded at the end.
+        failures: number of missing clips, by code; empty without failures.parquet.
+        labels_a_sample: mean number of labels per sample.
+        classes: all classes, those with the most samples first.
     """
 
     samples: int
@@ -90,7 +90,7 @@ class SplitStats(Frozen):
 
 
 class Stats(Frozen):
-    """A dataset folder."""
+    """Statistics of a dataset folder."""
 
     dataset: str
     task: str
@@ -99,19 +99,19 @@ class Stats(Frozen):
 
 
 def dataset_stats(folder: Path) -> Stats:
-    """Count what a dataset folder holds.
+    """Compute the statistics of a dataset folder.
 
     Raises:
         ShardError: dataset.json or an index is missing or damaged.
-        InputError: labels.csv is.
+        InputError: labels.csv is missing or damaged.
     """
     info, labels = read_dataset(folder), read_labels(folder / LABELS_FILE)
     path = folder / FAILURES_FILE
     failures = pq.read_table(path, columns=["split", "code"]) if path.exists() else None
     splits = {}
     for name, split in info.splits.items():
-        own = failures.filter(pc.equal(failures["split"], name))["code"].to_pylist() if failures is not None else []
-        splits[name] = _split(split, info.media, read_index(folder / index_file(name), info.media), labels, own)
+        codes = failures.filter(pc.equal(failures["split"], name))["code"].to_pylist() if failures is not None else []
+        splits[name] = _split(split, info.media, read_index(folder / index_file(name), info.media), labels, codes)
     return Stats(dataset=info.dataset, task=info.task, num_classes=info.num_classes, splits=splits)
 
 
@@ -120,8 +120,8 @@ def _split(split: SplitInfo, media: MediaFormat, index: pa.Table, labels: LabelS
     frames = index["num_frames"].to_numpy()
     pairs = index.group_by(["width", "height"]).aggregate([([], "count_all")]).sort_by([("count_all", "descending")])
     padded = pc.or_(pc.greater(index["padded_frames"], 0), pc.greater(index["padded_audio_samples"], 0))
-    carried = pc.list_flatten(index["labels"]).to_numpy()
-    counts = np.bincount(carried, minlength=len(labels)).tolist()
+    label_indices = pc.list_flatten(index["labels"]).to_numpy()
+    counts = np.bincount(label_indices, minlength=len(labels)).tolist()
     classes = [
         ClassCount(index=i, id=label.id, name=label.display_name, samples=count)
         for i, (label, count) in enumerate(zip(labels.labels, counts, strict=True))
@@ -131,7 +131,7 @@ def _split(split: SplitInfo, media: MediaFormat, index: pa.Table, labels: LabelS
         hours=float(frames.sum()) / FPS / 3600,
         shards=len(split.shards),
         tar_bytes=sum(shard.size for shard in split.shards),
-        member_bytes={extension: int(own.sum()) for extension, own in sizes.items()},
+        member_bytes={extension: int(size.sum()) for extension, size in sizes.items()},
         sample_bytes=_spread(sum(sizes.values())),
         frame_bytes=_spread(sizes["mjpg"] / frames),
         seconds=_spread(frames / FPS),
@@ -141,7 +141,7 @@ def _split(split: SplitInfo, media: MediaFormat, index: pa.Table, labels: LabelS
         flags=dict(Counter(pc.list_flatten(index["flags"]).to_pylist()).most_common()),
         padded=pc.sum(padded).as_py(),
         failures=dict(Counter(failures).most_common()),
-        labels_a_sample=len(carried) / index.num_rows,
+        labels_a_sample=len(label_indices) / index.num_rows,
         classes=tuple(sorted(classes, key=lambda label: -label.samples)),
     )
 
@@ -152,29 +152,29 @@ def _spread(values: Any) -> Spread:
 
 
 def table(stats: Stats) -> str:
-    """The counts for people."""
+    """The statistics as human-readable text."""
     head = f"{stats.dataset}: {stats.task}, {stats.num_classes} classes"
     return "\n\n".join([head, *(_split_table(name, split) for name, split in stats.splits.items())])
 
 
 def _split_table(name: str, split: SplitStats) -> str:
-    here = [label for label in split.classes if label.samples]
+    present = [label for label in split.classes if label.samples]
     absent = [label for label in split.classes if not label.samples]
     members = ", ".join(f"{extension} {in_bytes(size)}" for extension, size in split.member_bytes.items())
     frames = [f"{size.width} x {size.height}: {size.samples:,}" for size in split.frame_sizes]
     rows = {
         "samples": f"{split.samples:,}",
-        "not here": f"{sum(split.failures.values()):,}: {_counts(split.failures)}" if split.failures else "",
+        "missing": f"{sum(split.failures.values()):,}: {_counts(split.failures)}" if split.failures else "",
         "hours": f"{split.hours:,.3f}",
-        "a sample": f"{_range(split.seconds, 's')}; {_bytes_range(split.sample_bytes)}",
+        "per sample": f"{_range(split.seconds, 's')}; {_bytes_range(split.sample_bytes)}",
         "bytes": f"{in_bytes(split.tar_bytes)} in {split.shards:,} tar{'s' * (split.shards != 1)}: {members}",
-        "a frame": _bytes_range(split.frame_bytes),
+        "per frame": _bytes_range(split.frame_bytes),
         "frames": _some(frames),
         "flags": _counts(split.flags | ({"padded": split.padded} if split.padded else {})),
-        "labels": f"{split.labels_a_sample:.2f} a sample",
-        "most": _some([f"{label.name} {label.samples:,}" for label in here], more=False),
-        "fewest": _some([f"{label.name} {label.samples:,}" for label in reversed(here[LISTED:])], more=False),
-        "no sample": f"{len(absent)} classes: {_some([label.name for label in absent])}" if absent else "",
+        "labels": f"{split.labels_a_sample:.2f} per sample",
+        "most": _some([f"{label.name} {label.samples:,}" for label in present], more=False),
+        "fewest": _some([f"{label.name} {label.samples:,}" for label in reversed(present[LISTED:])], more=False),
+        "no samples": f"{len(absent)} classes: {_some([label.name for label in absent])}" if absent else "",
     }
     return "\n".join([f"split {name}", *(f"  {what:<10} {text}" for what, text in rows.items() if text)])
 
@@ -197,7 +197,7 @@ def _bytes_range(spread: Spread) -> str:
 
 
 def in_bytes(number: float) -> str:
-    """Bytes for people."""
+    """A size in bytes as human-readable text, such as 1.23 GB."""
     for power, unit in ((4, "TB"), (3, "GB"), (2, "MB"), (1, "kB")):
         if number >= 1000**power:
             return f"{number / 1000**power:.3g} {unit}"

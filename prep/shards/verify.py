@@ -1,4 +1,4 @@
-"""`mbt shards verify`: everything in a dataset folder read again, against checksums and specification."""
+"""`mbt shards verify`: read everything in a dataset folder and check it against checksums and the specification."""
 
 import re
 import time
@@ -34,21 +34,21 @@ from mbt.prep.shards.check_shard import Fault, ShardJob, check_shard
 from mbt.prep.workers.processes import cores, in_processes
 
 TOLERANCE = 1e-6
-"""Difference from the recorded statistics of the log-mel that rounding may make."""
+"""Maximum difference from the recorded log-mel statistics that rounding can cause."""
 
 
 class Report(Frozen):
-    """What came of verifying a folder.
+    """The result of verifying a folder.
 
     Attributes:
-        whole: there is no fault.
-        shards: tars that dataset.json lists.
-        samples: samples found in them.
+        whole: no fault was found.
+        shards: number of tars in dataset.json.
+        samples: number of samples found in them.
         size: bytes read.
-        seconds: time it took.
-        decoded: every frame was decoded too.
-        statistics_checked: the statistics of the log-mel were computed again; False where a log-mel cannot be read.
-        faults: all of them.
+        seconds: time taken.
+        decoded: whether every frame was decoded too.
+        statistics_checked: whether the log-mel statistics were recomputed; False if a log-mel cannot be read.
+        faults: all faults.
     """
 
     whole: bool
@@ -61,16 +61,16 @@ class Report(Frozen):
     faults: tuple[Fault, ...]
 
     def summary(self) -> str:
-        """The report in a few lines, without the faults."""
+        """One line without the individual faults."""
         damaged = len({(fault.shard, fault.key) for fault in self.faults if fault.key is not None})
         codes = ", ".join(f"{count} {code}" for code, count in Counter(fault.code for fault in self.faults).most_common())
-        faults = f"NOT WHOLE: {_several(len(self.faults), 'fault')}, {_several(damaged, 'damaged sample')} ({codes})"
+        faults = f"DAMAGED: {_several(len(self.faults), 'fault')}, {_several(damaged, 'damaged sample')} ({codes})"
         read = f"{_several(self.shards, 'shard')}, {_several(self.samples, 'sample')}, {self.size / 1e9:.3f} GB"
-        return f"{read} in {self.seconds:.1f} s: {'whole' if self.whole else faults}"
+        return f"{read} in {self.seconds:.1f} s: {'no faults' if self.whole else faults}"
 
 
-def _several(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"
+def _several(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def verify(
@@ -78,78 +78,87 @@ def verify(
     workers: int | None = None,
     decode: bool = False,
     removed: Path | None = None,
-    tell: Callable[[Fault], None] = lambda fault: None,
+    on_fault: Callable[[Fault], None] = lambda fault: None,
 ) -> Report:
-    """Read a dataset folder again; go on after every fault.
+    """Check a dataset folder, and continue after every fault.
 
     Args:
         folder: the dataset folder.
-        workers: shards read at a time, each by a process; default: one a core.
-        decode: decode every frame too; about ten times as slow.
-        removed: a file with a key or a video id a line, of samples that must not be here; `#` begins a comment.
-        tell: called with each fault as it is found.
+        workers: shards to check at a time, each in a process of its own; default: one per core.
+        decode: also decode every frame and the audio; about ten times slower.
+        removed: removal list with one key or video id per line, whose samples must not be in the folder; `#` begins a comment.
+        on_fault: called with each fault as it is found.
 
     Raises:
-        ShardError: no dataset.json, or one that cannot be read: there is nothing to verify against.
+        ShardError: dataset.json is missing or cannot be read, so there is nothing to verify against.
         InputError: the removal list cannot be read.
     """
-    began = time.monotonic()
-    checking = _Verification(folder, read_dataset(folder), decode, read_removed(removed) if removed else frozenset(), tell)
-    return checking.run(workers, began)
+    start = time.monotonic()
+    verification = _Verification(
+        folder, read_dataset(folder), decode, read_removed(removed) if removed else frozenset(), on_fault
+    )
+    return verification.run(workers, start)
 
 
 class _Verification:
-    """A folder that is being verified."""
+    """The state of verifying a folder."""
 
     def __init__(
-        self, folder: Path, info: DatasetInfo, decode: bool, removed: frozenset[str], tell: Callable[[Fault], None]
+        self, folder: Path, info: DatasetInfo, decode: bool, removed: frozenset[str], on_fault: Callable[[Fault], None]
     ) -> None:
         self.folder = folder
         self.info = info
-        self.tell = tell
+        self.on_fault = on_fault
         self.faults: list[Fault] = []
         self.size = 0
-        label_ids = self._label_ids()
+        label_ids = self._check_labels()
         self.rules = Rules(info.media, info.task, info.num_classes, label_ids, removed, decode)
 
-    def run(self, workers: int | None, began: float) -> Report:
+    def run(self, workers: int | None, start: float) -> Report:
+        """Check everything.
+
+        Args:
+            workers: shards to check at a time.
+            start: monotonic time at which the verification began, seconds.
+        """
         splits = self.info.splits
-        self._description()
+        self._check_dataset()
         keys: dict[str, pa.Array] = {}
         sums: dict[str, MelSums | None] = dict.fromkeys(splits, MelSums())
         shards = [(name, shard) for name, split in splits.items() for shard in split.shards]
         with progress(sum(shard.samples for _, shard in shards), "verify", "sample") as bar:
             reports = in_processes(check_shard, self._jobs(), min(workers or cores(), max(len(shards), 1)))
             for (name, shard), report in zip(shards, reports, strict=True):
-                self._found(*report.faults)
+                self._report(*report.faults)
                 self.size += report.size
                 keys[shard.name] = pa.array(report.keys, pa.string())
                 before = sums[name]
                 sums[name] = before + report.mel if before is not None and report.mel is not None else None
                 bar.update(shard.samples)
-        self._keys(keys)
-        self._failures(keys)
-        checked = self._statistics(sums)
+        self._check_keys(keys)
+        self._check_failures(keys)
+        statistics_checked = self._check_statistics(sums)
         return Report(
             whole=not self.faults,
             shards=len(shards),
             samples=sum(map(len, keys.values())),
             size=self.size,
-            seconds=time.monotonic() - began,
+            seconds=time.monotonic() - start,
             decoded=self.rules.decode,
-            statistics_checked=checked,
+            statistics_checked=statistics_checked,
             faults=tuple(self.faults),
         )
 
-    def _found(self, *faults: Fault) -> None:
+    def _report(self, *faults: Fault) -> None:
         self.faults += faults
         for fault in faults:
-            self.tell(fault)
+            self.on_fault(fault)
 
     def _fault(self, code: str, what: str, shard: str | None = None, key: str | None = None) -> None:
-        self._found(Fault(code=code, what=what, shard=shard, key=key))
+        self._report(Fault(code=code, what=what, shard=shard, key=key))
 
-    def _label_ids(self) -> tuple[str, ...] | None:
+    def _check_labels(self) -> tuple[str, ...] | None:
+        """Ids of the classes in labels.csv; None if it cannot be used."""
         path = self.folder / LABELS_FILE
         try:
             ids = tuple(label.id for label in read_labels(path).labels)
@@ -157,28 +166,28 @@ class _Verification:
             self._fault("labels.damaged", error.what)
             return None
         if not path.read_bytes().startswith(f"{','.join(COLUMNS)}\n".encode()):
-            self._fault("labels.damaged", f"{path} does not begin with the line {','.join(COLUMNS)}")
+            self._fault("labels.damaged", f"the first line of {path} is not {','.join(COLUMNS)}")
         if len(ids) != self.info.num_classes:
-            self._fault("labels.count", f"{len(ids)} classes in {LABELS_FILE}, {self.info.num_classes} in dataset.json")
+            self._fault("labels.count", f"{LABELS_FILE} has {len(ids)} classes; dataset.json says {self.info.num_classes}")
             return None
         return ids
 
-    def _description(self) -> None:
-        """dataset.json by itself and against the names of the files."""
+    def _check_dataset(self) -> None:
+        """Check dataset.json, on its own and against the names of the files."""
         if self.info.config_digest != (digest := self.info.media.digest()):
-            self._fault("dataset.digest", f"config_digest is {self.info.config_digest}; that of media is {digest}")
+            self._fault("dataset.digest", f"config_digest is {self.info.config_digest}; the digest of media is {digest}")
         listed = {shard.name for split in self.info.splits.values() for shard in split.shards}
         for name, split in self.info.splits.items():
             if sum(shard.samples for shard in split.shards) != split.samples:
-                self._fault("dataset.count", f"{name}: {split.samples} samples, but another sum over its shards")
+                self._fault("dataset.count", f"{name}: samples is {split.samples}, which is not the sum over its shards")
             for path in sorted(self.folder.glob(f"{name}-*.tar")):
                 if re.fullmatch(rf"{re.escape(name)}-\d{{6}}\.tar", path.name) and path.name not in listed:
-                    self._fault("shard.unlisted", "dataset.json does not list it", path.name)
+                    self._fault("shard.unlisted", "it is not listed in dataset.json", path.name)
 
     def _jobs(self) -> Iterator[ShardJob]:
-        """Each shard with its rows of the index, one index in memory at a time."""
+        """Each shard with its rows of the index; only one index is in memory at a time."""
         for name, split in self.info.splits.items():
-            index = self._index(name)
+            index = self._check_index(name)
             found = index["shard"].combine_chunks().dictionary_encode() if index is not None else None
             for shard in split.shards:
                 rows: list[dict[str, Any]] | None = None
@@ -187,8 +196,8 @@ class _Verification:
                     rows = index.take(np.flatnonzero(found.indices.to_numpy() == number)).to_pylist()
                 yield ShardJob(self.folder, name, shard, rows, self.rules)
 
-    def _index(self, name: str) -> pa.Table | None:
-        """The index of a split, if it can be read; its faults as a whole."""
+    def _check_index(self, name: str) -> pa.Table | None:
+        """Check the index of a split as a whole, and return it if it can be read."""
         split = self.info.splits[name]
         try:
             index = read_index(self.folder / index_file(name), self.info.media)
@@ -197,31 +206,29 @@ class _Verification:
             self._fault("index.damaged", getattr(error, "what", f"{index_file(name)}: {error}"))
             return None
         if index.num_rows != split.samples:
-            self._fault(
-                "dataset.count", f"{index.num_rows} rows in {index_file(name)}, {split.samples} samples in dataset.json"
-            )
+            self._fault("dataset.count", f"{index_file(name)} has {index.num_rows} rows; dataset.json says {split.samples}")
         seconds = (pc.sum(index["num_mel_rows"]).as_py() or 0) / MEL_RATE
         if abs(seconds - split.seconds) > 1 / MEL_RATE:
-            self._fault("dataset.seconds", f"{name}: {seconds} s in its index, {split.seconds} s in dataset.json")
+            self._fault("dataset.seconds", f"{name}: its index adds up to {seconds} s; dataset.json says {split.seconds} s")
         for key, times in _repeated(index["key"]):
-            self._fault("key.twice", f"{index_file(name)} has it {times} times", key=key)
+            self._fault("key.twice", f"it appears {times} times in {index_file(name)}", key=key)
         listed = [shard.name for shard in split.shards]
         found = [shard for shard, _ in groupby(index["shard"].to_pylist())]
-        strangers = index.filter(pc.invert(pc.is_in(index["shard"], value_set=pa.array(listed, pa.string()))))
-        for row in strangers.select(["key", "shard"]).to_pylist():
+        unlisted = index.filter(pc.invert(pc.is_in(index["shard"], value_set=pa.array(listed, pa.string()))))
+        for row in unlisted.select(["key", "shard"]).to_pylist():
             self._fault("index.shard", f"{index_file(name)} has it in a shard that dataset.json does not list", **row)
-        if not strangers.num_rows and found != [shard for shard in listed if shard in found]:
+        if not unlisted.num_rows and found != [shard for shard in listed if shard in found]:
             self._fault("index.order", f"the rows of {index_file(name)} are not in the order of the shards")
         return index
 
-    def _keys(self, keys: dict[str, pa.Array]) -> None:
-        """No key in two shards."""
+    def _check_keys(self, keys: dict[str, pa.Array]) -> None:
+        """Check that no key is in two shards."""
         for key, _ in _repeated(pa.chunked_array(list(keys.values()), pa.string())):
-            shards = [shard for shard, own in keys.items() if pc.index(own, key).as_py() >= 0]
+            shards = [shard for shard, present in keys.items() if pc.index(present, key).as_py() >= 0]
             self._fault("key.twice", f"it is in {' and in '.join(shards)}", shards[-1], key)
 
-    def _failures(self, keys: dict[str, pa.Array]) -> None:
-        """failures.parquet, where it is: a copy of the folder does not need it."""
+    def _check_failures(self, keys: dict[str, pa.Array]) -> None:
+        """Check failures.parquet if it exists; a copy of the folder does not need it."""
         path = self.folder / FAILURES_FILE
         if not path.exists():
             return
@@ -237,29 +244,32 @@ class _Verification:
         for name, split in self.info.splits.items():
             count = pc.sum(pc.equal(table["split"], name)).as_py() or 0
             if count != split.failures:
-                self._fault("failures.count", f"{name}: {count} in {FAILURES_FILE}, {split.failures} in dataset.json")
+                self._fault("failures.count", f"{name}: {FAILURES_FILE} has {count} rows; dataset.json says {split.failures}")
         for key, times in _repeated(table["key"]):
-            self._fault("key.twice", f"{FAILURES_FILE} has it {times} times", key=key)
-        for shard, own in keys.items():
-            for key in own.filter(pc.is_in(own, value_set=table["key"].combine_chunks())).to_pylist():
-                self._fault("failures.packed", f"it is in {FAILURES_FILE} too", shard, key)
+            self._fault("key.twice", f"it appears {times} times in {FAILURES_FILE}", key=key)
+        for shard, present in keys.items():
+            for key in present.filter(pc.is_in(present, value_set=table["key"].combine_chunks())).to_pylist():
+                self._fault("failures.packed", f"it is also in {FAILURES_FILE}", shard, key)
 
-    def _statistics(self, sums: dict[str, MelSums | None]) -> bool:
-        """Mean and standard deviation of the log-mel; False where they cannot be computed."""
+    def _check_statistics(self, sums: dict[str, MelSums | None]) -> bool:
+        """Check mean and standard deviation of the log-mel; False if they cannot be computed."""
         recorded = self.info.log_mel_statistics
         if recorded.split not in sums or ("train" in sums and recorded.split != "train"):
-            self._fault("statistics.split", f"log_mel_statistics are of the split {recorded.split}")
-        own = sums.get(recorded.split)
-        if own is None or not own.count:
+            self._fault("statistics.split", f"log_mel_statistics are for the split {recorded.split}")
+        mel = sums.get(recorded.split)
+        if mel is None or not mel.count:
             return False
-        for name, value, there in (("mean", own.mean, recorded.mean), ("std", own.std, recorded.std)):
-            if not abs(value - there) <= TOLERANCE:
-                self._fault(f"statistics.{name}", f"the {name} of the log-mel of {recorded.split} is {value}, not {there}")
+        for name, value, expected in (("mean", mel.mean, recorded.mean), ("std", mel.std, recorded.std)):
+            if not abs(value - expected) <= TOLERANCE:
+                self._fault(
+                    f"statistics.{name}",
+                    f"the {name} of the log-mel of {recorded.split} is {value}; dataset.json says {expected}",
+                )
         return True
 
 
 def _repeated(keys: pa.ChunkedArray) -> Iterator[tuple[str, int]]:
-    """Values that stand more than once, and how often."""
+    """Values that occur more than once, and how often."""
     counts = pc.value_counts(keys)
     for pair in counts.filter(pc.greater(counts.field("counts"), 1)).to_pylist():
         yield pair["values"], pair["counts"]

@@ -1,4 +1,4 @@
-"""Media files as a video site serves them, made once per session."""
+"""Files as a video site serves them, rendered once per session."""
 
 import subprocess
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mbt.prep.media.decode import ffmpeg
+from mbt.prep.media.ffmpeg import ffmpeg
 from tests.media import Spec
 from tests.site import Site
 
@@ -34,7 +34,7 @@ def ffmpeg_run(*arguments: object) -> None:
 
 @dataclass(frozen=True)
 class Served:
-    """A folder of served files, each `SECONDS` seconds long."""
+    """Video and audio files as they are served, by name; each is `SECONDS` seconds long."""
 
     folder: Path
 
@@ -44,7 +44,7 @@ class Served:
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory, rendered: Callable[[Spec], Path]) -> Served:
-    """Videos with 25 and 30 fps at 550 kb/s and sound at 128 kb/s, with and without a segment index and an edit list."""
+    """Videos of 25 and 30 frames per second at 550 kb/s and audio at 128 kb/s, with and without index and edit list."""
     folder = tmp_path_factory.mktemp("served")
     for fps in (25, 30):
         spec = Spec(f"counter{fps}.mp4", fps=str(fps), seconds=SECONDS, gop=fps * GOP_S, width=160, height=96, audio=False)
@@ -64,7 +64,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, rendered: Callable[[Spec], 
 
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Site:
-    """A site that replaces yt-dlp."""
+    """A fake site in place of yt-dlp."""
     site = Site()
     monkeypatch.setattr("yt_dlp.YoutubeDL", site)
     return site

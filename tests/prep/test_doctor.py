@@ -14,7 +14,7 @@ import pytest
 
 from mbt.manifests.errors import ConfigError
 from mbt.prep.doctor import Doubt, Finding, examine, media_checks, report
-from mbt.prep.media.decode import ffmpeg, ffmpeg_version
+from mbt.prep.media.ffmpeg import ffmpeg, ffmpeg_version
 from tests.conftest import Door, LoopbackServer, serving
 from tests.media import Spec
 
@@ -106,7 +106,7 @@ def test_missing_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "nothing"))
     for check in ("ffmpeg", "decode"):
         finding = find(check, tmp_path)
-        assert (finding.state, "is no program" in finding.found) == ("fail", True)
+        assert (finding.state, "is not a program" in finding.found) == ("fail", True)
         assert "IMAGEIO_FFMPEG_EXE" in finding.found or "IMAGEIO_FFMPEG_EXE" in finding.remedy
 
 

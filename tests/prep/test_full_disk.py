@@ -1,4 +1,4 @@
-"""Planning and packing onto a disk that is full, at whatever step: one line, nothing half-written, and then it goes on."""
+"""Planning and packing on a full disk, at any step: a one-line error, no partial files, and it can be resumed."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ PAGE = 4096
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[tuple[Path, Resize]]:
-    """A file system of one page, and how to give it another size."""
+    """A file system of one page, and a function that resizes it."""
 
     def mount(*options: str) -> bool:
         return not subprocess.run(
@@ -32,7 +32,7 @@ def disk(tmp_path: Path) -> Iterator[tuple[Path, Resize]]:
     folder = tmp_path / "disk"
     folder.mkdir()
     if os.geteuid() != 0 or not mount(f"size={PAGE}"):
-        pytest.skip("a file system can be mounted by root only")
+        pytest.skip("only root can mount a file system")
     yield folder, resize
     subprocess.run(["umount", str(folder)], check=True)
 
@@ -42,7 +42,7 @@ def digests(folder: Path, pattern: str = "*-*.*") -> dict[str, str]:
 
 
 def check(folder: Path, final: dict[str, str]) -> None:
-    """What has its name is whole, and nothing lies about."""
+    """Visible files have their final bytes, and there are no temporary files."""
     assert digests(folder).items() <= final.items()
     for path in folder.glob("*.parquet"):
         pq.read_table(path)
@@ -51,9 +51,7 @@ def check(folder: Path, final: dict[str, str]) -> None:
     assert not list(folder.rglob("*.tmp"))
 
 
-def test_a_disk_that_is_full_again_and_again(
-    disk: tuple[Path, Resize], collection: Collection, tmp_path: Path, mbt: Door
-) -> None:
+def test_a_disk_that_fills_up_repeatedly(disk: tuple[Path, Resize], collection: Collection, tmp_path: Path, mbt: Door) -> None:
     folder, resize = disk
     (tmp_path / "clips.csv").write_text(
         "video_id,start,end,split,labels\n" + "".join(f"whole,{start},{start + 1},train,a\n" for start in range(5))
@@ -77,12 +75,12 @@ def test_a_disk_that_is_full_again_and_again(
         resize(size // PAGE * PAGE)
     check(folder / "set", final)
     assert digests(folder / "set") == final
-    assert {"labels.csv", "train-000000.tar", "train-000001.tar"} <= where, "others depend on how the sizes fall"
+    assert {"labels.csv", "train-000000.tar", "train-000001.tar"} <= where, "others depend on the sizes"
     assert len(where) >= 6
     assert mbt("shards", "verify", folder / "set", "--workers", 1).code == 0
 
 
-def test_a_file_that_may_not_be_so_large(collection: Collection, tmp_path: Path, mbt: Door) -> None:
+def test_a_file_beyond_the_size_limit(collection: Collection, tmp_path: Path, mbt: Door) -> None:
     out, options = tmp_path / "set", ["--short-side", 64]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))

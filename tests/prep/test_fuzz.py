@@ -1,4 +1,4 @@
-"""A thousand damaged media files through the door: each becomes a whole sample, or a row that says why not."""
+"""Pack a thousand damaged media files: each becomes a complete sample, or a failure with a reason."""
 
 import io
 import json
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mbt.prep.media.decode import ffmpeg
+from mbt.prep.media.ffmpeg import ffmpeg
 from tests.conftest import Door
 
 pytestmark = pytest.mark.slow
@@ -30,7 +30,7 @@ SHORT_SIDE = 32
 TIMEOUT_S = 5
 SOURCES = {
     "plain.mp4": (64, 48, "-c:v libx264 -c:a aac"),
-    "turned.mp4": (48, 64, "-c:v libx264 -bf 2 -c:a aac -movflags +faststart"),
+    "tall.mp4": (48, 64, "-c:v libx264 -bf 2 -c:a aac -movflags +faststart"),
     "fragments.mp4": (64, 48, "-c:v libx264 -c:a aac -movflags +dash+global_sidx+frag_keyframe+empty_moov"),
     "vp9.webm": (64, 48, "-c:v libvpx-vp9 -deadline realtime -cpu-used 8 -c:a libopus"),
     "vp8.webm": (48, 64, "-c:v libvpx -deadline realtime -cpu-used 8 -c:a libvorbis"),
@@ -42,7 +42,7 @@ SOURCES = {
     "h263.flv": (128, 96, "-c:v flv -c:a libmp3lame -ar 44100"),
     "wmv2.wmv": (64, 48, "-c:v wmv2 -c:a wmav2"),
 }
-"""Width, height and codecs of the undamaged files: a second each."""
+"""Width, height and codecs of the undamaged files, of one second each."""
 BOXES = re.compile(
     rb"ftyp|moov|mdat|moof|mvhd|trak|tkhd|edts|elst|mdia|mdhd|hdlr|minf|stbl|stsd|avc1|avcC|mp4a|esds|stts|ctts|stss|stsc|stsz|stco"
     rb"|sidx|mvex|trex|mfhd|traf|tfhd|tfdt|trun|free|udta"
@@ -57,18 +57,18 @@ Damage = Callable[[random.Random, bytearray, bytes], bytes]
 
 
 def span(rng: random.Random, size: int, longest: int = 4096) -> tuple[int, int]:
-    """A part of `size` bytes that is not empty."""
+    """A non-empty span of `size` bytes."""
     start = rng.randrange(size)
     return start, min(size, start + rng.randint(1, longest))
 
 
-def few_bits(rng: random.Random, data: bytearray, _: bytes) -> bytes:
+def a_few_bits(rng: random.Random, data: bytearray, _: bytes) -> bytes:
     for _ in range(rng.randint(1, 8)):
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     return data
 
 
-def bits_of_the_head(rng: random.Random, data: bytearray, _: bytes) -> bytes:
+def bits_of_the_header(rng: random.Random, data: bytearray, _: bytes) -> bytes:
     for _ in range(rng.randint(1, 20)):
         data[rng.randrange(min(1500, len(data)))] ^= 1 << rng.randrange(8)
     return data
@@ -80,7 +80,7 @@ def many_bits(rng: random.Random, data: bytearray, _: bytes) -> bytes:
     return data
 
 
-def cut_short(rng: random.Random, data: bytearray, _: bytes) -> bytes:
+def truncated(rng: random.Random, data: bytearray, _: bytes) -> bytes:
     return data[: rng.randrange(len(data))]
 
 
@@ -90,31 +90,31 @@ def zeroed(rng: random.Random, data: bytearray, _: bytes) -> bytes:
     return data
 
 
-def doubled(rng: random.Random, data: bytearray, _: bytes) -> bytes:
+def repeated(rng: random.Random, data: bytearray, _: bytes) -> bytes:
     start, end = span(rng, len(data))
     return data[:end] + data[start:]
 
 
-def left_out(rng: random.Random, data: bytearray, _: bytes) -> bytes:
+def removed(rng: random.Random, data: bytearray, _: bytes) -> bytes:
     start, end = span(rng, len(data))
     return data[:start] + data[end:]
 
 
 def swapped(rng: random.Random, data: bytearray, _: bytes) -> bytes:
-    """Two neighbouring boxes change places, or two halves where there are none."""
-    places = [match.start() - 4 for match in BOXES.finditer(data)] or [0, len(data) // 2]
-    cuts = sorted(rng.sample([*places, len(data)], 2)) if len(places) > 1 else [0, len(data) // 2]
+    """Swap two parts of the file, cut at its boxes if it has any."""
+    starts = [match.start() - 4 for match in BOXES.finditer(data)] or [0, len(data) // 2]
+    cuts = sorted(rng.sample([*starts, len(data)], 2)) if len(starts) > 1 else [0, len(data) // 2]
     middle = rng.randint(cuts[0], cuts[1])
     return data[: cuts[0]] + data[middle : cuts[1]] + data[cuts[0] : middle] + data[cuts[1] :]
 
 
 def wrong_lengths(rng: random.Random, data: bytearray, _: bytes) -> bytes:
-    """Sizes of boxes, and counts or times in them, are tiny or huge; four bytes of the head where there are no boxes."""
-    places = [match.start() for match in BOXES.finditer(data)]
+    """Make box sizes, or counts and times inside boxes, tiny or huge; without boxes, four bytes of the header."""
+    names = [match.start() for match in BOXES.finditer(data)]
     for _ in range(rng.randint(1, 4)):
-        name = rng.choice(places) if places else rng.randrange(4, min(1500, len(data)))
-        place = name - 4 if rng.random() < 0.5 else min(name + 8 + 4 * rng.randrange(4), len(data) - 4)
-        data[place : place + 4] = struct.pack(">I", rng.choice(SIZES))
+        name = rng.choice(names) if names else rng.randrange(4, min(1500, len(data)))
+        position = name - 4 if rng.random() < 0.5 else min(name + 8 + 4 * rng.randrange(4), len(data) - 4)
+        data[position : position + 4] = struct.pack(">I", rng.choice(SIZES))
     return data
 
 
@@ -126,11 +126,11 @@ def appended(rng: random.Random, data: bytearray, other: bytes) -> bytes:
     return data + other
 
 
-def noise_behind_a_head(rng: random.Random, data: bytearray, _: bytes) -> bytes:
+def noise_after_a_header(rng: random.Random, data: bytearray, _: bytes) -> bytes:
     return data[: rng.randrange(2000)] + rng.randbytes(rng.randrange(20_000))
 
 
-def head_alone(rng: random.Random, data: bytearray, _: bytes) -> bytes:
+def header_alone(rng: random.Random, data: bytearray, _: bytes) -> bytes:
     return data[: rng.choice((1, 4, 8, 12, 32, 188, 400, 1000))]
 
 
@@ -143,15 +143,15 @@ def empty(rng: random.Random, data: bytearray, _: bytes) -> bytes:
 
 
 DAMAGES: dict[Damage, int] = {
-    few_bits: 20, bits_of_the_head: 12, many_bits: 10, cut_short: 10, zeroed: 8, doubled: 6, left_out: 6, swapped: 6,
-    wrong_lengths: 20, spliced: 10, appended: 4, noise_behind_a_head: 4, head_alone: 2, noise: 2, empty: 1,
+    a_few_bits: 20, bits_of_the_header: 12, many_bits: 10, truncated: 10, zeroed: 8, repeated: 6, removed: 6, swapped: 6,
+    wrong_lengths: 20, spliced: 10, appended: 4, noise_after_a_header: 4, header_alone: 2, noise: 2, empty: 1,
 }  # fmt: skip
-"""How often each kind of damage is done, relative to the others."""
+"""Relative frequency of each kind of damage."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What came of packing the damaged files."""
+    """The result of packing the damaged files."""
 
     folder: Path
     damage: dict[str, str]
@@ -182,7 +182,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, mbt: Door) -> Run:
 
 
 def render(folder: Path, name: str) -> bytes:
-    """A second of a test picture and a tone, in this container and these codecs."""
+    """One second of a test picture and a tone, in this container with these codecs."""
     width, height, codecs = SOURCES[name]
     picture = ["-f", "lavfi", "-i", f"testsrc2=s={width}x{height}:r=25:d=1", "-pix_fmt", "yuv420p"]
     tone = ["-f", "lavfi", "-i", "sine=f=440:r=48000:d=1"]
@@ -191,7 +191,7 @@ def render(folder: Path, name: str) -> bytes:
     return (folder / name).read_bytes()
 
 
-def test_every_file_is_a_sample_or_a_row_with_a_reason(run: Run) -> None:
+def test_every_file_is_a_sample_or_a_failure_with_a_reason(run: Run) -> None:
     packed = pq.read_table(run.folder / "train.parquet")["key"].to_pylist()
     failures = pq.read_table(run.folder / "failures.parquet").to_pylist()
     assert Counter(packed) + Counter(row["key"] for row in failures) == Counter(run.damage.keys())
@@ -199,12 +199,12 @@ def test_every_file_is_a_sample_or_a_row_with_a_reason(run: Run) -> None:
     assert all(row["stage"] == "pack" and row["message"] for row in failures)
     assert FILES / 5 < len(packed) < FILES * 4 / 5
     assert set(run.damage.values()) == {kind.__name__ for kind in DAMAGES}
-    assert not {"empty", "noise", "head_alone"} & {run.damage[key] for key in packed}
+    assert not {"empty", "noise", "header_alone"} & {run.damage[key] for key in packed}
     assert run.seconds < 300
 
 
-def test_every_sample_is_whole_by_other_readers(run: Run) -> None:
-    """Frames by Pillow, log-mels by NumPy, members by tarfile; against the specification, not our own reader."""
+def test_every_sample_is_complete_for_other_readers(run: Run) -> None:
+    """Read by Pillow, NumPy and tarfile as the specification says, not by our own reader."""
     seen = 0
     for path in sorted(run.folder.glob("*.tar")):
         with tarfile.open(path) as tar:
@@ -226,7 +226,7 @@ def test_every_sample_is_whole_by_other_readers(run: Run) -> None:
     assert seen == pq.read_metadata(run.folder / "train.parquet").num_rows
 
 
-def test_dataset_of_damaged_files_is_whole(run: Run, mbt: Door) -> None:
+def test_dataset_of_damaged_files_has_no_faults(run: Run, mbt: Door) -> None:
     outcome = mbt("shards", "verify", run.folder, "--decode", "--workers", 2)
     assert outcome.code == 0, outcome.out[-2000:] + outcome.err
     statistics = json.loads((run.folder / "dataset.json").read_text())["log_mel_statistics"]

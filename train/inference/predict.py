@@ -10,7 +10,8 @@ from torch import Tensor
 
 from mbt.config import Modality
 from mbt.manifests.errors import InputError
-from mbt.prep.media.decode import DEFAULT_LIMITS, ClipError, DecodedClip, Stream, decode_clip
+from mbt.prep.media.decode import DecodedClip, Stream, decode_clip
+from mbt.prep.media.ffmpeg import DEFAULT_LIMITS, ClipError
 from mbt.prep.media.log_mel import log_mel
 from mbt.train.data.batch import Batch, RawBatch
 from mbt.train.data.pipeline import decode_batches

@@ -1,4 +1,4 @@
-"""Headers of frames: what passes, decoders take."""
+"""Frame headers: decoders accept every frame that passes the check."""
 
 import io
 
@@ -17,9 +17,9 @@ def jpeg(seed: int = 0, width: int = 46, height: int = 34, **options: object) ->
 
 
 def scan_of(data: bytes) -> int:
-    """Where the scan's bits begin."""
-    place = data.index(b"\xff\xda")
-    return place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    """The byte at which the scan begins."""
+    position = data.index(b"\xff\xda")
+    return position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
 
 
 @pytest.mark.parametrize("options", [{}, {"optimize": True}, {"quality": 30}, {"comment": b"by hand"}])
@@ -30,37 +30,37 @@ def test_baseline_frames_pass(options: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("data", "fault"),
     [
-        (b"", "goes from  to "),
-        (jpeg()[:-1], "not from ff d8 to ff d9"),
-        (jpeg()[1:], "not from ff d8 to ff d9"),
+        (b"", "it starts with  and ends with ,"),
+        (jpeg()[:-1], "not ff d8 and ff d9"),
+        (jpeg()[1:], "not ff d8 and ff d9"),
         (b"\xff\xd8\xff\xd9", "broken at byte 2"),
-        (jpeg(width=48), "no baseline JPEG of 46 x 34"),
+        (jpeg(width=48), "not a baseline JPEG of 46 x 34"),
         (jpeg(subsampling="4:4:4"), "YCbCr 4:2:0"),
         (jpeg(progressive=True), "broken at byte"),
         (jpeg(restart_marker_blocks=1), "broken at byte"),
         (jpeg(exif=b"Exif\0\0II*\0\x08\0\0\0\0\0"), "broken at byte"),
-        (jpeg().replace(b"\xff\xc4", b"\xff\xfe", 1), "lacks tables"),
-        (jpeg().replace(b"\xff\xdb", b"\xff\xfe", 2), "lacks tables"),
+        (jpeg().replace(b"\xff\xc4", b"\xff\xfe", 1), "missing tables"),
+        (jpeg().replace(b"\xff\xdb", b"\xff\xfe", 2), "missing tables"),
     ],
 )
-def test_other_frames_are_refused(data: bytes, fault: str) -> None:
+def test_other_frames_are_rejected(data: bytes, fault: str) -> None:
     assert fault in str(jpeg_fault(data, 46, 34))
 
 
-def test_what_passes_is_decoded() -> None:
-    """Frames with some bytes of their headers changed: PIL decodes all that pass, and far from all of the others."""
+def test_frames_that_pass_can_be_decoded() -> None:
+    """Flip bits in the headers: PIL decodes every frame that passes, and fails on many of the others."""
     random = np.random.default_rng(0)
-    passed, refused_rightly = 0, 0
+    passed, undecodable = 0, 0
     for number in range(3000):
         data = bytearray(jpeg(number % 7, optimize=bool(number % 2)))
-        for place in random.integers(2, scan_of(bytes(data)), random.integers(1, 4)):
-            data[place] ^= 1 << random.integers(8)
+        for position in random.integers(2, scan_of(bytes(data)), random.integers(1, 4)):
+            data[position] ^= 1 << random.integers(8)
         fault = jpeg_fault(bytes(data), 46, 34)
         try:
             Image.open(io.BytesIO(data)).load()
         except (OSError, SyntaxError, ValueError):
             assert fault is not None, number
-            refused_rightly += 1
+            undecodable += 1
         passed += fault is None
     assert passed > 300
-    assert refused_rightly > 300
+    assert undecodable > 300

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mbt.prep.fetch.sidx import NoIndexError, SegmentIndex, are_segments, parse_index
-from mbt.prep.media.decode import ffmpeg
+from mbt.prep.media.ffmpeg import ffmpeg
 from tests.media import Spec
 
 MVEX = b"\0\0\0\x08mvex"

@@ -1,8 +1,9 @@
-"""Decoding: the right pictures and the right sound at the right time, in the right shape, within limits."""
+"""Decoding: the right frames and audio at the right time, in the right shape, within limits."""
 
 import io
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,13 @@ import pytest
 from PIL import Image
 
 from mbt.manifests.shards import LogMelFormat, VideoFormat
-from mbt.prep.media.decode import ClipError, DecodedClip, Limits, decode_clip, ffmpeg
+from mbt.prep.media.decode import DecodedClip, decode_clip
+from mbt.prep.media.ffmpeg import ClipError, Limits, ffmpeg
 from mbt.prep.media.log_mel import log_mel
 from tests.media import Spec, container_origin, counter_of, frame_times, heard_at, sound
 
 Rendered = Callable[[Spec], Path]
+ROOT = Path(__file__).parents[3]
 VIDEO = VideoFormat()
 SMALL = VideoFormat(short_side=64)
 MS = 0.001
@@ -52,7 +55,7 @@ LONG = (
 
 
 def picture_errors(spec: Spec, clip: DecodedClip, start_s: float) -> list[float]:
-    """By how many seconds each real frame's picture misses being on the screen at its time; `start_s` in content time."""
+    """By how many seconds each real frame misses the time at which its picture is on the screen; `start_s` in content time."""
     starts = frame_times(spec)
     errors = []
     for k, jpeg in enumerate(clip.jpegs[: clip.num_frames - clip.padded_frames]):
@@ -64,7 +67,7 @@ def picture_errors(spec: Spec, clip: DecodedClip, start_s: float) -> list[float]
 
 
 def sound_error(clip: DecodedClip, start_s: float, at_s: float = 0.1) -> float:
-    """By how many seconds the sound is off; `start_s` in content time."""
+    """By how many seconds the audio is off; `start_s` in content time."""
     first = round(at_s * 16_000)
     return abs(heard_at(clip.audio[first : first + 8000]) - start_s - at_s)
 
@@ -75,19 +78,19 @@ def names(specs: tuple[Spec, ...]) -> list[str]:
 
 @pytest.mark.parametrize("spec", STEADY, ids=names(STEADY))
 @pytest.mark.parametrize("start", [0.0, 1.013, 2.3])
-def test_picture_and_sound_are_of_the_right_time(rendered: Rendered, spec: Spec, start: float) -> None:
+def test_video_and_audio_are_from_the_right_time(rendered: Rendered, spec: Spec, start: float) -> None:
     path = rendered(spec)
     clip = decode_clip(path, start, 1.6 if start < 2 else 0.64, SMALL)
     begin = start + container_origin(path)
     assert max(picture_errors(spec, clip, begin)) <= 21 * MS
     late = spec.video_delay - spec.audio_delay
-    heard = 0.9 if start == 0 and spec.audio_delay else 0.1
-    assert sound_error(clip, begin + late, heard) <= 2 * MS
+    measured_at = 0.9 if start == 0 and spec.audio_delay else 0.1
+    assert sound_error(clip, begin + late, measured_at) <= 2 * MS
 
 
 @pytest.mark.parametrize("spec", LONG, ids=names(LONG))
 @pytest.mark.parametrize("start", [3.3, 10.0, 12.3456])
-def test_clip_out_of_the_middle_of_a_long_group_of_pictures(rendered: Rendered, spec: Spec, start: float) -> None:
+def test_clip_from_the_middle_of_a_long_group_of_pictures(rendered: Rendered, spec: Spec, start: float) -> None:
     path = rendered(spec)
     clip = decode_clip(path, start, 1.0, SMALL)
     begin = start + container_origin(path)
@@ -97,17 +100,17 @@ def test_clip_out_of_the_middle_of_a_long_group_of_pictures(rendered: Rendered, 
 
 
 @pytest.mark.parametrize("start", [11.0, 12.0, 12.02])
-def test_sound_is_whole_from_its_first_sample_where_a_clip_begins_at_a_key_frame(rendered: Rendered, start: float) -> None:
-    """Without B-frames the seek ends at that very frame, and AAC needs what comes before it."""
+def test_audio_is_complete_from_its_first_sample_when_a_clip_begins_at_a_key_frame(rendered: Rendered, start: float) -> None:
+    """Without B-frames the seek ends at that key frame, but AAC needs the packets before it."""
     path = rendered(Spec("keys.mp4", seconds=16, gop=25, width=64, height=48, video_codec="mpeg4"))
-    whole = decode_clip(path, 0, 16, VideoFormat(short_side=48)).audio
+    full = decode_clip(path, 0, 16, VideoFormat(short_side=48)).audio
     begin = round(start * 16_000)
     first = decode_clip(path, start, 2, VideoFormat(short_side=48)).audio[:640]
-    near = [whole[begin + late : begin + late + 640] for late in (-1, 0, 1)]
+    near = [full[begin + late : begin + late + 640] for late in (-1, 0, 1)]
     assert max(np.corrcoef(first, part)[0, 1] for part in near) > 0.95
 
 
-def test_mpegts_begins_at_a_time_that_is_not_zero(rendered: Rendered) -> None:
+def test_mpegts_does_not_begin_at_time_zero(rendered: Rendered) -> None:
     with av.open(str(rendered(Spec("30.ts", fps="30")))) as container:
         assert container.start_time / av.time_base > 1
 
@@ -124,13 +127,13 @@ def test_every_other_frame_of_a_50_fps_file_is_kept(rendered: Rendered) -> None:
     assert numbers[0] in (0, 1)
 
 
-def test_before_the_first_frame_it_stands_still(rendered: Rendered) -> None:
+def test_first_frame_is_repeated_before_its_time(rendered: Rendered) -> None:
     clip = decode_clip(rendered(Spec("video-late.mp4", video_delay=LATE)), 0, 2.0, SMALL)
     numbers = [counter_of(jpeg) for jpeg in clip.jpegs]
     assert numbers == [0] * 20 + list(range(30))
 
 
-def test_before_the_sound_begins_there_is_silence(rendered: Rendered) -> None:
+def test_audio_is_silent_before_it_begins(rendered: Rendered) -> None:
     audio = decode_clip(rendered(Spec("sound-late.mp4", audio_delay=LATE)), 0, 2.0, SMALL).audio
     assert np.abs(audio[: round(0.77 * 16_000)]).max() == 0
     assert np.abs(audio[round(0.81 * 16_000) :][:1600]).mean() > 0.05
@@ -150,12 +153,12 @@ def test_length_is_rounded_to_frames(rendered: Rendered, duration: float, frames
     assert (len(clip.jpegs), len(clip.audio)) == (frames, 640 * frames)
 
 
-def test_one_stream_alone_can_be_asked_for(rendered: Rendered) -> None:
+def test_one_stream_can_be_decoded_alone(rendered: Rendered) -> None:
     path = rendered(Spec("25.mp4"))
-    seen = decode_clip(path, 0, 1.0, SMALL, streams=("video",))
-    heard = decode_clip(path, 0, 1.0, SMALL, streams=("audio",))
-    assert (len(seen.jpegs), len(seen.audio)) == (25, 0)
-    assert (len(heard.jpegs), len(heard.audio)) == (0, 16_000)
+    video = decode_clip(path, 0, 1.0, SMALL, streams=("video",))
+    audio = decode_clip(path, 0, 1.0, SMALL, streams=("audio",))
+    assert (len(video.jpegs), len(video.audio)) == (25, 0)
+    assert (len(audio.jpegs), len(audio.audio)) == (0, 16_000)
 
 
 def picture(jpeg: bytes) -> Image.Image:
@@ -170,9 +173,9 @@ def picture(jpeg: bytes) -> Image.Image:
         (Spec("square.mp4", seconds=1, width=300, height=300), (256, 256)),
         (Spec("sar.mp4", seconds=1, width=160, height=180, sar=2), (455.1, 256)),
         (Spec("sar-tall.mp4", seconds=1, width=100, height=320, sar=2), (256, 409.6)),
-        (Spec("turned-90.mp4", seconds=1, rotation=90), (455.1, 256)),
-        (Spec("turned-180.mp4", seconds=1, rotation=180), (455.1, 256)),
-        (Spec("turned-270.mp4", seconds=1, rotation=270, width=180, height=320), (256, 455.1)),
+        (Spec("rotated-90.mp4", seconds=1, rotation=90), (455.1, 256)),
+        (Spec("rotated-180.mp4", seconds=1, rotation=180), (455.1, 256)),
+        (Spec("rotated-270.mp4", seconds=1, rotation=270, width=180, height=320), (256, 455.1)),
     ],
     ids=lambda value: value.name if isinstance(value, Spec) else "",
 )
@@ -187,9 +190,9 @@ def test_picture_is_upright_with_square_pixels_and_short_side_256(
 
 
 @pytest.mark.parametrize("rotation", [90, 180, 270])
-def test_turned_files_are_stored_turned(rendered: Rendered, rotation: int) -> None:
+def test_rotated_files_are_stored_rotated(rendered: Rendered, rotation: int) -> None:
     size = {"width": 180, "height": 320} if rotation == 270 else {}
-    with av.open(str(rendered(Spec(f"turned-{rotation}.mp4", seconds=1, rotation=rotation, **size)))) as container:
+    with av.open(str(rendered(Spec(f"rotated-{rotation}.mp4", seconds=1, rotation=rotation, **size)))) as container:
         frame = next(container.decode(video=0))
         assert frame.rotation % 360 == rotation
         with pytest.raises(ValueError, match="no counter"):
@@ -212,13 +215,13 @@ def test_frames_are_baseline_420_without_exif(rendered: Rendered) -> None:
         assert not image.getexif()
 
 
-def test_quantiser_scale_decides_size_and_likeness(rendered: Rendered) -> None:
+def test_quantizer_scale_decides_the_size(rendered: Rendered) -> None:
     path = rendered(Spec("25.mp4"))
     fine, coarse = (decode_clip(path, 0, 0.2, VideoFormat(jpeg_qscale=q)).jpegs for q in (2, 31))
     assert len(fine[0]) > 1.5 * len(coarse[0])
 
 
-def test_grey_levels_keep_their_full_range(rendered: Rendered) -> None:
+def test_gray_levels_keep_their_full_range(rendered: Rendered) -> None:
     pixels = np.asarray(picture(decode_clip(rendered(Spec("25.mp4")), 0, 0.04, VIDEO).jpegs[0]).convert("L"))
     assert np.percentile(pixels, [20, 80]) == pytest.approx([30, 225], abs=6)
 
@@ -239,7 +242,7 @@ def test_media_that_end_a_little_early_are_padded(rendered: Rendered) -> None:
     assert np.abs(clip.audio[-clip.padded_samples - 1600 : -clip.padded_samples]).max() > 0.1
 
 
-def test_sound_that_ends_a_little_early_is_padded_alone(rendered: Rendered) -> None:
+def test_audio_that_ends_a_little_early_is_padded_alone(rendered: Rendered) -> None:
     clip = decode_clip(rendered(Spec("sound-early.mkv", audio_seconds=3.6, audio_codec="pcm_s16le")), 0, 4.0, SMALL)
     assert (clip.num_frames, clip.padded_frames, clip.short) == (100, 0, False)
     assert clip.padded_samples == pytest.approx(6400, abs=32)
@@ -256,7 +259,7 @@ def test_the_shorter_stream_decides_the_length(rendered: Rendered) -> None:
     assert (clip.num_frames, len(clip.audio), clip.short) == (75, 48_000, True)
 
 
-def test_less_than_half_is_refused_unless_asked_for(rendered: Rendered) -> None:
+def test_less_than_half_is_rejected_unless_requested(rendered: Rendered) -> None:
     path = rendered(Spec("25.mp4"))
     assert code(path, 0, 9.0) == "clip.short"
     clip = decode_clip(path, 0, 9.0, SMALL, min_share=0)
@@ -272,7 +275,7 @@ def code(path: Path, start: float = 0.0, duration: float = 1.0, limits: Limits |
 
 
 @pytest.mark.parametrize("start", [4.5, 9.9, 10.0, 50.0, 1e6])
-def test_start_beyond_the_end_is_refused(rendered: Rendered, start: float) -> None:
+def test_start_beyond_the_end_is_rejected(rendered: Rendered, start: float) -> None:
     assert code(rendered(Spec("25.mp4")), start) == "clip.short"
 
 
@@ -282,13 +285,13 @@ def test_missing_streams_are_named(rendered: Rendered) -> None:
     assert code(rendered(Spec("blind.wav", seconds=2, video=False, audio_codec="pcm_s16le"))) == "clip.no_video"
 
 
-def test_clip_without_a_frame_is_refused(rendered: Rendered) -> None:
+def test_clip_without_a_frame_is_rejected(rendered: Rendered) -> None:
     assert code(rendered(Spec("25.mp4")), 0, 0.01) == "clip.empty"
 
 
-def test_files_that_are_no_media_are_unreadable(rendered: Rendered, tmp_path: Path) -> None:
-    whole = rendered(Spec("25.mp4")).read_bytes()
-    for name, data in {"text": b"hello " * 1000, "empty": b"", "cut": whole[: len(whole) // 2]}.items():
+def test_files_that_are_not_media_are_unreadable(rendered: Rendered, tmp_path: Path) -> None:
+    media = rendered(Spec("25.mp4")).read_bytes()
+    for name, data in {"text": b"hello " * 1000, "empty": b"", "cut": media[: len(media) // 2]}.items():
         (tmp_path / f"{name}.mp4").write_bytes(data)
         assert code(tmp_path / f"{name}.mp4") == "decode.unreadable", name
     assert code(tmp_path / "nothing.mp4") == "decode.unreadable"
@@ -310,11 +313,11 @@ def test_flipped_bytes_are_an_error(rendered: Rendered, tmp_path: Path) -> None:
 
 
 def children() -> set[str]:
-    """Ids of the processes that this one has started and not yet reaped."""
+    """Ids of the child processes that are running or not yet reaped."""
     return {pid for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()}
 
 
-def test_child_over_its_time_is_killed(tmp_path: Path) -> None:
+def test_child_that_exceeds_its_time_is_killed(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "never.mp4")
     before, start = children(), time.monotonic()
     assert code(tmp_path / "never.mp4", limits=Limits(wall_s=0.3)) == "decode.timeout"
@@ -322,7 +325,7 @@ def test_child_over_its_time_is_killed(tmp_path: Path) -> None:
     assert children() <= before
 
 
-def test_no_time_at_all_is_a_timeout(rendered: Rendered) -> None:
+def test_very_short_limit_is_a_timeout(rendered: Rendered) -> None:
     before = children()
     assert code(rendered(Spec("ten.mp4", fps="30", seconds=10.5)), 0, 10.0, Limits(wall_s=0.01)) == "decode.timeout"
     assert children() <= before
@@ -337,19 +340,41 @@ def test_memory_limit_holds(rendered: Rendered) -> None:
 
 
 def test_no_descriptor_stays_open(rendered: Rendered, tmp_path: Path) -> None:
-    def descriptors() -> int:
-        return len(list(Path("/proc/self/fd").iterdir()))
+    """In a fresh process, where no other test's garbage can close a descriptor meanwhile."""
+    program = """
+import contextlib, os, sys
+from pathlib import Path
+from mbt.manifests.shards import VideoFormat
+from mbt.prep.media.decode import decode_clip
+from mbt.prep.media.ffmpeg import ClipError, Limits
 
-    path = rendered(Spec("25.mp4"))
-    before = descriptors()
-    for _ in range(3):
-        decode_clip(path, 0, 0.2, SMALL)
-        code(tmp_path / "nothing.mp4")
-    assert descriptors() == before
+def descriptors():
+    found = {}
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the descriptor of the listing itself
+            found[number] = os.readlink(f"/proc/self/fd/{number}")
+    return found
+
+media, fifo, missing = map(Path, sys.argv[1:])
+before = descriptors()
+for path, limits, code in (
+    (media, Limits(), None), (missing, Limits(), "decode.unreadable"), (fifo, Limits(wall_s=0.2), "decode.timeout")
+) * 2:
+    try:
+        decode_clip(path, 0, 0.2, VideoFormat(short_side=64), limits)
+        assert code is None
+    except ClipError as error:
+        assert error.code == code, error
+after = descriptors()
+assert after == before, (before, after)
+"""
+    os.mkfifo(tmp_path / "never.mp4")
+    paths = rendered(Spec("25.mp4")), tmp_path / "never.mp4", tmp_path / "missing.mp4"
+    subprocess.run([sys.executable, "-c", program, *map(str, paths)], check=True, cwd=ROOT)
 
 
 def gain(channels: tuple[float, ...], rendered: Rendered) -> float:
-    """Amplitude of the decoded sound relative to one channel of amplitude one."""
+    """Amplitude of the decoded audio relative to one channel of amplitude one."""
     spec = Spec(f"mix-{'_'.join(map(str, channels))}.mkv", seconds=1, channels=channels, audio_codec="pcm_s16le")
     audio = decode_clip(rendered(spec), 0, 1.0, SMALL, streams=("audio",)).audio[1600:14_400]
     reference = sound(np.arange(1600, 14_400) / 16_000)
@@ -371,12 +396,12 @@ def test_other_sample_rates_keep_their_pitch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("matrix", ["bt709", "smpte170m"])
-@pytest.mark.parametrize("colour", [(200, 40, 40), (40, 180, 60), (50, 60, 210)])
-def test_colours_stay_what_they_are(tmp_path: Path, matrix: str, colour: tuple[int, int, int]) -> None:
-    source = f"color=0x{bytes(colour).hex()}:s=320x256:d=0.4:r=25,format=rgb24"
+@pytest.mark.parametrize("color", [(200, 40, 40), (40, 180, 60), (50, 60, 210)])
+def test_colors_are_preserved(tmp_path: Path, matrix: str, color: tuple[int, int, int]) -> None:
+    source = f"color=0x{bytes(color).hex()}:s=320x256:d=0.4:r=25,format=rgb24"
     tags = ["-colorspace", matrix, "-color_primaries", matrix, "-color_trc", matrix, "-color_range", "tv"]
     convert = f"scale=out_color_matrix={matrix}:out_range=tv,format=yuv420p"
     command = [ffmpeg(), "-loglevel", "error", "-f", "lavfi", "-i", source, "-vf", convert, *tags, "-qp", "5"]
-    subprocess.run([*command, str(tmp_path / "colour.mp4")], check=True)
-    jpeg = decode_clip(tmp_path / "colour.mp4", 0, 0.2, VIDEO, streams=("video",)).jpegs[0]
-    assert np.asarray(picture(jpeg)).mean((0, 1)) == pytest.approx(colour, abs=5)
+    subprocess.run([*command, str(tmp_path / "color.mp4")], check=True)
+    jpeg = decode_clip(tmp_path / "color.mp4", 0, 0.2, VIDEO, streams=("video",)).jpegs[0]
+    assert np.asarray(picture(jpeg)).mean((0, 1)) == pytest.approx(color, abs=5)

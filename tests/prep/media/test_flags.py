@@ -1,4 +1,4 @@
-"""Flags that tell of nothing to hear, nothing that moves, nothing to see: on arrays and on rendered files."""
+"""The flags silent, frozen and black, on arrays and on rendered files."""
 
 import subprocess
 from collections.abc import Callable
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mbt.manifests.shards import VideoFormat
-from mbt.prep.media.decode import DecodedClip, decode_clip, ffmpeg
+from mbt.prep.media.decode import DecodedClip, decode_clip
+from mbt.prep.media.ffmpeg import ffmpeg
 from mbt.prep.media.flags import is_black, is_frozen, is_silent
 from tests.media import Spec
 
@@ -43,19 +44,19 @@ def with_burst(length: int, level: float) -> np.ndarray:
     ],
     ids=["zero", "dither", "offset", "-60.1 dB", "-59.9 dB", "faint", "audible", "click", "knock", "first frame"],
 )
-def test_silent_is_no_frame_of_minus_sixty_decibels(audio: np.ndarray, silent: bool) -> None:
+def test_silent_means_every_frame_is_below_minus_sixty_decibels(audio: np.ndarray, silent: bool) -> None:
     assert is_silent(audio.astype(np.float32)) is silent
 
 
 @pytest.mark.parametrize(("levels", "frozen"), [((100, 102, 101), True), ((100, 103, 101), False), ((7,), True)])
-def test_frozen_is_a_range_of_two_levels_in_every_cell(levels: tuple[int, ...], frozen: bool) -> None:
+def test_frozen_means_a_range_of_two_levels_in_every_cell(levels: tuple[int, ...], frozen: bool) -> None:
     thumbnails = np.random.default_rng(1).integers(0, 256, (1, 16, 16), np.uint8).repeat(len(levels), axis=0)
     thumbnails[:, 3, 14] = levels
     assert is_frozen(thumbnails) is frozen
 
 
 @pytest.mark.parametrize(("luma", "dark", "black"), [(15, 45, True), (15, 44, False), (16, 50, False), (0, 50, True)])
-def test_black_is_a_share_of_nine_tenths(luma: int, dark: int, black: bool) -> None:
+def test_black_means_nine_tenths_of_the_frames(luma: int, dark: int, black: bool) -> None:
     thumbnails = np.full((50, 16, 16), 120, np.uint8)
     thumbnails[:dark] = luma
     assert is_black(thumbnails) is black
@@ -67,13 +68,13 @@ def flags(clip: DecodedClip) -> set[str]:
 
 @pytest.fixture
 def made(tmp_path: Path) -> Callable[[str, str], DecodedClip]:
-    """Decodes two seconds that ffmpeg's filters draw and sound."""
+    """Decodes two seconds of video and audio that ffmpeg's filters generate."""
 
     def make(picture: str, sound: str) -> DecodedClip:
         path = tmp_path / "made.mp4"
-        given = ["-f", "lavfi", "-i", f"{picture},format=yuv420p", "-f", "lavfi", "-i", sound]
+        inputs = ["-f", "lavfi", "-i", f"{picture},format=yuv420p", "-f", "lavfi", "-i", sound]
         codecs = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "30", "-c:a", "aac", "-t", str(SECONDS)]
-        subprocess.run([ffmpeg(), "-v", "error", "-y", *given, *codecs, str(path)], check=True)
+        subprocess.run([ffmpeg(), "-v", "error", "-y", *inputs, *codecs, str(path)], check=True)
         return decode_clip(path, 0, SECONDS, SMALL)
 
     return make
@@ -110,14 +111,14 @@ def test_rendered_files_get_their_flags(
     assert flags(made(picture, sound)) == expected
 
 
-def test_stream_that_is_not_asked_for_has_no_flag(made: Callable[[str, str], DecodedClip], tmp_path: Path) -> None:
+def test_stream_that_is_not_requested_has_no_flag(made: Callable[[str, str], DecodedClip], tmp_path: Path) -> None:
     assert flags(made(BLACK, "anullsrc=r=48000")) == {"silent", "frozen", "black"}
     assert flags(decode_clip(tmp_path / "made.mp4", 0, SECONDS, SMALL, streams=("video",))) == {"frozen", "black"}
     assert flags(decode_clip(tmp_path / "made.mp4", 0, SECONDS, SMALL, streams=("audio",))) == {"silent"}
 
 
-def test_what_is_before_or_behind_the_clip_does_not_count(rendered: Callable[[Spec], Path], tmp_path: Path) -> None:
-    """A second of a moving picture with sound in the middle of black and silence."""
+def test_only_the_clip_itself_counts(rendered: Callable[[Spec], Path], tmp_path: Path) -> None:
+    """A second of a moving picture with audio between black and silence."""
     path, inner = tmp_path / "middle.mp4", rendered(Spec("25.mp4"))
     pad = "tpad=start_duration=2:stop_duration=2"
     sound = "adelay=2000:all=1,apad=pad_dur=2"
@@ -128,8 +129,8 @@ def test_what_is_before_or_behind_the_clip_does_not_count(rendered: Callable[[Sp
     assert flags(decode_clip(path, 3.2, 1.5, SMALL)) == {"silent", "frozen", "black"}
 
 
-def test_pictures_are_those_of_one_plain_run(rendered: Callable[[Spec], Path]) -> None:
-    """Thumbnails are made in the same run, and change no byte of the JPEGs."""
+def test_thumbnails_do_not_change_the_jpegs(rendered: Callable[[Spec], Path]) -> None:
+    """Both are made in the same run of ffmpeg."""
     path = rendered(Spec("30.mp4", fps="30"))
     scale = "scale=114:64:flags=bicubic:out_color_matrix=bt601:out_range=full,setsar=1,format=yuvj420p"
     plain = [

@@ -1,4 +1,4 @@
-"""Log-mel spectrograms against the formula, written out in NumPy."""
+"""Log-mel spectrograms against the formula of the specification, in NumPy."""
 
 import numpy as np
 import pytest
@@ -62,7 +62,7 @@ def test_silence_is_the_logarithm_of_the_floor() -> None:
     np.testing.assert_allclose(values.astype(float), -13.8155, atol=0.01)
 
 
-def test_a_click_stands_in_the_rows_whose_window_holds_it() -> None:
+def test_a_click_is_in_the_rows_whose_window_contains_it() -> None:
     audio = np.zeros(16_000, np.float32)
     audio[8000] = 1
     loud = np.flatnonzero(log_mel(audio, FORMAT).astype(float).mean(1) > -13)

@@ -1,4 +1,4 @@
-"""Real files: published clips with the labels of the official lists, odd files, broken files."""
+"""Real files: published clips with the labels of the official lists, unusual files, and broken files."""
 
 import csv
 import io
@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from mbt.manifests.shards import VideoFormat
-from mbt.prep.media.decode import ClipError, Stream, decode_clip
+from mbt.prep.media.decode import Stream, decode_clip
+from mbt.prep.media.ffmpeg import ClipError
 from tests.conftest import Door, each_real_clip
 
 pytestmark = pytest.mark.clips
@@ -22,7 +23,7 @@ BOTH: tuple[Stream, ...] = ("video", "audio")
 
 @pytest.fixture(scope="module")
 def listed(official_lists: Path, real_clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The rows of AudioSet's official lists that the folder of clips has files of, as one list."""
+    """The rows of AudioSet's official lists for the files in the folder of clips, as one list."""
     with (real_clips / "labels.csv").open(newline="") as file:
         wanted = {f"{row['ytid']}, {row['start_seconds']}," for row in csv.DictReader(file)}
     rows = [line for line in _official_lines(official_lists / "audioset") if ",".join(line.split(",")[:2]) + "," in wanted]
@@ -60,8 +61,8 @@ def test_clips_in_the_official_lists_pack_with_their_labels(
     assert pq.read_table(tmp_path / "failures.parquet").num_rows == 0
 
 
-# Streams, seconds that are there, and width over height as it is to be seen.
-ODD: dict[str, tuple[tuple[Stream, ...], float, float]] = {
+# Streams, length in seconds, and aspect ratio (width over height) as displayed.
+UNUSUAL: dict[str, tuple[tuple[Stream, ...], float, float]] = {
     "av1_video.mkv": (("video",), 5.0, 16 / 9),
     "flipping_a_pancake.mkv": (BOTH, 10.0, 426 / 240),
     "h265_10bits.mp4": (("video",), 1.0, 1.0),
@@ -86,19 +87,19 @@ def thumbnail(image: Image.Image) -> np.ndarray:
 
 
 def loudest(path: Path) -> float:
-    """Peak of the first sound stream, by PyAV; one file is silent."""
+    """Peak of the first audio stream, read by PyAV; one file is silent."""
     with av.open(str(path)) as container:
         to_float = av.AudioResampler("fltp")
         return max(float(np.abs(part.to_ndarray()).max()) for f in container.decode(audio=0) for part in to_float.resample(f))
 
 
-def test_the_table_names_every_odd_file(real_clips: Path) -> None:
-    assert {path.name for path in (real_clips / "odd").iterdir()} == set(ODD)
+def test_the_table_lists_every_unusual_file(real_clips: Path) -> None:
+    assert {path.name for path in (real_clips / "odd").iterdir()} == set(UNUSUAL)
 
 
-@pytest.mark.parametrize("name", each_real_clip(ODD))
-def test_odd_file_gives_whole_streams(real_clips: Path, name: str) -> None:
-    streams, seconds, aspect = ODD[name]
+@pytest.mark.parametrize("name", each_real_clip(UNUSUAL))
+def test_unusual_file_decodes_completely(real_clips: Path, name: str) -> None:
+    streams, seconds, aspect = UNUSUAL[name]
     clip = decode_clip(real_clips / "odd" / name, 0, seconds, VideoFormat(), streams=streams)
     frames = round(seconds * 25)
     assert (clip.num_frames, clip.short) == (frames, False)
@@ -113,10 +114,10 @@ def test_odd_file_gives_whole_streams(real_clips: Path, name: str) -> None:
         assert size[0] / size[1] == pytest.approx(aspect, rel=0.005)
 
 
-@pytest.mark.parametrize("name", each_real_clip(name for name, (streams, *_) in ODD.items() if "video" in streams))
-def test_odd_picture_is_upright_and_of_its_time(real_clips: Path, name: str) -> None:
-    """Against PyAV's frames: the picture is like the one on the screen and like no turned one (one file is all but black)."""
-    path, (streams, seconds, _) = real_clips / "odd" / name, ODD[name]
+@pytest.mark.parametrize("name", each_real_clip(name for name, (streams, *_) in UNUSUAL.items() if "video" in streams))
+def test_unusual_picture_is_upright_and_from_its_time(real_clips: Path, name: str) -> None:
+    """Against PyAV's frames: the picture matches the displayed one and no rotation of it (one file is almost black)."""
+    path, (streams, seconds, _) = real_clips / "odd" / name, UNUSUAL[name]
     clip = decode_clip(path, 0, seconds, VideoFormat(), streams=streams)
     with av.open(str(path)) as container:
         origin = container.start_time / av.time_base
@@ -126,22 +127,22 @@ def test_odd_picture_is_upright_and_of_its_time(real_clips: Path, name: str) -> 
             turns = frame.rotation // 90
             seen = thumbnail(Image.open(io.BytesIO(clip.jpegs[k])))
             upright = thumbnail(frame.to_image().transpose(TURNS[turns % 4]) if turns % 4 else frame.to_image())
-            likeness = [np.corrcoef(seen.ravel(), np.rot90(upright, turn).ravel())[0, 1] for turn in range(4)]
+            similarity = [np.corrcoef(seen.ravel(), np.rot90(upright, turn).ravel())[0, 1] for turn in range(4)]
             assert np.abs(seen - upright).mean() < 4, k
             if seen.std() > 5:
-                assert likeness[0] > 0.97, k
-                assert likeness[0] > max(likeness[1:]) + 0.02, k
+                assert similarity[0] > 0.97, k
+                assert similarity[0] > max(similarity[1:]) + 0.02, k
 
 
 TURNS = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
 
 
-def test_odd_and_broken_files_pack_or_fail_with_their_reason(real_clips: Path, tmp_path: Path, mbt: Door) -> None:
+def test_unusual_and_broken_files_are_packed_or_fail_with_their_code(real_clips: Path, tmp_path: Path, mbt: Door) -> None:
     media = tmp_path / "media"
     media.mkdir()
     for path in [*(real_clips / "odd").iterdir(), *(real_clips / "broken").iterdir()]:
         (media / path.name).symlink_to(path)
-    seconds = {name: values[1] for name, values in ODD.items()} | {
+    seconds = {name: values[1] for name, values in UNUSUAL.items()} | {
         "decord_corrupted.mp4": 5,
         "moviepy_zero_length_result.webm": 1,
     }
@@ -151,10 +152,10 @@ def test_odd_and_broken_files_pack_or_fail_with_their_reason(real_clips: Path, t
     lists = ["--list", tmp_path / "clips.csv", "--labels", tmp_path / "labels.csv", "--source", media]
     assert mbt("prep", "custom", *lists, "--out", tmp_path / "out").code == 0
     packed = {row["video_id"]: row["num_frames"] for row in pq.read_table(tmp_path / "out/train.parquet").to_pylist()}
-    assert packed == {Path(name).stem: round(25 * s) for name, (streams, s, _) in ODD.items() if streams == BOTH}
+    assert packed == {Path(name).stem: round(25 * s) for name, (streams, s, _) in UNUSUAL.items() if streams == BOTH}
     failures = {row["video_id"]: row["code"] for row in pq.read_table(tmp_path / "out/failures.parquet").to_pylist()}
     assert failures == {
-        **{Path(name).stem: LACKING[streams] for name, (streams, *_) in ODD.items() if streams != BOTH},
+        **{Path(name).stem: LACKING[streams] for name, (streams, *_) in UNUSUAL.items() if streams != BOTH},
         "decord_corrupted": "clip.no_audio",
         "moviepy_zero_length_result": "decode.unreadable",
     }
@@ -163,7 +164,7 @@ def test_odd_and_broken_files_pack_or_fail_with_their_reason(real_clips: Path, t
 @pytest.mark.parametrize(
     ("name", "code"), [("decord_corrupted.mp4", "decode.error"), ("moviepy_zero_length_result.webm", "decode.unreadable")]
 )
-def test_broken_file_fails_with_its_reason(real_clips: Path, name: str, code: str) -> None:
+def test_broken_file_fails_with_its_code(real_clips: Path, name: str, code: str) -> None:
     with pytest.raises(ClipError) as error:
         decode_clip(real_clips / "broken" / name, 0, 5.0, VideoFormat(), streams=("video",))
     assert error.value.code == code

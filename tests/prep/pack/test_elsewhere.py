@@ -1,4 +1,4 @@
-"""Shards read with none of our code: DALI and its index tool, webdataset, and PyAV."""
+"""Shards read without any of our code: by DALI and its index tool, webdataset, PyAV and tarfile."""
 
 import io
 import json
@@ -16,14 +16,14 @@ from tests.conftest import Collection
 from tests.media import Spec, container_origin, frame_times, heard_at, read_counter, sound
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-"""webdataset leaves the tars that it reads to the garbage collector."""
+"""webdataset leaves closing the tars that it reads to the garbage collector."""
 
 FRAMES = {"half_0": 75, "early_0": 100}
 CORNERS = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + 8000 / 700), 130) / 2595) - 1)
 
 
 def samples(folder: Path) -> dict[str, dict[str, bytes]]:
-    """Members by key, by the webdataset library."""
+    """Members by key, read by the webdataset library."""
     urls = [str(path) for path in sorted(folder.glob("*.tar"))]
     found = list(webdataset.WebDataset(urls, shardshuffle=False))
     return {sample["__key__"]: {k: v for k, v in sample.items() if not k.startswith("__")} for sample in found}
@@ -40,7 +40,7 @@ def test_webdataset_finds_every_sample(read: dict[str, dict[str, bytes]], collec
     assert all(json.loads(sample["json"])["key"] == key for key, sample in read.items())
 
 
-def test_idx_is_what_dalis_tool_writes(packed: Path, tmp_path: Path) -> None:
+def test_idx_equals_the_output_of_dalis_tool(packed: Path, tmp_path: Path) -> None:
     tool = Path(sys.executable).with_name("wds2idx")
     tars = sorted(packed.glob("*.tar"))
     assert len(tars) >= 4
@@ -50,7 +50,7 @@ def test_idx_is_what_dalis_tool_writes(packed: Path, tmp_path: Path) -> None:
         assert (tmp_path / "idx").read_text().strip() == tar.with_suffix(".idx").read_text().strip()
 
 
-def test_dalis_reader_gives_the_members(packed: Path, read: dict[str, dict[str, bytes]]) -> None:
+def test_dalis_reader_returns_the_members(packed: Path, read: dict[str, dict[str, bytes]]) -> None:
     from nvidia.dali import fn, pipeline_def
 
     tars = [str(path) for path in sorted(packed.glob("train-*.tar"))]
@@ -92,7 +92,7 @@ def content_start(collection: Collection, key: str) -> tuple[Spec, float]:
     return spec, start + container_origin(collection.source / spec.name)
 
 
-def test_pictures_are_of_their_time(read: dict[str, dict[str, bytes]], collection: Collection) -> None:
+def test_pictures_are_from_their_time(read: dict[str, dict[str, bytes]], collection: Collection) -> None:
     for key, sample in read.items():
         spec, start = content_start(collection, key)
         starts = frame_times(spec)
@@ -111,8 +111,8 @@ def spectrogram(samples: np.ndarray) -> np.ndarray:
     return np.log(np.stack([power[:, bands == b].sum(1) if (bands == b).any() else power[:, 0] for b in range(128)], 1) + 1e-6)
 
 
-def test_log_mels_are_of_their_time(read: dict[str, dict[str, bytes]], collection: Collection) -> None:
-    """Shifted against the log-mel of the sound itself, the best shift is none, to one row of 10 ms."""
+def test_log_mels_are_from_their_time(read: dict[str, dict[str, bytes]], collection: Collection) -> None:
+    """Against the log-mel of the original audio, the best shift is zero to within one row of 10 ms."""
     for key, sample in read.items():
         spec, start = content_start(collection, key)
         mel = np.load(io.BytesIO(sample["mel.npy"])).astype(float)
@@ -120,10 +120,10 @@ def test_log_mels_are_of_their_time(read: dict[str, dict[str, bytes]], collectio
         times = begin + np.arange(round(16_000 * (spec.seconds + 1))) / 16_000
         wanted = spectrogram(np.where(times < spec.seconds, sound(times), 0))
         used = slice(30, 130)
-        likeness = [
+        similarity = [
             np.corrcoef(mel[used, 20:90].ravel(), wanted[30 + shift : 130 + shift, 20:90].ravel())[0, 1] for shift in range(41)
         ]
-        assert abs(int(np.argmax(likeness)) - 20) <= 1, key
+        assert abs(int(np.argmax(similarity)) - 20) <= 1, key
 
 
 def test_tars_open_with_tarfile_alone(packed: Path, read: dict[str, dict[str, bytes]]) -> None:
@@ -134,6 +134,6 @@ def test_tars_open_with_tarfile_alone(packed: Path, read: dict[str, dict[str, by
                 assert tar.extractfile(member).read() == read[key][extension]  # type: ignore[union-attr]
 
 
-def test_measuring_the_sound_finds_a_shift(packed: Path) -> None:
+def test_measuring_the_audio_finds_a_shift(packed: Path) -> None:
     samples_ = sound(0.25 + np.arange(8000) / 16_000)
     assert heard_at(samples_) == pytest.approx(0.25, abs=1e-4)

@@ -1,4 +1,4 @@
-"""An interrupted shard goes on where it stopped, and what it kept is checked."""
+"""An interrupted shard resumes where it stopped, and the samples that it kept are checked."""
 
 import hashlib
 from collections import Counter
@@ -14,7 +14,7 @@ PARTIAL, JOURNAL = "work/train-000000.tar.partial", "work/train-000000.tar.parti
 
 
 class Decoder:
-    """decode_clip that counts what it decodes, and is interrupted at its n-th call."""
+    """A decode_clip that counts its calls, and is interrupted at the n-th."""
 
     def __init__(self, stop_at: int) -> None:
         self.calls: Counter[float] = Counter()
@@ -29,7 +29,7 @@ class Decoder:
 
 
 class Packing:
-    """Six clips, one of them broken, that are packed into one shard of `out`, one after the other."""
+    """Packs six clips, one of them broken, one by one into a single shard of `out`."""
 
     def __init__(self, clips: Collection, folder: Path, mbt: Door, monkeypatch: pytest.MonkeyPatch) -> None:
         self.clips, self.mbt, self.monkeypatch = clips, mbt, monkeypatch
@@ -41,13 +41,13 @@ class Packing:
         return self.mbt(*self.clips.arguments(out), "--shard-samples", 8, "--workers", 1, "--short-side", 32).code
 
     def interrupt(self, stop_at: int) -> Counter[float]:
-        """Pack up to the n-th clip; returns what was decoded."""
+        """Pack up to the n-th clip; return what was decoded."""
         calls = self._decoded(stop_at, code=130)
         assert not (self.out / "train-000000.tar").exists()
         return calls
 
     def resume(self) -> Counter[float]:
-        """Pack to the end, to the bytes of a run without interruption; returns what was decoded."""
+        """Pack to the end, and compare with the bytes of an uninterrupted run; return what was decoded."""
         calls = self._decoded(stop_at=0, code=0)
         assert digest(self.out) == self.expected
         return calls
@@ -82,7 +82,7 @@ def test_nothing_is_decoded_twice(stop_at: int, packing: Packing) -> None:
     assert not list((packing.out / "work").glob("*.partial*"))
 
 
-def test_a_damaged_sample_is_decoded_again_with_what_follows_it(packing: Packing) -> None:
+def test_a_damaged_sample_and_those_after_it_are_decoded_again(packing: Packing) -> None:
     packing.interrupt(6)
     partial = packing.out / PARTIAL
     data = bytearray(partial.read_bytes())
@@ -92,7 +92,7 @@ def test_a_damaged_sample_is_decoded_again_with_what_follows_it(packing: Packing
 
 
 @pytest.mark.parametrize("kept", [0, 100, 5000])
-def test_a_journal_or_tar_cut_short_costs_no_more_than_what_is_cut(kept: int, packing: Packing) -> None:
+def test_a_truncated_journal_or_tar_does_not_change_the_result(kept: int, packing: Packing) -> None:
     packing.interrupt(6)
     for name in (JOURNAL, PARTIAL):
         path = packing.out / name
@@ -100,7 +100,7 @@ def test_a_journal_or_tar_cut_short_costs_no_more_than_what_is_cut(kept: int, pa
     packing.resume()
 
 
-def test_a_crash_before_the_tar_has_its_name_costs_nothing(packing: Packing, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_crash_before_the_rename_nothing_is_decoded_again(packing: Packing, monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(*_: object) -> None:
         raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""`mbt prep --stage pack`, killed at random moments: what has its name is whole, and going on leads to the same bytes."""
+"""`mbt prep --stage pack`, killed at random moments: finished files are complete, and resuming leads to the same bytes."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ SEED = 7
 ONE_FOLDER = 12
 FRESH_FOLDERS = 8
 STATE = ("work", "raw", "clips.parquet", "labels.csv", ".lock")
-"""What is there before packing, or is of the writer alone (docs/shards.md, section 1)."""
+"""Files from before packing, and state of the writer (docs/shards.md, section 1)."""
 
 
 @dataclass
@@ -30,9 +30,9 @@ class Packing:
     Attributes:
         server: starts the processes.
         planned: a folder that is planned and fetched.
-        arguments: of `mbt prep`, but for --out.
-        final: digests of what an uninterrupted run makes of it.
-        seconds: from the first word of the pack stage to its end in that run.
+        arguments: arguments of `mbt prep`, without --out.
+        final: digests of the files after an uninterrupted run.
+        seconds: duration of that run from the first output of the pack stage on.
     """
 
     server: Forks
@@ -46,11 +46,11 @@ class Packing:
         return Path(shutil.copytree(self.planned, folder))
 
     def start(self, folder: Path) -> Process:
-        """Start packing in another process, and wait for the first word of the stage."""
+        """Start packing in another process, and wait for the first output of the stage."""
         return self.server.start([*self.arguments, "--out", str(folder)], folder.with_suffix(".log"), b"pack")
 
     def killed(self, folder: Path, after_s: float) -> bool:
-        """Pack and kill; whether it was killed and had not ended before. Checks what it leaves."""
+        """Pack and kill; return whether it was killed before it finished. Checks the files that it leaves."""
         process = self.start(folder)
         process.ends_within(after_s)
         process.kill()
@@ -60,20 +60,20 @@ class Packing:
         return code == -9
 
     def check(self, folder: Path) -> None:
-        """Whatever has its name is as it will be in the end; the writer's own files can be read."""
+        """Check that visible files have their final bytes, and that the writer's own files can be read."""
         assert visible(folder).items() <= self.final.items()
         for path in (folder / "work").glob("*.json"):
             json.loads(path.read_bytes())
 
     def finish(self, folder: Path) -> None:
-        """Pack to the end, to the bytes of an uninterrupted run."""
+        """Pack to the end, and compare with an uninterrupted run."""
         assert self.start(folder).code() == 0, folder.with_suffix(".log").read_text()
         assert visible(folder) == self.final
         assert not [path for path in folder.rglob("*") if path.name.endswith((".tmp", ".partial", ".partial.jsonl"))]
 
 
 def visible(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file that readers see."""
+    """SHA-256 of each file that readers use."""
     paths = [path for path in folder.iterdir() if path.name not in STATE and not path.name.startswith(".")]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
@@ -104,8 +104,8 @@ def packing(server: Forks, collection: Collection, mbt: Door, tmp_path_factory: 
     return made
 
 
-def test_one_folder_killed_again_and_again(packing: Packing, tmp_path: Path) -> None:
-    """Short lives at first, so that what was done adds up; then the last steps alone, again and again."""
+def test_one_folder_killed_repeatedly(packing: Packing, tmp_path: Path) -> None:
+    """Each run gets a sixth of the time at most, so that progress accumulates and the last steps are hit several times."""
     rng, folder = random.Random(SEED), packing.fresh(tmp_path / "set")
     kills = sum(packing.killed(folder, rng.uniform(0, packing.seconds / 6)) for _ in range(ONE_FOLDER))
     assert kills >= ONE_FOLDER / 2
@@ -124,7 +124,7 @@ def test_fresh_folders_killed_at_any_moment(packing: Packing, tmp_path: Path, co
 
 
 def decoding(source: Path, patience_s: float = 5.0) -> list[str]:
-    """Command lines of decoders of these media that are still there after a while."""
+    """Command lines of decoders of these media that are still running after a while."""
     deadline = time.monotonic() + patience_s
     while True:
         lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]

@@ -1,4 +1,4 @@
-"""Tars that are limited by bytes, interrupts while packing, and what readers make of both."""
+"""Tars with a size limit, interrupts while packing, and reading the results."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def many(collection: Collection, tmp_path: Path) -> Collection:
 
 
 def read(folder: Path) -> dict[str, tuple[bytes, bytes]]:
-    """Frames and log-mel of each sample by the index."""
+    """Frames and log-mel of each sample, read through the index."""
     with ShardReader(folder, "train") as reader:
         return {
             reader.key(row): (b"".join(reader[row].frames(list(range(25)))), reader[row].log_mel(0, 100).tobytes())
@@ -36,7 +36,7 @@ def read(folder: Path) -> dict[str, tuple[bytes, bytes]]:
         }
 
 
-def test_no_tar_is_larger_and_nothing_else_changes(many: Collection, tmp_path: Path, mbt: Door) -> None:
+def test_tars_keep_the_limit_and_nothing_else_changes(many: Collection, tmp_path: Path, mbt: Door) -> None:
     whole, limited = tmp_path / "whole", tmp_path / "limited"
     assert mbt(*many.arguments(whole), *ONE_SHARD).code == 0
     done = mbt(*many.arguments(limited), *ONE_SHARD, "--shard-bytes", LIMIT)
@@ -48,14 +48,14 @@ def test_no_tar_is_larger_and_nothing_else_changes(many: Collection, tmp_path: P
     assert len(sizes) >= 3
     assert max(sizes) <= LIMIT
     sample = max(sizes[:-1])
-    assert all(size + sample > LIMIT - 10240 for size in sizes[:-1]), "each is as full as can be"
+    assert all(size + sample > LIMIT - 10240 for size in sizes[:-1]), "each is as full as possible"
     assert read(limited) == read(whole)
     assert [member for name in names for member in listed(limited / name)] == listed(whole / "train-000000.tar")
     assert mbt("shards", "verify", limited).code == 0
     assert "14 samples in" in done.out
 
 
-def test_a_sample_that_is_larger_has_its_own_tar(many: Collection, tmp_path: Path, mbt: Door) -> None:
+def test_a_larger_sample_has_its_own_tar(many: Collection, tmp_path: Path, mbt: Door) -> None:
     out = tmp_path / "out"
     assert mbt(*many.arguments(out), *ONE_SHARD, "--shard-bytes", "1kB").code == 0
     assert len(list(out.glob("*.tar"))) == len(list(out.glob("*.idx"))) == 14
@@ -78,7 +78,7 @@ def listed(tar: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("given", ["0", "many", "1XB", "-5", "0.1"])
-def test_bytes_that_are_none_are_refused(given: str, many: Collection, tmp_path: Path, mbt: Door) -> None:
+def test_invalid_sizes_are_rejected(given: str, many: Collection, tmp_path: Path, mbt: Door) -> None:
     done = mbt(*many.arguments(tmp_path / "out"), "--shard-bytes", given)
     assert (done.code, "(try 1GB)" in done.err) == (2, True)
 
@@ -86,16 +86,16 @@ def test_bytes_that_are_none_are_refused(given: str, many: Collection, tmp_path:
 @pytest.mark.parametrize(
     ("given", "count"), [("1500", 1500), ("1.5kB", 1500), ("2MB", 2_000_000), ("1GiB", 1 << 30), ("1G", 10**9)]
 )
-def test_bytes_are_read(given: str, count: int, many: Collection, tmp_path: Path, mbt: Door) -> None:
+def test_sizes_are_parsed(given: str, count: int, many: Collection, tmp_path: Path, mbt: Door) -> None:
     out = tmp_path / "out"
     assert mbt(*many.arguments(out), *ONE_SHARD, "--limit", 1, "--shard-bytes", given).code == 0
     assert json.loads((out / "work/pack.json").read_text())["shard_bytes"] == count
 
 
-def test_an_interrupt_lets_clips_in_work_come_to_their_end(
+def test_an_interrupt_lets_clips_in_progress_finish(
     many: Collection, tmp_path: Path, mbt: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As one from the keyboard: this test's own process gets it."""
+    """Like Ctrl-C: the test's own process receives the signal."""
 
     def slowly(*arguments: Any) -> DecodedClip:
         time.sleep(0.1)

@@ -15,14 +15,14 @@ import webdataset
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mbt.prep.media.decode import ClipError
+from mbt.prep.media.ffmpeg import ClipError
 from mbt.prep.media.frames import count_decodable, decode_frames
 from mbt.prep.shards import show
 from tests.conftest import Collection, Door
 from tests.media import read_counter
 
 leaves_tars_open = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-"""webdataset leaves the tars that it reads to the garbage collector."""
+"""webdataset leaves closing the tars that it reads to the garbage collector."""
 
 
 def copy(packed: Path, out: Path) -> Path:
@@ -47,10 +47,10 @@ def row_of(folder: Path, key: str) -> tuple[str, int, dict]:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are drawn."""
+    """The figures drawn during the test."""
     figures: list[Figure] = []
     draw = show.contact_sheet
-    monkeypatch.setattr(show, "contact_sheet", lambda *given: figures.append(draw(*given)) or figures[-1])
+    monkeypatch.setattr(show, "contact_sheet", lambda *arguments: figures.append(draw(*arguments)) or figures[-1])
     return figures
 
 
@@ -62,7 +62,7 @@ TITLES = {
 
 
 @pytest.mark.parametrize("key", TITLES)
-def test_sheet_shows_frames_of_the_times_that_it_says(
+def test_sheet_shows_the_frames_at_the_times_in_their_titles(
     key: str, packed: Path, tmp_path: Path, mbt: Door, drawn: list[Figure]
 ) -> None:
     out = tmp_path / "sheet.png"
@@ -102,27 +102,27 @@ def test_sheet_of_a_row_is_named_after_its_key(
 
 
 @pytest.mark.parametrize(
-    ("key", "said"),
+    ("key", "message"),
     [
-        ("-dahs_500", "has no sample '-dahs_500'. Near it: -dash_500."),
-        ("WHOLE_330", "Near it: whole_3300"),
-        ("zzz", "has no sample 'zzz'. A key looks like "),
-        ("", "has no sample ''. A key looks like "),
+        ("-dahs_500", "has no sample '-dahs_500'. Similar keys: -dash_500."),
+        ("WHOLE_330", "Similar keys: whole_3300"),
+        ("zzz", "has no sample 'zzz'. Keys look like "),
+        ("", "has no sample ''. Keys look like "),
         ("silent_0", "silent_0 was not packed: clip.no_audio: the file has no audio stream. See "),
-        ("1", "and more than one split. For a row say eval:1 or train:1."),
-        ("train:6", "has no row train:6. It has eval:0 to eval:1, train:0 to train:5."),
+        ("1", "and more than one split. To choose a row, give eval:1 or train:1."),
+        ("train:6", "has no row train:6. Give a row of eval:0 to eval:1, train:0 to train:5."),
         ("test:0", "has no row test:0."),
     ],
 )
-def test_unknown_key_is_one_line_with_what_is_near(key: str, said: str, packed: Path, tmp_path: Path, mbt: Door) -> None:
+def test_unknown_key_is_one_line_with_similar_keys(key: str, message: str, packed: Path, tmp_path: Path, mbt: Door) -> None:
     outcome = mbt("shards", "show", packed, key, "--out", tmp_path / "sheet.png")
     assert outcome.code == 2
     (line,) = outcome.err.splitlines()
-    assert said in line
+    assert message in line
     assert not (tmp_path / "sheet.png").exists()
 
 
-def test_damaged_frame_is_an_error_and_no_picture(packed: Path, tmp_path: Path, mbt: Door) -> None:
+def test_damaged_frame_is_an_error_without_output(packed: Path, tmp_path: Path, mbt: Door) -> None:
     folder = copy(packed, tmp_path / "copy")
     _, _, row = row_of(folder, "half_0")
     path = folder / row["shard"]
@@ -141,11 +141,11 @@ def test_frames_are_decoded_and_counted(packed: Path) -> None:
     first = np.asarray(Image.open(io.BytesIO(stream)).convert("RGB"))
     assert np.abs(pixels[0].astype(int) - first).mean() < 3
     assert count_decodable(stream) == 50
-    with pytest.raises(ClipError, match="frames are not 250 x 456"):
+    with pytest.raises(ClipError, match="the frames are not 250 x 456"):
         decode_frames(stream, 250, 456)
 
 
-def test_stats_count_what_is_there(packed: Path, mbt: Door, collection: Collection) -> None:
+def test_stats_of_the_collection(packed: Path, mbt: Door, collection: Collection) -> None:
     stats = json.loads(mbt("shards", "stats", packed, "--json").out)
     content = members(packed)
     assert (stats["dataset"], stats["task"], stats["num_classes"]) == ("custom", "multilabel", 3)
@@ -174,15 +174,15 @@ def test_stats_count_what_is_there(packed: Path, mbt: Door, collection: Collecti
     assert train["labels_a_sample"] == pytest.approx(9 / 6)
 
 
-def test_stats_are_printed_for_people(packed: Path, mbt: Door) -> None:
+def test_stats_are_printed_as_a_table(packed: Path, mbt: Door) -> None:
     outcome = mbt("shards", "stats", packed)
     assert outcome.code == 0
     evaluation, train = (block.splitlines() for block in outcome.out.split("\n\n")[1:])
-    assert "  no sample  2 classes: Alpha, Gamma" in evaluation
+    assert "  no samples 2 classes: Alpha, Gamma" in evaluation
     assert "  frames     456 x 256: 5, 256 x 456: 1" in train
     assert "  most       Beta, the second 4, Alpha 3, Gamma 2" in train
-    assert "  not here   1: 1 clip.no_audio" in train
-    assert not [line for line in train if line.startswith(("  fewest", "  no sample"))]
+    assert "  missing    1: 1 clip.no_audio" in train
+    assert not [line for line in train if line.startswith(("  fewest", "  no samples"))]
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def exploded(packed: Path, tmp_path_factory: pytest.TempPathFactory, mbt: Door) 
 
 
 @leaves_tars_open
-def test_webdataset_reads_a_member_a_frame(packed: Path, exploded: Path, collection: Collection) -> None:
+def test_webdataset_reads_one_member_per_frame(packed: Path, exploded: Path, collection: Collection) -> None:
     urls = [str(path) for path in sorted(exploded.glob("*.tar"))]
     samples = {sample["__key__"]: sample for sample in webdataset.WebDataset(urls, shardshuffle=False)}
     source = members(packed)
@@ -208,7 +208,7 @@ def test_webdataset_reads_a_member_a_frame(packed: Path, exploded: Path, collect
         assert (sample["json"], sample["mel.npy"]) == (source[f"{key}.json"], source[f"{key}.mel.npy"])
 
 
-def test_exploded_tars_are_plain_and_say_nothing_of_the_machine(packed: Path, exploded: Path) -> None:
+def test_exploded_tars_have_no_trace_of_the_machine(packed: Path, exploded: Path) -> None:
     assert [path.name for path in sorted(exploded.glob("*.tar"))] == [path.name for path in sorted(packed.glob("*.tar"))]
     for path in exploded.glob("*.tar"):
         assert path.read_bytes()[257:265] == b"ustar\x0000"
@@ -217,22 +217,22 @@ def test_exploded_tars_are_plain_and_say_nothing_of_the_machine(packed: Path, ex
                 assert (member.mode, member.mtime, member.uid, member.gid, member.isreg()) == (0o444, 0, 0, 0, True)
 
 
-def test_exploded_folder_says_what_it_is(packed: Path, exploded: Path) -> None:
+def test_exploded_folder_has_labels_and_a_readme(packed: Path, exploded: Path) -> None:
     assert not (exploded / "dataset.json").exists()
     assert (exploded / "labels.csv").read_bytes() == (packed / "labels.csv").read_bytes()
     card = (exploded / "README.md").read_text()
-    assert "This folder is not of that format" in card
+    assert "This folder is not in that format" in card
     assert "| train | 6 | 375 | " in card
     assert "| eval | 2 | 100 | 1 | " in card
 
 
-def test_finished_tars_are_not_made_again(packed: Path, exploded: Path, tmp_path: Path, mbt: Door) -> None:
+def test_finished_tars_are_skipped(packed: Path, exploded: Path, tmp_path: Path, mbt: Door) -> None:
     out = Path(shutil.copytree(exploded, tmp_path / "out"))
     for path in out.glob("*.tar"):
         os.utime(path, (1, 1))
     (out / "train-000000.tar").unlink()
     (out / "train-000001.tar").write_bytes(b"half")
-    (out / ".train-000000.tar.abc.tmp").write_bytes(b"left by one that was killed")
+    (out / ".train-000000.tar.abc.tmp").write_bytes(b"left by a killed process")
     assert mbt("shards", "explode", packed, out, "--workers", 2).code == 0
     made = {path.name for path in out.glob("*.tar") if path.stat().st_mtime > 1}
     assert made == {"train-000000.tar", "train-000001.tar"}
@@ -242,7 +242,7 @@ def test_finished_tars_are_not_made_again(packed: Path, exploded: Path, tmp_path
     }
 
 
-def test_tar_of_another_shard_is_made_again(packed: Path, exploded: Path, tmp_path: Path, mbt: Door) -> None:
+def test_tar_made_from_another_shard_is_replaced(packed: Path, exploded: Path, tmp_path: Path, mbt: Door) -> None:
     out = Path(shutil.copytree(exploded, tmp_path / "out"))
     folder = copy(packed, tmp_path / "copy")
     info = json.loads((folder / "dataset.json").read_text())
@@ -253,7 +253,7 @@ def test_tar_of_another_shard_is_made_again(packed: Path, exploded: Path, tmp_pa
     assert (out / "train-000000.tar").stat().st_mtime > 1
 
 
-def test_explode_refuses_what_would_mix_up_folders(packed: Path, exploded: Path, tmp_path: Path, mbt: Door) -> None:
+def test_explode_rejects_folders_of_other_datasets(packed: Path, exploded: Path, tmp_path: Path, mbt: Door) -> None:
     outcome = mbt("shards", "explode", packed, packed)
     assert (outcome.code, "is a dataset folder itself" in outcome.err) == (2, True)
     (tmp_path / "other-000000.tar").write_bytes(b"")
@@ -273,6 +273,9 @@ def test_damaged_shard_is_one_line_and_no_tar(workers: int, packed: Path, tmp_pa
     path.write_bytes(data)
     outcome = mbt("shards", "explode", folder, tmp_path / "out", "--workers", workers)
     assert outcome.code == 2
-    assert f"{row['shard']}: half_0 is damaged: frame 0 is no JPEG. Run `mbt shards verify`" in outcome.err.splitlines()[-1]
+    assert (
+        f"{row['shard']}: half_0 is damaged: frame 0 is not a JPEG. Run `mbt shards verify {folder}`"
+        in outcome.err.splitlines()[-1]
+    )
     assert not (tmp_path / "out" / row["shard"]).exists()
     assert not (tmp_path / "out" / "README.md").exists()

@@ -1,4 +1,4 @@
-"""`mbt shards verify` on copies of a dataset that are damaged in one place: the fault names its kind and its sample."""
+"""`mbt shards verify` on copies of a dataset with one damage each: the fault names its kind and its sample."""
 
 import hashlib
 import io
@@ -29,7 +29,7 @@ COLUMNS = {"json": "json", "mel.npy": "mel", "mjpg": "mjpg", "flac": "flac"}
 
 @pytest.fixture
 def folder(packed: Path, tmp_path: Path) -> Path:
-    """A copy of what readers need, and of the failures."""
+    """A copy of the files that readers need, and of failures.parquet."""
     return Path(shutil.copytree(packed, tmp_path / "copy", ignore=shutil.ignore_patterns("work", "raw", "clips.parquet")))
 
 
@@ -60,12 +60,12 @@ def edit_dataset(folder: Path, change: Callable[[dict], object]) -> None:
     (folder / "dataset.json").write_text(json.dumps(info))
 
 
-def flip(folder: Path, key: str, place: Callable[[dict], int], value: int | None = None) -> None:
-    """Flip the bits of the byte at a place that the sample's index row says, or set it to a value."""
+def flip(folder: Path, key: str, position: Callable[[dict], int], value: int | None = None) -> None:
+    """Flip the bits of the byte at a position computed from the sample's index row, or set the byte to a value."""
     row = row_of(folder, key)
     path = folder / row["shard"]
     data = bytearray(path.read_bytes())
-    data[place(row)] = data[place(row)] ^ 0xFF if value is None else value
+    data[position(row)] = data[position(row)] ^ 0xFF if value is None else value
     path.write_bytes(data)
 
 
@@ -78,7 +78,7 @@ def header(name: str, size: int, **fields: object) -> tarfile.TarInfo:
 
 
 def rewrite(folder: Path, shard: str, change: Callable[[Members], Members], **fields: object) -> None:
-    """Change the members of a shard; then make its index rows, its .idx and what dataset.json records fit the new tar."""
+    """Change the members of a shard; then update its index rows, its .idx and dataset.json to match the new tar."""
     path = folder / shard
     with tarfile.open(path) as tar:
         content = change([(member.name, tar.extractfile(member).read()) for member in tar])
@@ -87,23 +87,23 @@ def rewrite(folder: Path, shard: str, change: Callable[[Members], Members], **fi
             tar.addfile(header(name, len(data), **fields), io.BytesIO(data))
     stored = dict(content)
     with tarfile.open(path) as tar:
-        places = {member.name: (member.offset_data, member.size) for member in tar}
-    keys = list(dict.fromkeys(name.partition(".")[0] for name in places))
-    lines = [[f"{n.partition('.')[2]} {o} {s} {n}" for n, (o, s) in places.items() if n.startswith(f"{key}.")] for key in keys]
+        spans = {member.name: (member.offset_data, member.size) for member in tar}
+    keys = list(dict.fromkeys(name.partition(".")[0] for name in spans))
+    lines = [[f"{n.partition('.')[2]} {o} {s} {n}" for n, (o, s) in spans.items() if n.startswith(f"{key}.")] for key in keys]
     path.with_suffix(".idx").write_text("\n".join([f"v1.2 {len(keys)}", *map(" ".join, lines)]) + "\n")
     split = shard.rpartition("-")[0]
     rows = index(folder, split)
     for row in rows:
         for extension, column in COLUMNS.items():
-            if row["shard"] == shard and (place := places.get(f"{row['key']}.{extension}")):
-                row[f"{column}_offset"], row[f"{column}_size"] = place
+            if row["shard"] == shard and (span := spans.get(f"{row['key']}.{extension}")):
+                row[f"{column}_offset"], row[f"{column}_size"] = span
         if row["shard"] == shard:
             row["crc32"] = zlib.crc32(b"".join(stored.get(f"{row['key']}.{extension}", b"") for extension in COLUMNS))
     rewrite_index(folder, rows, split)
 
     def record(info: dict) -> None:
-        own = next(own for own in info["splits"][split]["shards"] if own["name"] == shard)
-        own.update(size=path.stat().st_size, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+        entry = next(entry for entry in info["splits"][split]["shards"] if entry["name"] == shard)
+        entry.update(size=path.stat().st_size, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
 
     edit_dataset(folder, record)
 
@@ -118,7 +118,7 @@ def edit_json(folder: Path, sample_key: str, **fields: object) -> None:
 
 
 def edit_frames(folder: Path, key: str, change: Callable[[list[bytes]], list[bytes]]) -> None:
-    """Change frames, with `frame_bytes` to match."""
+    """Change the frames, and `frame_bytes` to match."""
     row = row_of(folder, key)
     sizes = sample(folder, key)["frame_bytes"]
     stream = (folder / row["shard"]).read_bytes()[row["mjpg_offset"] :]
@@ -158,14 +158,14 @@ def jpeg(size: tuple[int, int], **options: object) -> bytes:
     return file.getvalue()
 
 
-def test_packed_folder_is_whole(packed: Path) -> None:
+def test_packed_folder_has_no_faults(packed: Path) -> None:
     report = verify(packed, workers=1, decode=True)
     assert (report.whole, report.faults, report.shards, report.samples) == (True, (), len([*packed.glob("*.tar")]), 8)
     assert report.size == sum(path.stat().st_size for path in packed.glob("*.tar"))
     assert report.statistics_checked
 
 
-def test_rewriting_alone_makes_no_fault(folder: Path) -> None:
+def test_rewriting_without_changes_makes_no_fault(folder: Path) -> None:
     edit_mel(folder, KEY, lambda array: array)
     edit_frames(folder, KEY, lambda frames: frames)
     assert faults(folder, decode=True) == set()
@@ -206,7 +206,7 @@ def test_flipped_bits_are_found(what: str, folder: Path) -> None:
 
 
 def two_samples(folder: Path) -> tuple[str, list[dict]]:
-    """A shard of the split train that holds two samples, and its rows."""
+    """A shard of the split train with two samples, and its rows."""
     rows = index(folder)
     shard = next(row["shard"] for i, row in enumerate(rows) if i and rows[i - 1]["shard"] == row["shard"])
     return shard, [row for row in rows if row["shard"] == shard]
@@ -221,7 +221,7 @@ def test_sample_after_a_damaged_header_is_read(folder: Path) -> None:
     assert not [code for code, key in found if code == "sample.missing"]
 
 
-def test_cut_tar_names_the_cut_sample_and_those_behind_it(folder: Path) -> None:
+def test_truncated_tar_names_the_truncated_sample_and_those_after_it(folder: Path) -> None:
     shard, (first, second) = two_samples(folder)
     data = (folder / shard).read_bytes()
     (folder / shard).write_bytes(data[: second["mel_offset"] + 100])
@@ -297,7 +297,7 @@ def set_field(*place: str | int, value: object) -> Callable[[Path], None]:
 
 
 WITH_A = ["whole_0", "whole_3300", "tall_0"]
-BESIDES: dict[str, tuple[Callable[[Path], object], set[Fault]]] = {
+OUTSIDE: dict[str, tuple[Callable[[Path], object], set[Fault]]] = {
     "another SHA-256": (set_field("splits", "train", "shards", 0, "sha256", value="0" * 64), {SHA}),
     "another digest": (set_field("config_digest", value="0" * 16), {("dataset.digest", None)}),
     "another count": (set_field("splits", "eval", "samples", value=3), {("dataset.count", None)}),
@@ -331,9 +331,9 @@ BESIDES: dict[str, tuple[Callable[[Path], object], set[Fault]]] = {
 }
 
 
-@pytest.mark.parametrize("what", BESIDES)
-def test_faults_beside_the_tars_are_found(what: str, folder: Path) -> None:
-    damage, expected = BESIDES[what]
+@pytest.mark.parametrize("what", OUTSIDE)
+def test_faults_outside_the_tars_are_found(what: str, folder: Path) -> None:
+    damage, expected = OUTSIDE[what]
     damage(folder)
     assert faults(folder) == expected
 
@@ -343,7 +343,7 @@ def test_rows_in_another_order_are_found(folder: Path) -> None:
     assert {code for code, _ in faults(folder)} == {"index.order"}
 
 
-def test_failures_need_not_be_there(folder: Path) -> None:
+def test_failures_are_optional(folder: Path) -> None:
     (folder / "failures.parquet").unlink()
     assert faults(folder) == set()
 
@@ -361,17 +361,17 @@ DEEP: dict[str, tuple[Callable[[Path], object], set[Fault]]] = {
     "single precision": (lambda f: edit_mel(f, KEY, lambda a: a.astype("<f4")), SHAPE),
     "big endian": (lambda f: edit_mel(f, KEY, lambda a: a.astype(">f2")), SHAPE),
     "Fortran order": (lambda f: edit_mel(f, KEY, np.asfortranarray), SHAPE),
-    "a row less": (lambda f: edit_mel(f, KEY, lambda a: a[:-1]), SHAPE),
+    "a row missing": (lambda f: edit_mel(f, KEY, lambda a: a[:-1]), SHAPE),
     "64 bands": (lambda f: edit_mel(f, KEY, lambda a: np.ascontiguousarray(a[:, :64])), SHAPE),
     "NPY 2.0": (lambda f: edit_mel(f, KEY, lambda a: a, (2, 0)), {("mel.header", KEY)}),
-    "values cut off": (lambda f: replace_member(f, f"{KEY}.mel.npy", lambda d: d[:-2]), SHAPE),
-    "a frame less": (lambda f: edit_frames(f, KEY, lambda frames: frames[:-1]), {("json.frame_bytes", KEY)}),
-    "a byte more": (lambda f: replace_member(f, f"{KEY}.mjpg", lambda d: d + b"\0"), {("mjpg.size", KEY)}),
+    "truncated values": (lambda f: replace_member(f, f"{KEY}.mel.npy", lambda d: d[:-2]), SHAPE),
+    "a frame missing": (lambda f: edit_frames(f, KEY, lambda frames: frames[:-1]), {("json.frame_bytes", KEY)}),
+    "an extra byte": (lambda f: replace_member(f, f"{KEY}.mjpg", lambda d: d + b"\0"), {("mjpg.size", KEY)}),
     "two JPEGs as one frame": (
         lambda f: edit_frames(f, KEY, lambda frames: [*frames[:-2], frames[-2] + frames[-1], frames[0]]),
         {("mjpg.jpeg", KEY)},
     ),
-    "a frame of another size": (
+    "a frame with another size": (
         lambda f: edit_frames(f, KEY, lambda frames: [jpeg((454, 256)), *frames[1:]]),
         {("mjpg.format", KEY)},
     ),
@@ -389,8 +389,8 @@ DEEP: dict[str, tuple[Callable[[Path], object], set[Fault]]] = {
     "no such class": (lambda f: edit_json(f, KEY, labels=[3], label_ids=["d"]), {("json.index", KEY), ("json.labels", KEY)}),
     "number as text": (lambda f: edit_json(f, KEY, start_ms="500"), {("json.damaged", KEY)}),
     "no source": (lambda f: edit_json(f, KEY, source=None), {("json.damaged", KEY)}),
-    "30 frames a second": (lambda f: edit_json(f, KEY, fps=30), {("json.damaged", KEY)}),
-    "key of another": (lambda f: edit_json(f, KEY, key="other_0"), {("json.key", KEY), ("json.index", KEY)}),
+    "30 frames per second": (lambda f: edit_json(f, KEY, fps=30), {("json.damaged", KEY)}),
+    "another key": (lambda f: edit_json(f, KEY, key="other_0"), {("json.key", KEY), ("json.index", KEY)}),
     "another split": (lambda f: edit_json(f, KEY, split="eval"), {("json.split", KEY), ("json.index", KEY)}),
     "longer clip": (
         lambda f: (edit_json(f, KEY, end_ms=9000), edit_index(f, KEY, end_ms=9000)),
@@ -404,7 +404,7 @@ DEEP: dict[str, tuple[Callable[[Path], object], set[Fault]]] = {
 
 
 @pytest.mark.parametrize("what", DEEP)
-def test_damage_under_right_checksums_is_found(what: str, folder: Path) -> None:
+def test_damage_with_matching_checksums_is_found(what: str, folder: Path) -> None:
     damage, expected = DEEP[what]
     damage(folder)
     assert faults(folder) == expected
@@ -434,15 +434,17 @@ def grouped(content: Members) -> dict[str, Members]:
 
 
 def of_key(change: Callable[[Members], Members]) -> Callable[[Members], Members]:
-    """A change of the members of the one sample."""
-    return lambda content: [pair for key, own in grouped(content).items() for pair in (change(own) if key == KEY else own)]
+    """Changes only the members of the sample KEY."""
+    return lambda content: [
+        member for key, sample in grouped(content).items() for member in (change(sample) if key == KEY else sample)
+    ]
 
 
 ARCHIVE: dict[str, tuple[Callable[[Members], Members], set[Fault]]] = {
-    "swapped members": (of_key(lambda own: [own[1], own[0], own[2]]), {("members.order", KEY)}),
-    "no frames": (of_key(lambda own: own[:2]), {("members.missing", KEY)}),
-    "sample twice": (of_key(lambda own: own + own), {("members.order", KEY), ("idx.entry", KEY)}),
-    "new member, as a later version may have": (of_key(lambda own: [*own, (f"{KEY}.later", b"more")]), set()),
+    "swapped members": (of_key(lambda sample: [sample[1], sample[0], sample[2]]), {("members.order", KEY)}),
+    "no frames": (of_key(lambda sample: sample[:2]), {("members.missing", KEY)}),
+    "sample twice": (of_key(lambda sample: sample + sample), {("members.order", KEY), ("idx.entry", KEY)}),
+    "new member, as a later version may have": (of_key(lambda sample: [*sample, (f"{KEY}.later", b"more")]), set()),
 }
 
 
@@ -453,7 +455,7 @@ def test_members_out_of_place_are_found(what: str, folder: Path) -> None:
     assert faults(folder) == expected
 
 
-def test_members_that_stand_apart_are_found(folder: Path) -> None:
+def test_members_that_are_not_adjacent_are_found(folder: Path) -> None:
     shard, (first, second) = two_samples(folder)
     rewrite(folder, shard, lambda content: [content[i] for i in (0, 3, 1, 2, 4, 5)])
     found = faults(folder)
@@ -461,7 +463,7 @@ def test_members_that_stand_apart_are_found(folder: Path) -> None:
     assert {("members.missing", second["key"]), ("key.twice", second["key"])} <= found
 
 
-def test_sample_of_which_nobody_knows_is_found(folder: Path) -> None:
+def test_sample_that_is_not_in_the_index_is_found(folder: Path) -> None:
     shard = row_of(folder, KEY)["shard"]
     extra = [("extra_0.json", b"{}"), ("extra_0.mel.npy", npy(np.zeros((4, 128), "<f2"))), ("extra_0.mjpg", b"")]
     rewrite(folder, shard, lambda content: [*content, *extra])
@@ -482,30 +484,30 @@ def test_sample_in_two_shards_is_found(folder: Path) -> None:
     rewrite(folder, row["shard"], lambda content: [(dict(rename).get(name, name), data) for name, data in content])
     found = verify(folder, workers=1).faults
     (in_index, in_tars) = (fault for fault in found if fault.code == "key.twice")
-    assert (in_index.key, in_index.what) == (OTHER, "train.parquet has it 2 times")
+    assert (in_index.key, in_index.what) == (OTHER, "it appears 2 times in train.parquet")
     first, second = sorted((row["shard"], other["shard"]))
     assert (in_tars.key, in_tars.what) == (OTHER, f"it is in {first} and in {second}")
 
 
-def test_removed_clips_that_are_still_there_are_found(folder: Path, tmp_path: Path) -> None:
+def test_removed_clips_that_are_still_in_the_folder_are_found(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "removed.txt"
-    path.write_text("# asked for on a Monday\nwhole\n\n  half_0   # by key\n-dash#\nabsent\nsilent_0\n")
+    path.write_text("# requested on a Monday\nwhole\n\n  half_0   # by key\n-dash#\nabsent\nsilent_0\n")
     assert read_removed(path) == {"whole", "half_0", "-dash#", "absent", "silent_0"}
     assert faults(folder, removed=path) == {("removed.listed", key) for key in ("whole_0", "whole_3300", "half_0")}
     path.write_text("# whole\nhalf\n-dash\n")
     assert faults(folder, removed=path) == {("removed.listed", "half_0"), ("removed.listed", "-dash_500")}
 
 
-def test_command_prints_a_line_a_fault_and_exits_with_one(mbt: Door, folder: Path) -> None:
+def test_command_prints_one_line_per_fault_and_exits_with_one(mbt: Door, folder: Path) -> None:
     flip(folder, KEY, lambda row: row["mjpg_offset"])
     shard = row_of(folder, KEY)["shard"]
     outcome = mbt("shards", "verify", folder, "--workers", 1)
     assert outcome.code == 1
     first, second, third, last = outcome.out.splitlines()
     assert re.fullmatch(f"{shard}: {KEY}: sample.crc32: its CRC-32 is [0-9a-f]{{8}}; the index says [0-9a-f]{{8}}", first)
-    assert second == f"{shard}: {KEY}: mjpg.jpeg: frame 0 goes from 00 d8 to ff d9, not from ff d8 to ff d9"
-    assert third == f"{shard}: shard.sha256: its SHA-256 is not the recorded one"
-    assert last.endswith("NOT WHOLE: 3 faults, 1 damaged sample (1 sample.crc32, 1 mjpg.jpeg, 1 shard.sha256)")
+    assert second == f"{shard}: {KEY}: mjpg.jpeg: frame 0 starts with 00 d8 and ends with ff d9, not ff d8 and ff d9"
+    assert third == f"{shard}: shard.sha256: its SHA-256 is not the one in dataset.json"
+    assert last.endswith("DAMAGED: 3 faults, 1 damaged sample (1 sample.crc32, 1 mjpg.jpeg, 1 shard.sha256)")
 
 
 def test_command_reads_with_several_processes(mbt: Door, folder: Path) -> None:
@@ -517,12 +519,12 @@ def test_command_reads_with_several_processes(mbt: Door, folder: Path) -> None:
     assert (fault["code"], fault["key"], fault["what"]) == ("mel.values", KEY, "1 values are not finite")
 
 
-def test_whole_folder_exits_with_zero(mbt: Door, packed: Path) -> None:
+def test_folder_without_faults_exits_with_zero(mbt: Door, packed: Path) -> None:
     outcome = mbt("shards", "verify", packed, "--workers", 1)
-    assert (outcome.code, outcome.out.rstrip().endswith("whole")) == (0, True)
+    assert (outcome.code, outcome.out.rstrip().endswith("no faults")) == (0, True)
 
 
-def test_folder_without_description_is_refused(mbt: Door, folder: Path, tmp_path: Path) -> None:
+def test_folder_without_dataset_json_is_rejected(mbt: Door, folder: Path, tmp_path: Path) -> None:
     outcome = mbt("shards", "verify", folder, "--removed", tmp_path / "none.txt")
     assert (outcome.code, outcome.err.startswith("error: cannot read the removal list")) == (2, True)
     (folder / "dataset.json").unlink()

@@ -14,7 +14,9 @@ from mbt.manifests.errors import InputError
 from mbt.manifests.labels import Label, LabelSet, read_labels
 from mbt.manifests.lists.audioset import segments_table
 from mbt.manifests.lists.custom import custom_clips
-from mbt.prep.media.decode import ClipError, jpeg_size, source_size, split_jpegs
+from mbt.manifests.reading.jpeg import jpeg_size
+from mbt.prep.media.decode import split_jpegs
+from mbt.prep.media.ffmpeg import ClipError, source_size
 from mbt.prep.plan.plan import PLAN_FILE, read_plan
 from mbt.prep.plan.removed import read_removed
 from mbt.prep.shards.check_sample import read_description
