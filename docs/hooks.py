@@ -1,10 +1,9 @@
-"""What the site generates while it is built: tables of the recipes and their fields, and pages from the root of the repository.
+"""MkDocs hook: generates the pages about recipes, and includes pages from the root of the repository.
 
-A page asks for a piece by a comment of its own line, such as `<!-- recipe fields -->`.
+A page requests generated content with a comment on a line of its own, such as `<!-- recipe fields -->`.
 """
 
 import inspect
-import tomllib
 import types
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -22,7 +21,7 @@ BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace the comments of a page by what they ask for; called by MkDocs."""
+    """Replace the comments of a page by the content they request; MkDocs calls this for every page."""
     pieces = {
         "<!-- recipe fields -->": recipe_fields,
         "<!-- recipes -->": shipped_recipes,
@@ -36,12 +35,12 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def root_page(name: str) -> str:
-    """A page that stands at the root of the repository, with its links as seen from docs/."""
+    """A page from the root of the repository, with links relative to docs/."""
     return (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
 
 
 def recipe_fields() -> str:
-    """A section and a table for each section of a recipe, from the schema and its docstrings.
+    """A heading and a table for each section of a recipe, from the schema and its docstrings.
 
     Raises:
         ValueError: a field has no docstring.
@@ -75,7 +74,7 @@ def values_of(details: FieldInfo) -> str:
 
 
 def kind(annotation: Any, limits: tuple[str, ...] = ()) -> str:
-    """A type in the words of TOML, such as `integer ≥ 1 or none`."""
+    """A type in TOML's terms, such as `integer ≥ 1 or none`."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         return " or ".join(kind(argument, () if argument is types.NoneType else limits) for argument in arguments)
@@ -96,7 +95,7 @@ def bounds(metadata: list[Any]) -> list[str]:
 
 
 def toml(value: Any) -> str:
-    """A default as a recipe has it."""
+    """A default as it is written in a recipe."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -107,7 +106,7 @@ def toml(value: Any) -> str:
 
 
 def shipped_recipes() -> str:
-    """A section for each recipe of the package: what its header says, and what it sets."""
+    """A section for each recipe in the package: the facts of its header, then its fields."""
     parts = []
     for path in sorted(RECIPES.glob("*.toml")):
         text = path.read_text(encoding="utf-8")
@@ -115,7 +114,6 @@ def shipped_recipes() -> str:
         about, facts = read_header(header)
         parts += [f"### {path.stem}", "", about, "", *(f"- **{name}**: {said}" for name, said in facts.items()), ""]
         parts += ["```toml", text[len(header) :].strip(), "```", ""]
-        tomllib.loads(text)
     return "\n".join(parts)
 
 

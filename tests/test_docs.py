@@ -6,12 +6,14 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 from mbt.cli import cli
 from mbt.train.recipes.loading import load_recipe, recipe_names
@@ -103,6 +105,20 @@ def test_links_of_the_pages_at_the_root_exist(name: str) -> None:
     links = re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text())
     missing = {link for link in links if not link.startswith("https://") and not (ROOT / link).exists()}
     assert missing == set()
+
+
+def test_the_citation_is_of_this_version_and_of_the_paper() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"version {citation['version']}" in (ROOT / "CHANGELOG.md").read_text()
+    paper = citation["preferred-citation"]
+    assert [author["family-names"] for author in paper["authors"]] == ["Nagrani", "Yang", "Arnab", "Jansen", "Schmid", "Sun"]
+
+
+def test_the_workflow_runs_the_same_script_as_every_ci() -> None:
+    job = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["test"]
+    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+    assert os.access(ROOT / ".ci/run", os.X_OK)
 
 
 def test_replay_puts_what_commands_print_into_a_page(tmp_path: Path) -> None:
