@@ -1,4 +1,4 @@
-"""The transformer: pre-norm blocks, and the three ways in which streams are fused (paper, Sec. 3.2-3.3)."""
+"""The transformer: pre-norm blocks, and three ways to fuse the streams (paper, Sec. 3.2-3.3)."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ LAYER_NORM_EPS = 1e-6
 
 
 class Attention(nn.Module):
-    """Multi-head attention whose keys and values may include a context that itself asks nothing (paper, Eq. 5-6)."""
+    """Multi-head attention; keys and values may come from a larger context than the queries (paper, Eq. 5-6)."""
 
     def __init__(self, config: MBTConfig) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Attention(nn.Module):
         return self.out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
 
     def weights(self, x: Tensor, context: Tensor) -> Tensor:
-        """What `forward` weighs the context with, (B, N, M): the mean over the heads; each row sums to 1."""
+        """Attention weights of `forward`, averaged over the heads: (B, N, M); each row sums to 1."""
         scores = self._heads(self.query(x)) @ self._heads(self.key(context)).transpose(-2, -1)
         return (scores * (x.shape[-1] // self.num_heads) ** -0.5).softmax(-1).mean(1)
 
@@ -55,7 +55,7 @@ class MLP(nn.Module):
 class DropPath(nn.Module):
     """Stochastic depth: drops the whole branch of an example with probability `rate`.
 
-    Kept branches are divided by `1 - rate` with `rescale`, and go on as they are without.
+    With `rescale`, branches that are kept are divided by `1 - rate`.
     """
 
     def __init__(self, rate: float, rescale: bool) -> None:
@@ -84,7 +84,7 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path, config.drop_path_rescale)
 
     def forward(self, x: Tensor, others: Tensor | None = None) -> Tensor:
-        """x (B, N, D) attends to itself and, where given, to others (B, M, D); returns (B, N, D)."""
+        """Let x (B, N, D) attend to itself and to others (B, M, D), if given; returns (B, N, D)."""
         x = x + self.drop_path(self.dropout(self.attention(*self._query_and_context(x, others))))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
@@ -100,24 +100,24 @@ class Block(nn.Module):
 Streams = dict[Modality, Tensor]
 
 RunBlock = Callable[[Block, Tensor, Tensor | None], Tensor]
-"""How a layer is applied to x (B, N, D) and others (B, M, D) or None; gives (B, N, D)."""
+"""Applies a layer to x (B, N, D) and others (B, M, D) or None; returns (B, N, D)."""
 
 
 def run_block(block: Block, x: Tensor, others: Tensor | None) -> Tensor:
-    """Just call it."""
+    """Apply the layer."""
     return block(x, others)
 
 
 def run_checkpointed(block: Block, x: Tensor, others: Tensor | None) -> Tensor:
-    """Call it, and call it again in the backward pass instead of keeping what it computed."""
+    """Apply the layer, and recompute it in the backward pass instead of storing its activations."""
     return checkpoint(block, x, others, use_reentrant=False)
 
 
 class Encoder(nn.Module):
-    """L layers: each stream alone up to L_f, fused from there on; then one layer norm for all streams.
+    """L layers, which process each stream separately before L_f and fuse them from L_f on; then one layer norm for all streams.
 
     Attributes:
-        activation_checkpointing: in training, keep each layer's input alone and compute the layer anew in the backward pass.
+        activation_checkpointing: in training, store only the input of each layer, and recompute the layer in the backward pass.
     """
 
     def __init__(self, config: MBTConfig) -> None:
@@ -132,22 +132,22 @@ class Encoder(nn.Module):
             self.bottleneck = nn.Parameter(torch.empty(1, config.num_bottlenecks, config.hidden_size))
 
     def forward(self, streams: Streams) -> Streams:
-        """Tokens (B, N_m, D) of each modality to the same shapes."""
+        """Encode the tokens (B, N_m, D) of each modality; shapes are unchanged."""
         batch = len(next(iter(streams.values())))
         z_fsn = self.bottleneck.expand(batch, -1, -1) if self.config.has_bottleneck else None
         run = run_checkpointed if self.activation_checkpointing and self.training else run_block
         return {m: self.norm(z) for m, z in self.through_layers(streams, z_fsn, run).items()}
 
     def through_layers(self, streams: Streams, z_fsn: Tensor | None, run: RunBlock) -> Streams:
-        """The way of the tokens through all layers, each applied by `run`.
+        """Pass the tokens through all layers, each applied by `run`.
 
         Args:
             streams: (B, N_m, D) of each modality.
-            z_fsn: fusion tokens (B, num_bottlenecks, D), or None where the model has none.
-            run: applies a layer.
+            z_fsn: fusion tokens (B, num_bottlenecks, D); None if the model has none.
+            run: applies one layer.
         """
         for layer in range(self.config.num_layers):
-            if self._apart(layer):
+            if self._is_unfused(layer):
                 streams = {m: run(self._block(m, layer), z, None) for m, z in streams.items()}
             elif z_fsn is not None:
                 streams, z_fsn = self._through_bottleneck(layer, streams, z_fsn, run)
@@ -157,7 +157,7 @@ class Encoder(nn.Module):
                 streams = self._cross(layer, streams, run)
         return streams
 
-    def _apart(self, layer: int) -> bool:
+    def _is_unfused(self, layer: int) -> bool:
         fused = len(self.config.modalities) > 1 and (self.training or self.config.test_with_bottlenecks)
         return not fused or layer < self.config.fusion_layer
 
@@ -169,7 +169,7 @@ class Encoder(nn.Module):
         return block
 
     def _through_bottleneck(self, layer: int, streams: Streams, z_fsn: Tensor, run: RunBlock) -> tuple[Streams, Tensor]:
-        """[z_m || z_fsn] through each stream's layer; the fusion tokens carry what crosses (Eq. 8-9)."""
+        """Apply each stream's layer to [z_m || z_fsn]; information crosses through the fusion tokens only (Eq. 8-9)."""
         fused: Streams = {}
         updates = []
         for m, z in streams.items():
@@ -189,7 +189,7 @@ class Encoder(nn.Module):
         return dict(zip(streams, out.split(lengths, dim=1), strict=True))
 
     def _cross(self, layer: int, streams: Streams, run: RunBlock) -> Streams:
-        """Each stream attends to all tokens with weights of its own (Eq. 5-6)."""
+        """Cross-attention: each stream attends to all tokens, with its own weights (Eq. 5-6)."""
         return {
             m: run(self._block(m, layer), z, torch.cat([other for o, other in streams.items() if o != m], dim=1))
             for m, z in streams.items()

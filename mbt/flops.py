@@ -1,4 +1,4 @@
-"""FLOPs of a forward pass by formula: two for each multiply-add of matrix products and convolutions, nothing else."""
+"""FLOPs of a forward pass by formula. Matrix products and convolutions count two per multiply-add; nothing else counts."""
 
 import math
 from dataclasses import dataclass, replace
@@ -11,9 +11,9 @@ class Flops:
     """FLOPs of one clip's forward pass in evaluation.
 
     Attributes:
-        embeddings: patches to tokens.
-        rgb: layers of the rgb stream with its fusion tokens; where all tokens share a layer, this stream's part of it.
-        spec: the same of the spec stream.
+        embeddings: patch embeddings.
+        rgb: layers of the rgb stream, with its fusion tokens; of layers that all streams share, the share of its tokens.
+        spec: the same for the spec stream.
         head: classifier.
     """
 
@@ -24,19 +24,19 @@ class Flops:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of all parts."""
         return self.embeddings + self.rgb + self.spec + self.head
 
 
 @dataclass(frozen=True)
 class SweepRow:
-    """What each way of fusion from layer L_f on costs.
+    """Cost of each kind of fusion for one fusion layer.
 
     Attributes:
         fusion_layer: L_f.
-        bottleneck: fusion tokens.
+        bottleneck: fusion through bottleneck tokens.
         attention: attention to all tokens, with the configuration's `share_encoder`.
-        official_attention: the same as the official code computes it; see `clip_flops`.
+        official_attention: the same attention as the official code computes it; see `clip_flops`.
     """
 
     fusion_layer: int
@@ -45,7 +45,7 @@ class SweepRow:
     official_attention: Flops
 
     def ways(self) -> dict[str, Flops]:
-        """Each way of fusion by its name."""
+        """Cost of each kind of fusion by its name."""
         return {
             "bottleneck": self.bottleneck,
             "attention": self.attention,
@@ -58,9 +58,9 @@ def clip_flops(config: MBTConfig, *, run_context: bool = False) -> Flops:
 
     Args:
         config: the model.
-        run_context: count cross-attention as the official code computes it: each stream's layer is run on the tokens of all
-            streams, and what it gives for the other streams' is thrown away. Here those are keys and values alone. Nothing
-            else depends on it.
+        run_context: count cross-attention as the official code computes it: each stream's layer runs on the tokens of all
+            streams, and its output for the tokens of other streams is discarded. This model uses those tokens as keys and
+            values only. Other kinds of fusion are not affected.
     """
     return Flops(
         embeddings=_embeddings(config),
@@ -71,16 +71,16 @@ def clip_flops(config: MBTConfig, *, run_context: bool = False) -> Flops:
 
 
 def fusion_layer_sweep(config: MBTConfig) -> list[SweepRow]:
-    """The right half of the paper's Figure 3: what fusion costs for every L_f from 0 (early) to num_layers (late).
+    """Cost of each kind of fusion for every L_f from 0 (early) to num_layers (late); the right half of the paper's Figure 3.
 
     Args:
-        config: the model; its own `fusion` and `fusion_layer` do not matter.
+        config: the model; its own `fusion` and `fusion_layer` are ignored.
 
     Raises:
-        ValueError: the model has one modality.
+        ValueError: the model has a single modality.
     """
     if len(config.modalities) < 2:
-        raise ValueError(f"modalities {config.modalities} are one stream, and there is nothing to fuse")
+        raise ValueError(f"modalities {config.modalities}: a single stream has nothing to fuse")
     rows = []
     for layer in range(config.num_layers + 1):
         bottleneck = replace(config, fusion="bottleneck", fusion_layer=layer, test_with_bottlenecks=True)
@@ -90,7 +90,7 @@ def fusion_layer_sweep(config: MBTConfig) -> list[SweepRow]:
 
 
 def num_tokens(config: MBTConfig) -> dict[Modality, int]:
-    """Tokens of each stream, CLS included and fusion tokens not."""
+    """Number of tokens of each stream, with CLS and without fusion tokens."""
     return {m: patches + (config.classifier == "token") for m, patches in _patches(config).items()}
 
 
@@ -100,7 +100,7 @@ def _patches(config: MBTConfig) -> dict[Modality, int]:
 
 
 def _layer(config: MBTConfig, queries: int, keys: int) -> int:
-    """A layer in which `queries` tokens attend to `keys` tokens."""
+    """FLOPs of a layer in which `queries` tokens attend to `keys` tokens."""
     width = config.hidden_size
     query_and_out = 4 * queries * width**2
     key_and_value = 4 * keys * width**2
@@ -121,18 +121,18 @@ def _stream(config: MBTConfig, modality: Modality, run_context: bool) -> int:
     else:
         fused = _layer(config, everyone if run_context else own, everyone)
     fuses = len(tokens) > 1 and config.test_with_bottlenecks
-    apart = config.fusion_layer if fuses else config.num_layers
-    return apart * _layer(config, own, own) + (config.num_layers - apart) * fused
+    unfused = config.fusion_layer if fuses else config.num_layers
+    return unfused * _layer(config, own, own) + (config.num_layers - unfused) * fused
 
 
 def _embeddings(config: MBTConfig) -> int:
-    """A multiply-add for each weight of the kernel and patch: three channels of rgb, one of the log-mel."""
+    """One multiply-add per patch and kernel weight, for three channels of rgb and one of log-mel."""
     weights = {"rgb": 3 * math.prod(config.tubelet), "spec": math.prod(config.spec_patch)}
     return sum(2 * patches * weights[m] * config.hidden_size for m, patches in _patches(config).items())
 
 
 def _head(config: MBTConfig) -> int:
-    """The head is applied to each stream's CLS token, or once to the mean of all tokens."""
+    """FLOPs of the head, which is applied to the CLS token of each stream, or once to the mean of all tokens."""
     width = config.representation_size or config.hidden_size
     representation = 2 * config.hidden_size * width if config.representation_size else 0
     times = len(config.modalities) if config.classifier == "token" else 1

@@ -1,4 +1,4 @@
-"""Position embeddings for other grids of patches than they were trained on."""
+"""Resizes position embeddings to another grid of patches."""
 
 from collections.abc import Sequence
 
@@ -10,15 +10,18 @@ MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def resize_grid(position: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
-    """Embeddings (1, N, D) of a grid, interpolated linearly to another with its corners where they were.
+    """Interpolate the embeddings of a grid linearly to another grid; corners stay corners.
 
-    A grid that has one frame gives every frame of a longer one the same embeddings. On images this is the official
+    If the old grid has one frame, all frames of the new one get the same embeddings. On images this equals the official
     `scipy.ndimage.zoom` of order 1.
 
     Args:
-        position: (1, product of old, D).
-        old: the grid, such as (frames, height, width).
-        new: the wanted grid, with as many axes.
+        position: embeddings (1, N, D), with N the number of points in `old`.
+        old: shape of the grid, such as (frames, height, width).
+        new: shape of the new grid, with the same number of axes.
+
+    Returns:
+        Embeddings (1, M, D), with M the number of points in `new`.
     """
     if tuple(old) == tuple(new):
         return position
@@ -27,7 +30,7 @@ def resize_grid(position: Tensor, old: Sequence[int], new: Sequence[int]) -> Ten
 
 
 def resize_positions(position: Tensor, old: Sequence[int], new: Sequence[int], cls: bool) -> Tensor:
-    """`resize_grid` of embeddings whose first is the CLS token's, if `cls`."""
+    """`resize_grid`, keeping the first embedding if it is that of the CLS token (`cls`)."""
     if not cls:
         return resize_grid(position, old, new)
     return torch.cat([position[:, :1], resize_grid(position[:, 1:], old, new)], dim=1)

@@ -1,4 +1,4 @@
-"""Attention rollout: which patches the output was drawn from (Abnar & Zuidema, arXiv 2005.00928; paper, Figure 6)."""
+"""Attention rollout: how much each patch contributes to the output (Abnar & Zuidema, arXiv 2005.00928; paper, Figure 6)."""
 
 import copy
 import math
@@ -19,24 +19,24 @@ def attention_rollout(
 ) -> dict[Modality, Tensor]:
     """Share of each patch in the output, through the attention and the skip connections of all layers.
 
-    A layer hands on the mean of a token and of what it attends to, (A + I) / 2, with A the mean over the heads. That is linear
-    in the tokens, and so is the way in which the encoder fuses streams: one number a token is sent along that way, and the
-    gradient of the output with respect to it is the token's share. The output is the mean of the streams' CLS tokens, or with
-    `gap` of all tokens. The shares of all tokens sum to 1; the patches lack what CLS and fusion tokens held before any layer.
+    A layer is approximated by (A + I) / 2, with A the attention weights averaged over the heads. This is linear in the tokens,
+    and so is the fusion of the streams. One number per token is sent through the layers, and the gradient of the output with
+    respect to it is the token's share. The output is the mean of the streams' CLS tokens, or, with `gap`, of all tokens. The
+    shares of all tokens sum to 1; the shares of CLS and fusion tokens are not returned.
 
-    The model runs once, in evaluation mode; the attention is then computed again from the input of each layer, in float32. What
-    is kept is those inputs, each of which gives way to its layer's A (B, N, M): for MBT-B with the paper's input 0.1 GB a clip,
-    and besides 0.4 GB a clip for all heads of the layer at hand.
+    The model runs once, in evaluation mode; the attention is then recomputed in float32 from the input of each layer. For MBT-B
+    with the paper's input, the inputs and the weights A (B, N, M), which replace them, take 0.1 GB per clip; all heads of the
+    current layer take another 0.4 GB per clip.
 
     Args:
-        model: in any mode; it is left as it was.
+        model: a model in any mode, which is restored afterwards.
         rgb: (B, F, 3, H, W), as in `MBT.forward`.
-        spec: (B, T, M), likewise.
-        of: the output of this stream alone.
+        spec: (B, T, M), as in `MBT.forward`.
+        of: stream whose output is explained; None: all streams.
 
     Returns:
-        float32 for each modality of the model: rgb (B, frames, height, width) of `MBTConfig.rgb_grid`, spec (B, rows, bands) of
-        `MBTConfig.spec_grid`.
+        float32 shares for each modality of the model: rgb (B, frames, height, width) of `MBTConfig.rgb_grid`, spec (B, rows,
+        bands) of `MBTConfig.spec_grid`.
 
     Raises:
         ValueError: an input is missing, or the model has no stream `of`.
@@ -69,7 +69,7 @@ def attention_rollout(
 
 @contextmanager
 def _evaluation(model: MBT) -> Iterator[None]:
-    """Evaluation mode for a while, whichever parts of the model are in training."""
+    """Switch to evaluation mode, and restore the mode of each module afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -81,7 +81,7 @@ def _evaluation(model: MBT) -> Iterator[None]:
 
 @torch.no_grad()
 def _layer_inputs(model: MBT, rgb: Tensor | None, spec: Tensor | None) -> deque[tuple[Tensor, Tensor | None]]:
-    """Run the model; x and others of each call of a layer, in order."""
+    """Run the model and return the arguments x and others of each call of a layer, in order."""
     inputs: deque[tuple[Tensor, Tensor | None]] = deque()
     with ExitStack() as hooks:
         for block in model.encoder.modules():
@@ -93,5 +93,5 @@ def _layer_inputs(model: MBT, rgb: Tensor | None, spec: Tensor | None) -> deque[
 
 @torch.no_grad()
 def _attention(block: Block, x: Tensor, others: Tensor | None) -> Tensor:
-    """Its weights in float32, whatever the model runs in."""
+    """Attention weights in float32, whatever the dtype of the model."""
     return copy.deepcopy(block).float().attention_weights(x.float(), None if others is None else others.float())

@@ -103,12 +103,14 @@ def test_flops_of_mbt_b_are_those_of_its_products() -> None:
     assert forward_flops(MBTConfig(num_classes=527)) == patches + layers + 2 * 2 * 768 * 527
 
 
-def test_the_peer_computes_logits_and_gradients_of_the_model() -> None:
+@pytest.mark.parametrize("image_size", [32, (32, 48)])
+def test_the_peer_computes_logits_and_gradients_of_the_model(image_size: int | tuple[int, int]) -> None:
     pytest.importorskip("flax")
     from benchmarks.flax_peer import FlaxPeer, flax_weights
 
     torch.manual_seed(0)
-    task = Task.random(TINY, torch.device("cpu"), batch=2, product_size=8)
+    config = replace(TINY, image_size=image_size)
+    task = Task.random(config, torch.device("cpu"), batch=2, product_size=8)
     for parameter in task.model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     peer = FlaxPeer(task.model, task.rgb, task.spec, task.targets, "float32")
@@ -116,7 +118,7 @@ def test_the_peer_computes_logits_and_gradients_of_the_model() -> None:
     for modality, given in peer.logits_by_modality().items():
         torch.testing.assert_close(torch.tensor(given.tolist()), logits[modality])
     training_loss(logits, {"all": task.targets}, "multilabel", label_smoothing=0).backward()
-    gradients = MBT(TINY)
+    gradients = MBT(config)
     gradients.load_state_dict({name: parameter.grad for name, parameter in task.model.named_parameters()})
     assert_same(peer.gradients(), flax_weights(gradients))
 

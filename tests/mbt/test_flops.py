@@ -42,13 +42,15 @@ def counted(model: MBT, rgb: Tensor, spec: Tensor) -> FlopCounterMode:
 def on_meta(config: MBTConfig) -> tuple[MBT, Tensor, Tensor]:
     """A model and the input of one clip, without memory."""
     with torch.device("meta"):
-        rgb = torch.empty(1, config.num_frames, 3, config.image_size, config.image_size)
+        rgb = torch.empty(1, config.num_frames, 3, *config.image_shape)
         return MBT(config).eval(), rgb, torch.empty(1, *config.spec_shape)
 
 
 @pytest.mark.parametrize("classifier", ["token", "gap"])
 @pytest.mark.parametrize(
-    "fields", [*VARIANTS, {"fusion_layer": 5}, {"tubelet": (2, 14, 7)}, {"representation_size": 11}], ids=str
+    "fields",
+    [*VARIANTS, {"fusion_layer": 5}, {"tubelet": (2, 14, 7)}, {"image_size": (28, 63)}, {"representation_size": 11}],
+    ids=str,
 )
 def test_formulas_agree_with_torchs_counter(fields: dict[str, object], classifier: str) -> None:
     config = MBTConfig(**{**ODD, **fields, "classifier": classifier})

@@ -53,3 +53,14 @@ def test_strided_and_expanded_inputs() -> None:
     layer = Linear(8, 4)
     for x in (torch.randn(3, 8, 5).transpose(1, 2), torch.randn(1, 1, 8).expand(3, 2, 8), torch.randn(2, 6, 8)[:, 1:3]):
         torch.testing.assert_close(layer(x), x @ layer.weight.T + layer.bias, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("onednn")
+def test_a_replaced_function_never_gets_onednns_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed replaces torch.nn.functional.linear by one that computes `input.matmul(weight.t())`."""
+    layer, x = Linear(8, 4), torch.randn(2, 8)
+    expected = layer(x)
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda x, weight, bias=None: x.matmul(weight.t()) + bias)
+    torch.testing.assert_close(layer(x), expected)
+    monkeypatch.setattr(linear, "MIN_WEIGHTS", 1 << 60)
+    torch.testing.assert_close(layer(x), expected)

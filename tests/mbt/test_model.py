@@ -201,6 +201,9 @@ def test_spectrogram_rows_beyond_whole_patches_are_not_seen() -> None:
         ({"fusion_layer": 13}, "fusion_layer 13 is outside 0..4"),
         ({"num_heads": 5}, "hidden_size 32 is not divisible by num_heads 5"),
         ({"image_size": 33}, "image_size 33 is not divisible"),
+        ({"image_size": (32, 40)}, r"image_size \(32, 40\) is not divisible by the tubelet's 16 x 16 pixels"),
+        ({"image_size": (32,)}, r"image_size \(32,\) is neither a positive number of pixels nor \[height, width\]"),
+        ({"image_size": 0}, "image_size 0 is neither"),
         ({"num_frames": 3, "tubelet": (2, 16, 16)}, "num_frames 3 is not divisible"),
         ({"tubelet": (0, 16, 16)}, r"tubelet \(0, 16, 16\) is below 1"),
         ({"mlp_dim": 0}, "mlp_dim 0 is below 1"),
@@ -228,3 +231,22 @@ def test_configuration_survives_json() -> None:
     assert MBTConfig.from_json(config.to_json()) == config
     with pytest.raises(ValueError, match="colour"):
         MBTConfig.from_json('{"num_classes": 3, "colour": 1}')
+
+
+def test_a_square_is_written_as_one_number() -> None:
+    square, wide = MBTConfig(**{**SMALL, "image_size": [32, 32]}), MBTConfig(**{**SMALL, "image_size": [32, 64]})
+    assert square == MBTConfig(**SMALL)
+    assert '"image_size": 32,' in square.to_json()
+    assert MBTConfig.from_json(wide.to_json()) == wide
+    assert (wide.image_size, wide.image_shape, wide.rgb_grid) == ((32, 64), (32, 64), (2, 2, 4))
+
+
+def test_tokens_of_wide_frames_are_in_row_major_order() -> None:
+    """A patch that differs changes the token of its row and column alone."""
+    model = small(image_size=(32, 64), fusion_layer=4)
+    rgb = torch.zeros(1, 2, 3, 32, 64)
+    changed = rgb.clone()
+    changed[:, 1, :, 16:, 32:48] = 1
+    tokens = [model.tokens["rgb"](x.transpose(1, 2)) for x in (rgb, changed)]
+    assert (tokens[0] != tokens[1]).any(2)[0].nonzero().flatten().tolist() == [1 + 1 * 8 + 1 * 4 + 2]
+    assert model(rgb, inputs(1)["spec"]).shape == (1, 5)

@@ -76,6 +76,18 @@ def test_other_inputs_resize_the_positions(model: MBT, folder: Path) -> None:
     assert larger(**inputs(4, 64, 32)).shape == (2, 5)
 
 
+def test_frames_may_become_wide(model: MBT, folder: Path, tmp_path: Path) -> None:
+    """2 x 2 patches to 2 x 4: the rows stay, and a third of the way lies between the columns."""
+    MBT.from_pretrained(folder, image_size=(32, 64)).save_pretrained(tmp_path / "wide")
+    wide = MBT.from_pretrained(tmp_path / "wide")
+    assert wide.config == replace(CONFIG, image_size=(32, 64))
+    left, right = model.tokens["rgb"].position[0, 1:].reshape(2, 2, 2, 16).unbind(2)
+    expected = torch.stack([left, (2 * left + right) / 3, (left + 2 * right) / 3, right], dim=2)
+    torch.testing.assert_close(wide.tokens["rgb"].position[0, 1:].reshape(2, 2, 4, 16), expected)
+    assert "(B, 2, 3, 32, 64)" in (tmp_path / "wide" / "README.md").read_text()
+    assert wide(rgb=torch.zeros(1, 2, 3, 32, 64), spec=torch.zeros(1, 64, 32)).shape == (1, 5)
+
+
 @pytest.mark.parametrize(
     ("seconds", "tokens"), [(2, 12 * 8), (4, 25 * 8), (6, 37 * 8), (8, 50 * 8), (3.52, 22 * 8), (10, 62 * 8)]
 )

@@ -18,8 +18,6 @@ from mbt.manifests.atomic import write_bytes
 DPI = 120
 HEAT = "inferno"
 OPACITY = 0.55
-UNIT_SQUARE = (0.0, 1.0, 1.0, 0.0)
-"""Extent of a frame, independent of its pixels."""
 
 
 @dataclass(frozen=True)
@@ -105,15 +103,16 @@ def _draw_frames(part: SubFigure, rgb: FrameAttention) -> None:
     left, right = part.subfigures(1, 2, squeeze=False, width_ratios=(2, columns / rows + 0.25)).flat
     plain, total = left.subplots(1, 2)
     middle, summed = frames // 2, relative.mean(0)
+    extent = _extent(rgb.frames[middle])
     _draw_frame(plain, rgb.frames[middle], f"middle frame, {rgb.times[middle]:.2f} s")
     _draw_frame(total, rgb.frames[middle], f"attention, all frames: up to {summed.max():.1f} x mean")
-    _overlay(total, summed, UNIT_SQUARE)
+    _overlay(total, summed, extent)
     cells = list(right.subplots(rows, columns, squeeze=False).flat)
     for cell in cells[maps:]:
         cell.remove()
     for cell, map_, number in zip(cells, relative, range(frames // maps // 2, frames, frames // maps), strict=False):
         _draw_frame(cell, rgb.frames[number], f"{rgb.times[number]:.2f} s")
-        drawn = _overlay(cell, map_, UNIT_SQUARE, vmax=relative.max())
+        drawn = _overlay(cell, map_, extent, vmax=relative.max())
     right.colorbar(drawn, ax=cells[:maps], label="attention / mean", shrink=0.8)
 
 
@@ -129,8 +128,14 @@ def _draw_spec(part: SubFigure, spec: SpecAttention) -> None:
     part.colorbar(drawn, ax=list(rows), label="attention / mean")
 
 
+def _extent(frame: np.ndarray) -> tuple[float, float, float, float]:
+    """Extent of a frame (H, W, 3) in units of its height, whatever its number of pixels."""
+    height, width = frame.shape[:2]
+    return 0.0, width / height, 1.0, 0.0
+
+
 def _draw_frame(axes: Axes, frame: np.ndarray, title: str) -> None:
-    axes.imshow(frame, extent=UNIT_SQUARE)
+    axes.imshow(frame, extent=_extent(frame))
     axes.set_title(title, fontsize="small")
     axes.set_axis_off()
 

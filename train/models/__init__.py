@@ -1,4 +1,4 @@
-"""Where a model comes from and how it is stored.
+"""Creating, importing, saving and loading models.
 
-In: a recipe's initial weights, a released checkpoint, a model folder. Out: an MBT and what its inputs are.
+In: initial weights of a recipe, a released checkpoint, or a model folder. Out: an MBT and a description of its inputs.
 """

@@ -1,4 +1,4 @@
-"""`mbt import-scenic`: a checkpoint of the official implementation as a model folder of ours."""
+"""`mbt import-scenic`: converts a checkpoint of the official implementation to a model folder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,23 +16,23 @@ from mbt.weights.flax_checkpoint import read_flax_checkpoint
 from mbt.weights.scenic import from_scenic
 
 RESIZE = 256
-FIX = "Give a checkpoint file of the official MBT; say by --set what its shapes do not tell, such as --set fusion_layer=8"
+FIX = "Give a checkpoint file of the official MBT, and set what its shapes do not tell, such as --set fusion_layer=8"
 
 
 def import_scenic(file: Path, out: Path, settings: Sequence[str], data: Path | None, rgb_seconds: float | None) -> MBTConfig:
-    """Write a released checkpoint as a model folder; returns its configuration.
+    """Convert a released checkpoint to a model folder; returns the configuration of the model.
 
     Args:
-        file: single-file Flax checkpoint, of either layout.
+        file: single-file Flax checkpoint, in either layout.
         out: folder to write.
-        settings: `field=value` of `MBTConfig`, where the shapes do not tell or tell another.
-        data: dataset folder from which inputs and labels are taken, so that the model can be evaluated on it; None: the
-            folder holds weights and configuration only.
-        rgb_seconds: span of the frames, where it is not that of the spectrogram; for `data`.
+        settings: `field=value` for fields of `MBTConfig` that the shapes do not determine.
+        data: dataset folder that supplies the description of inputs and labels, so that the model can be evaluated on it;
+            None: write weights and configuration only.
+        rgb_seconds: span of the frames in seconds, if it differs from that of the spectrogram; used with `data`.
 
     Raises:
-        ConfigError: the file is damaged or of something else, or does not fit `data`.
-        ShardError: `data` is no dataset folder.
+        ConfigError: the file is damaged or not an MBT checkpoint, or it does not fit `data`.
+        ShardError: `data` is not a dataset folder.
     """
     fields = config_fields(settings)
     with as_config_error(FIX):
@@ -50,19 +50,19 @@ def _preprocessor(config: MBTConfig, data: Path, rgb_seconds: float | None) -> P
     info = read_dataset(data)
     labels = read_labels(data / LABELS_FILE)
     if len(labels) != config.num_classes:
-        fix = "Give shards of the dataset that it was trained on"
-        raise ConfigError(f"{data} has {len(labels)} labels, and the checkpoint has {config.num_classes} classes", fix)
+        fix = "Give the dataset that the checkpoint was trained on"
+        raise ConfigError(f"{data} has {len(labels)} labels, but the checkpoint has {config.num_classes} classes", fix)
     inputs = Inputs(
         media=info.media,
         seconds=config.spec_shape[0] / MEL_RATE,
         frames=config.num_frames,
         rgb_seconds=rgb_seconds,
-        resize=max(RESIZE, config.image_size),
+        resize=max(RESIZE, min(config.image_shape)),
         image_size=config.image_size,
         modalities=config.modalities,
         mel_mean=info.log_mel_statistics.mean,
         mel_std=info.log_mel_statistics.std or 1.0,
     )
-    with as_config_error("Say --set num_frames, --set spec_shape=[ROWS,BANDS] and --rgb-seconds as the model was trained"):
+    with as_config_error("Give --set num_frames=N, --set spec_shape=[ROWS,BANDS] and --rgb-seconds as in its training"):
         inputs.check_model(config)
     return Preprocessor.of(info.task, inputs, labels)

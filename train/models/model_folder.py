@@ -1,4 +1,4 @@
-"""A trained model with all that is needed to use it: weights, configuration, inputs and labels."""
+"""Folders of trained models: weights, configuration, and a description of inputs and labels."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ CHOICES = ("best", "last")
 
 
 class Preprocessor(Frozen):
-    """How media become inputs, and outputs become labels."""
+    """How media are turned into inputs, and logits into labels."""
 
     task: Task
     inputs: Inputs
@@ -29,42 +29,45 @@ class Preprocessor(Frozen):
 
     @classmethod
     def of(cls, task: Task, inputs: Inputs, labels: LabelSet) -> "Preprocessor":
-        """With the labels of a dataset."""
+        """The preprocessor of a model with these inputs, for the labels of a dataset."""
         return cls(task=task, inputs=inputs, labels=tuple((label.id, label.display_name) for label in labels.labels))
 
     @property
     def label_set(self) -> LabelSet:
-        """The labels."""
+        """The labels, in the order of the logits."""
         return LabelSet(tuple(Label(*label) for label in self.labels))
 
 
 def save_trained(
     folder: Path, weights: dict[str, Tensor], config: MBTConfig, preprocessor: Preprocessor, about: str = ""
 ) -> None:
-    """Write a model's files, and preprocessor_config.json beside them, to `folder`, each atomically."""
+    """Write the files of a model and preprocessor_config.json to `folder`, each atomically."""
     write_text(folder / PREPROCESSOR, preprocessor.model_dump_json(indent=2) + "\n")
     for name, content in folder_files(config, weights, about).items():
         write_bytes(folder / name, content)
 
 
 def load_trained(path: Path) -> tuple[MBT, Preprocessor]:
-    """Model (on the CPU, in evaluation mode) and preprocessor of a run folder (its best, else its last) or a model folder.
+    """Load a model and its preprocessor from a run folder (its best model, else its last) or a model folder.
+
+    Returns:
+        The model, on the CPU and in evaluation mode, and its preprocessor.
 
     Raises:
-        ConfigError: there is no model, a file is damaged, or the weights are of another configuration.
+        ConfigError: there is no model, a file is damaged, or the weights do not fit the configuration.
     """
     folder = next((f for f in (path, *(path / name for name in CHOICES)) if (f / WEIGHTS).is_file()), None)
     if folder is None:
-        raise ConfigError(f"{path} holds no trained model", "Give the folder of a run that `mbt train` finished, or of a model")
-    with as_config_error("Copy the model's files anew"):
+        raise ConfigError(f"no trained model in {path}", "Give the folder of a finished `mbt train` run, or a model folder")
+    with as_config_error("Copy the files of the model again"):
         model = MBT.from_pretrained(folder)
     try:
         preprocessor = Preprocessor.model_validate_json((folder / PREPROCESSOR).read_bytes())
     except OSError:
-        fix = "Take it from where the model was trained; for an imported one: mbt import-scenic --data FOLDER"
-        raise ConfigError(f"{folder} has no {PREPROCESSOR}: its inputs and labels are not known", fix) from None
+        fix = "Copy it from the training run; for an imported model, run mbt import-scenic with --data FOLDER"
+        raise ConfigError(f"{folder} has no {PREPROCESSOR}, so the inputs and labels of the model are unknown", fix) from None
     except ValidationError as error:
         what = str(error).splitlines()[0]
-        raise ConfigError(f"{folder / PREPROCESSOR} is damaged: {what}", "Copy the model's files anew") from None
+        raise ConfigError(f"{folder / PREPROCESSOR} is damaged: {what}", "Copy the files of the model again") from None
     preprocessor.inputs.check_model(model.config)
     return model, preprocessor

@@ -1,4 +1,4 @@
-"""What is trained, and how.
+"""Recipes: the model, its inputs and its training.
 
 In: a TOML file and --set options. Out: a validated recipe.
 """

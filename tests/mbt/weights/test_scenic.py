@@ -228,3 +228,12 @@ def test_tensors_do_not_share_memory_with_the_arrays() -> None:
 )
 def test_interior_frames(frames: int, sampled: int, expected: list[int]) -> None:
     assert interior_frames(frames, sampled) == expected
+
+
+@pytest.mark.parametrize(("given", "grid"), [({}, (16, 14, 14)), ({"image_size": (112, 448)}, (16, 7, 28))])
+def test_the_image_size_decides_the_grid(given: dict[str, Any], grid: tuple[int, int, int]) -> None:
+    """3,136 patches are 16 x 196; the number of patches alone does not tell a wide frame from a square one."""
+    _, params = released(hidden_size=8, num_heads=2, mlp_dim=16)
+    config, state = from_scenic(params, **given)
+    assert (config.rgb_grid, config.num_frames) == (grid, 32)
+    assert state["tokens.rgb.position"].shape == (1, 3137, 8)

@@ -43,7 +43,7 @@ def own(vit: ViT, **fields: Any) -> MBTConfig:
 
 def features(model: MBT, **inputs: Tensor) -> dict[str, Tensor]:
     with torch.no_grad():
-        return model.encoder(model._tokenise(inputs.get("rgb"), inputs.get("spec")))
+        return model.encoder(model._tokenize(inputs.get("rgb"), inputs.get("spec")))
 
 
 def test_one_frame_gives_timms_features(timm_file: Path) -> None:
@@ -168,6 +168,22 @@ def test_positions_are_resized_and_tiled(tmp_path: Path) -> None:
     spec = model.state_dict()["tokens.spec.position"][0, 1:].reshape(6, 3, 8).numpy()
     np.testing.assert_allclose(spec[[0, -1]], grid[[0, -1]], atol=1e-6)
     np.testing.assert_allclose(spec[1], 0.6 * grid[0] + 0.4 * grid[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("surgery", ["paper", "official"])
+def test_positions_of_wide_frames_are_interpolated_along_each_axis(surgery: Any, tmp_path: Path) -> None:
+    """3 x 3 to 2 x 5, first along the height, then along the width; corners stay corners."""
+    params = flat_vit()
+    np.savez(tmp_path / "ViT.npz", **params)
+    vit = read_vit(tmp_path / "ViT.npz")
+    model = MBT(own(vit, image_size=(32, 80), spec_shape=(96, 48), num_bottlenecks=5))
+    init_from_vit(model, vit, surgery)
+    position = params["Transformer/posembed_input/pos_embedding"][0]
+    top, _, bottom = position[1:].reshape(3, 3, 8)
+    rows = [np.stack([row[0], (row[0] + row[1]) / 2, row[1], (row[1] + row[2]) / 2, row[2]]) for row in (top, bottom)]
+    rgb = model.state_dict()["tokens.rgb.position"][0].numpy()
+    np.testing.assert_array_equal(rgb[0], position[0])
+    np.testing.assert_allclose(rgb[1:].reshape(4, 2, 5, 8), np.tile(np.stack(rows), (4, 1, 1, 1)), atol=1e-6)
 
 
 def test_surgery_of_the_paper_and_of_the_official_code_differ_where_they_say(tmp_path: Path) -> None:

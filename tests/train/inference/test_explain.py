@@ -142,5 +142,5 @@ def test_errors_equal_those_of_prediction(model_folder: Path, media: Path, tmp_p
     clip = str(media / "media" / "eval-0000.mp4")
     no_model = CliRunner().invoke(cli, ["explain", clip, "--checkpoint", str(tmp_path), "--out", out])
     assert isinstance(no_model.exception, ConfigError)
-    assert "holds no trained model" in str(no_model.exception)
+    assert "no trained model in" in str(no_model.exception)
     assert not list(tmp_path.iterdir())

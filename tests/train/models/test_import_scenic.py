@@ -72,7 +72,7 @@ def test_what_cannot_be_imported_is_one_line(shards: Path, tmp_path: Path, mbt: 
         ((file, "--set", "fusion_layer=13"), "fusion_layer 13 is outside 0..12"),
         ((file, "--set", "colour=1"), "not FIELD=VALUE for a field of the model"),
         ((file, "--set", "fusion_layer=deep"), "valid integer"),
-        ((file, "--data", shards), "15 labels, and the checkpoint has 527 classes"),
+        ((file, "--data", shards), "15 labels, but the checkpoint has 527 classes"),
     ):
         source, *options = arguments
         done = mbt("import-scenic", source, tmp_path / "out", *options)
