@@ -67,15 +67,15 @@ def ordered_rows(clips: pa.Table, balance: Balance, num_classes: int) -> np.ndar
     return by_key[np.argsort(sign * frequency[by_key], kind="stable")]
 
 
-def balanced_rows(clips: pa.Table, balance: Balance, num_classes: int, alive: np.ndarray | None = None) -> np.ndarray:
+def balanced_rows(clips: pa.Table, balance: Balance, num_classes: int, available: np.ndarray | None = None) -> np.ndarray:
     """Rows of the subset, int64, ascending: a clip is selected if all of its classes are below the cap when it is considered.
 
     Args:
         clips: clip table.
         balance: cap and order.
         num_classes: number of classes.
-        alive: for each row, whether the clip is available, bool. Unavailable clips are selected by the same rule, because they
-            must be requested to find out, but do not count towards the cap.
+        available: for each row, whether the clip is available, bool; None means all are. Unavailable clips are selected by the
+            same rule, because they must be requested to find out, but do not count towards the cap.
     """
     order = ordered_rows(clips, balance, num_classes)
     labels = clips["labels"].combine_chunks()
@@ -85,7 +85,7 @@ def balanced_rows(clips: pa.Table, balance: Balance, num_classes: int, alive: np
     quotas = ClassQuotas(balance.cap, num_classes)
     for row, classes in _rows_of_capped_classes(labels, capped, order):
         selected[row] = quotas.allow(classes)
-        if selected[row] and (alive is None or alive[row]):
+        if selected[row] and (available is None or available[row]):
             quotas.add(classes)
     return np.flatnonzero(selected)
 

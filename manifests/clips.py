@@ -13,7 +13,7 @@ from mbt.manifests.errors import InputError
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
 RESERVED_SPLITS = ("clips", "failures")
-"""Other tables of a dataset folder, whose file names an index of such a split would take."""
+"""Split names whose index would overwrite another table of the dataset folder."""
 
 SCHEMA = pa.schema(
     [

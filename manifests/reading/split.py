@@ -80,7 +80,7 @@ class Split:
         targets[labels.value_parent_indices().to_numpy(), labels.flatten().to_numpy()] = 1
         return targets
 
-    def damaged(self, row: int, what: str) -> ShardError:
+    def damage_error(self, row: int, what: str) -> ShardError:
         """A ShardError about the tar of this sample: `what` is wrong, and how to repack it."""
         name = self.shard(row)
         return ShardError(
@@ -186,7 +186,7 @@ class Sample:
         return data
 
     def _damaged(self, what: str) -> ShardError:
-        return self.split.damaged(self.row, what)
+        return self.split.damage_error(self.row, what)
 
 
 def read_index(path: Path, media: MediaFormat, columns: Sequence[str] | None = None) -> pa.Table:
