@@ -413,7 +413,7 @@ def test_a_process_of_its_own_says_one_line_without_traceback(tmp_path: Path) ->
     assert done.stdout == ""
     assert done.stderr.splitlines() == [
         f"error: the list {tmp_path}/list.csv is empty. "
-        'A row is: YTID, start_seconds, end_seconds, "mid,mid,...", as in the official CSV files.'
+        'Write rows as in the official CSV files: YTID, start_seconds, end_seconds, "mid,mid,...".'
     ]
 
 
