@@ -10,7 +10,11 @@ from mbt.manifests.reading.split import Sample, Split
 
 
 class ShardReader(Split):
-    """One split of a dataset folder; `reader[row]` is a sample. Thread-safe.
+    """One split of a local dataset folder; `reader[row]` is a sample. Thread-safe.
+
+    Args:
+        folder: the dataset folder.
+        split: name of the split.
 
     Raises:
         ShardError: dataset.json, the index or a tar is missing, truncated, or has another format version.

@@ -14,7 +14,7 @@ from mbt.manifests.shards import DATASET_FILE, LABELS_FILE, index_file, read_dat
 
 
 class ShardStream(Split):
-    """One split of a dataset folder behind a URL. The index is downloaded at once; several threads may call `walk`.
+    """One split of a dataset folder behind a URL. The index is downloaded first; then several threads may call `walk`.
 
     Args:
         url: the folder; see `mbt.manifests.reading.remote.Remote`.
