@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all."""
+"""Atomic writes: a file appears complete or not at all."""
 
 import contextlib
 import errno
@@ -17,17 +17,17 @@ from mbt.manifests.errors import StorageError
 
 LOCK_PATIENCE_S = 3.0
 PARTIAL = ".tmp"
-"""Suffix of a file that is being written; its name begins with a dot."""
+"""Suffix of a file that is being written; its name starts with a dot."""
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Yield a binary file that becomes `path` when the block ends well, and vanishes when it does not.
+    """Yield a binary file that becomes `path` when the block succeeds and is deleted when it fails.
 
-    The bytes are on disk (fsync of file and folder) before the name is; a reader never sees a part.
+    The bytes are on disk (fsync of file and folder) before the name is, so a reader never sees a partial file.
 
     Raises:
-        StorageError: no space left, quota exceeded, read-only or forbidden folder.
+        StorageError: no space left, quota exceeded, or the folder is not writable.
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,11 +64,11 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 @contextlib.contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
-    """Hold `folder` as its only writer, after removing what writers that were killed left unfinished in it.
+def exclusive_writer(folder: Path) -> Iterator[None]:
+    """Lock `folder` for this process alone, and delete partial files that killed writers left in it.
 
     Raises:
-        StorageError: another process is writing there.
+        StorageError: another process is writing to the folder.
     """
     with _lock(folder / ".lock", fcntl.LOCK_EX):
         for partial in folder.rglob(f".*{PARTIAL}"):
@@ -77,11 +77,11 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def one_of_many(folder: Path, worker: str) -> Iterator[None]:
-    """Hold `folder` as one of its writers, each of which writes other files.
+def shared_writer(folder: Path, worker: str) -> Iterator[None]:
+    """Lock `folder` as one of several writers that write different files.
 
     Raises:
-        StorageError: a sole writer or another one of this name is writing there.
+        StorageError: an exclusive writer or another writer with this name is writing to the folder.
     """
     with _lock(folder / ".lock", fcntl.LOCK_SH), _lock(folder / f".lock-{worker}", fcntl.LOCK_EX):
         yield
@@ -89,10 +89,10 @@ def one_of_many(folder: Path, worker: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock `path`, after waiting up to a minute for it.
+    """Hold the lock file `path`; wait for it for up to a minute.
 
     Raises:
-        StorageError: another process holds it.
+        StorageError: another process holds the lock.
     """
     with _lock(path, fcntl.LOCK_EX, patience_s=60.0):
         yield
@@ -104,13 +104,13 @@ def _lock(path: Path, kind: int, patience_s: float = LOCK_PATIENCE_S) -> Iterato
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w")
     with file:
-        if not _is_locked(file, kind, patience_s):
-            raise StorageError(f"another process is writing to {path.parent}", "Wait for it, or choose another folder")
+        if not _acquire(file, kind, patience_s):
+            raise StorageError(f"another process is writing to {path.parent}", "Wait until it ends, or choose another folder")
         yield
 
 
-def _is_locked(file: TextIO, kind: int, patience_s: float) -> bool:
-    """Lock the file; a child that a killed writer was just starting may hold it a moment longer."""
+def _acquire(file: TextIO, kind: int, patience_s: float) -> bool:
+    """Lock the file, and retry for a while: a child process of a killed writer may hold the lock a moment longer."""
     give_up = time.monotonic() + patience_s
     while True:
         try:
@@ -123,12 +123,12 @@ def _is_locked(file: TextIO, kind: int, patience_s: float) -> bool:
 
 
 def nearest_existing(path: Path) -> Path:
-    """The path, or the nearest above it that is there; absolute."""
+    """The path, or its nearest parent that exists; absolute."""
     return next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` durable."""
+    """Make renames inside `folder` durable (fsync)."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -138,14 +138,14 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write at `path` into a StorageError."""
+    """Turn operating-system errors about writing to `path` into a StorageError."""
     try:
         yield
     except OSError as error:
         reason = {
             errno.ENOSPC: "no space left on the disk",
-            errno.EDQUOT: "the disk quota is used up",
-            errno.EFBIG: "the file is larger than the file system allows",
+            errno.EDQUOT: "the disk quota is exceeded",
+            errno.EFBIG: "the file is too large for the file system",
             errno.EROFS: "the file system is read-only",
             errno.EACCES: "permission denied",
             errno.ENOTDIR: "a part of the path is a file",
@@ -153,5 +153,5 @@ def storage_errors(path: Path) -> Iterator[None]:
         }.get(error.errno or 0)
         if reason is None:
             raise
-        fix = "Free some space or choose another folder, then run the same command again: what is finished is kept"
+        fix = "Free some space or choose another folder, then run the same command again; finished work is kept"
         raise StorageError(f"cannot write {path}: {reason}", fix) from error

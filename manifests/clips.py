@@ -1,4 +1,4 @@
-"""The clip table: one row a clip, in Arrow, as Parquet on disk."""
+"""The clip table: one row per clip, in Arrow, stored as Parquet."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ from mbt.manifests.errors import InputError
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
 RESERVED_SPLITS = ("clips", "failures")
-"""Names of other tables of a dataset folder, where the split's index would stand."""
+"""Split names whose index would overwrite another table of the dataset folder."""
 
 SCHEMA = pa.schema(
     [
@@ -26,18 +26,17 @@ SCHEMA = pa.schema(
     ]
 )
 
-
 BATCH = 10_000
-"""Rows that are made clips at a time."""
+"""Rows that become Clip objects at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A span of a video and what it is labelled with.
+    """A span of a video, with its labels.
 
     Attributes:
-        key: unique name, `[A-Za-z0-9_-]{1,80}`; `<video_id>_<start_ms>` unless a list says otherwise.
-        video_id: the video's name at its source (a YouTube id, a file's stem).
+        key: unique name, `[A-Za-z0-9_-]{1,80}`; by default `<video_id>_<start_ms>`.
+        video_id: the video's name at its source: a YouTube id, or a file name without extension.
         start_ms: start of the clip in the video, milliseconds.
         end_ms: end of the clip in the video, milliseconds.
         split: "train", "eval", ...
@@ -58,54 +57,53 @@ class Clip:
 
 
 def clip_key(video_id: str, start_ms: int) -> str:
-    """The key of a clip: `<video_id>_<start_ms>`."""
+    """The default key of a clip: `<video_id>_<start_ms>`."""
     return f"{video_id}_{start_ms}"
 
 
 def clip_table(clips: Iterable[Clip]) -> pa.Table:
-    """Clip table of these clips, in their order."""
+    """Clip table of these clips, in the given order."""
     return pa.Table.from_pylist([asdict(clip) for clip in clips], schema=SCHEMA)
 
 
 def iter_clips(table: pa.Table) -> Iterator[Clip]:
-    """The rows of a clip table (or of any table with its columns) as clips, few in memory at a time."""
+    """The rows of a clip table (or any table with its columns) as clips, with few in memory at a time."""
     for batch in table.select(SCHEMA.names).to_batches(max_chunksize=BATCH):
         for row in batch.to_pylist():
             yield Clip(**{**row, "labels": tuple(row["labels"])})
 
 
 def table_clips(table: pa.Table) -> list[Clip]:
-    """The rows of a clip table (or of any table with its columns) as clips."""
+    """The rows of a clip table (or any table with its columns) as clips."""
     return list(iter_clips(table))
 
 
 def check_clips(table: pa.Table, where: str) -> pa.Table:
-    """Return `table` in the contract's column order and types, after checking its rows.
+    """Check the rows of `table`, and return it with the columns and types of `SCHEMA`.
 
     Raises:
-        InputError: no row; a missing column; a key or split that is malformed; a repeated key; an end that is not after its
-            start.
+        InputError: no rows, a missing column, an invalid key or split, a duplicate key, or an end that is not after its start.
     """
     try:
         table = table.select(SCHEMA.names).cast(SCHEMA)
     except (KeyError, pa.ArrowInvalid, ValueError) as error:
         raise InputError(f"{where} is not a clip table: {error}", f"It needs the columns {', '.join(SCHEMA.names)}") from None
     if not table.num_rows:
-        raise InputError(f"{where} holds no clip", "Give a list with at least one clip")
+        raise InputError(f"{where} has no clips", "Give a list with at least one clip")
     bad = table.filter(pc.invert(pc.match_substring_regex(table["key"], f"^{KEY_PATTERN.pattern}$")))
     if bad.num_rows:
         key = bad["key"][0].as_py()
-        raise InputError(f"{where}: the key {key!r} is malformed", "Keys are 1 to 80 characters of A-Z, a-z, 0-9, _ and -")
+        raise InputError(f"{where}: the key {key!r} is invalid", "Use 1 to 80 characters of A-Z, a-z, 0-9, _ and -")
     for split in pc.unique(table["split"]).to_pylist():
         if not KEY_PATTERN.fullmatch(split) or split in RESERVED_SPLITS:
-            raise InputError(f"{where}: the split {split!r} cannot name a file", "Call it train, eval or the like")
+            raise InputError(f"{where}: the split name {split!r} is invalid", "Use a name such as train or eval")
     if len(pc.unique(table["key"])) < table.num_rows:
         counts = pc.value_counts(table["key"])
-        repeated = next(c["values"].as_py() for c in counts if c["counts"].as_py() > 1)
-        raise InputError(f"{where}: the key {repeated!r} stands more than once", "Give each clip its own key")
+        duplicate = next(c["values"].as_py() for c in counts if c["counts"].as_py() > 1)
+        raise InputError(f"{where}: the key {duplicate!r} is duplicated", "Give each clip its own key")
     bad = table.filter(pc.less_equal(table["end_ms"], table["start_ms"]))
     if bad.num_rows:
-        raise InputError(f"{where}: the clip {bad['key'][0].as_py()} ends before it starts", "Mend its times")
+        raise InputError(f"{where}: the clip {bad['key'][0].as_py()} ends before it starts", "Fix its times")
     return table
 
 
@@ -113,7 +111,7 @@ def read_clips(path: Path) -> pa.Table:
     """Read and check a clip table.
 
     Raises:
-        InputError: the file is missing, is not Parquet, or breaks the contract.
+        InputError: the file is missing, not Parquet, or not a valid clip table (see `check_clips`).
     """
     try:
         table = pq.read_table(path)

@@ -1,13 +1,13 @@
-"""The errors a user can mend: each says what is wrong, where, and what to do."""
+"""Errors that a user can fix: each says what is wrong, where, and what to do."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class MbtError(Exception):
-    """Base of every error that the user can mend; the command line prints it as one line and exits with 2.
+    """Base of all errors that the user can fix; the command line prints it on one line and exits with status 2.
 
-    Line breaks become spaces.
+    Line breaks in the texts become spaces.
 
     Args:
         what: what is wrong and where (file, row, option, tensor).
@@ -23,28 +23,28 @@ class MbtError(Exception):
 
 
 class InputError(MbtError):
-    """A list, folder, media file or option given by the user is missing or malformed."""
+    """A list, folder, media file or option from the user is missing or invalid."""
 
 
 class ShardError(MbtError):
-    """A dataset folder does not hold what its index or the format's specification says."""
+    """A dataset folder contradicts its index or the format specification."""
 
 
 class ConfigError(MbtError):
-    """A recipe, model configuration or checkpoint contradicts itself or another."""
+    """A recipe, model configuration or checkpoint is invalid, or does not match another one."""
 
 
 class StorageError(MbtError):
-    """Files cannot be written: no space, no permission."""
+    """Files cannot be written, for example because of missing space or permission."""
 
 
 class SourceError(MbtError):
-    """A media source refuses to serve at all (rate limit, block, wrong installation); nothing is wrong with the clips."""
+    """A media source serves nothing at all (rate limit, block, broken installation); the clips themselves are fine."""
 
 
 @contextmanager
 def as_config_error(fix: str) -> Iterator[None]:
-    """Turn the ValueError and OSError of rooms that know no errors of ours into a ConfigError."""
+    """Turn ValueError and OSError from code that does not use our error classes into a ConfigError."""
     try:
         yield
     except (ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Label sets: the classes of a dataset, in the order of the model's outputs."""
+"""Label sets: the classes of a dataset, in the order of the model outputs."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ COLUMNS = ("index", "id", "display_name")
 
 @dataclass(frozen=True)
 class Label:
-    """One class: its stable id in the dataset's own naming, and a name for people."""
+    """One class: its id in the dataset, and a human-readable name."""
 
     id: str
     display_name: str
@@ -23,7 +23,7 @@ class Label:
 
 @dataclass(frozen=True)
 class LabelSet:
-    """The classes of a dataset; a label's index is its place in `labels`."""
+    """The classes of a dataset; the index of a label is its position in `labels`."""
 
     labels: tuple[Label, ...]
 
@@ -53,10 +53,10 @@ class LabelSet:
 
 
 def read_labels(path: Path) -> LabelSet:
-    """Read a label CSV: a header with `id` (or `mid`) and optionally `index` and `display_name`, then a row a class.
+    """Read a label CSV: a header with `id` (or `mid`) and optionally `index` and `display_name`, then one row per class.
 
     Raises:
-        InputError: the file is missing, has no id column, repeats an id, or its indices are not 0, 1, 2, ...
+        InputError: the file is missing, has no id column or a duplicate id, or its indices are not 0, 1, 2, ...
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -71,12 +71,10 @@ def read_labels(path: Path) -> LabelSet:
         if not label_id:
             raise InputError(f"{path}: line {i + 2} has no label id", "Give a CSV with the columns id and display_name")
         if row.get("index", str(i)) != str(i):
-            raise InputError(
-                f"{path}: line {i + 2} has index {row['index']} where {i} follows", "Number the labels 0, 1, 2, ..."
-            )
+            raise InputError(f"{path}: line {i + 2} has index {row['index']}, expected {i}", "Number the labels 0, 1, 2, ...")
         labels.append(Label(label_id, row.get("display_name") or label_id))
     if not labels:
-        raise InputError(f"the label list {path} is empty", "Give one row a class")
+        raise InputError(f"the label list {path} is empty", "Give one row per class")
     if len({label.id for label in labels}) < len(labels):
-        raise InputError(f"{path} repeats a label id", "Give each class one row")
+        raise InputError(f"{path} has duplicate label ids", "Give each class exactly one row")
     return LabelSet(tuple(labels))

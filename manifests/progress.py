@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line every ten seconds elsewhere."""
+"""Progress of long work: a bar on a terminal, otherwise a line every ten seconds."""
 
 import sys
 from typing import Any, TextIO
@@ -10,7 +10,7 @@ CURSOR_UP = "\x1b[A"
 
 
 class _Lines:
-    """A stream that turns the bar's carriage returns into lines."""
+    """A stream that prints each state of the bar on a line of its own."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -25,7 +25,7 @@ class _Lines:
 
 
 def progress(total: int, desc: str, unit: str, initial: int = 0, shown: bool = True) -> "tqdm[Any]":
-    """A tqdm bar of `total` units on stderr, shown as fits where stderr goes, or not at all."""
+    """A tqdm bar of `total` units on stderr: a bar on a terminal, lines in a log, nothing if not `shown`."""
     bar: dict[str, Any] = {"total": total, "desc": desc, "unit": unit, "initial": initial, "disable": not shown}
     if sys.stderr.isatty():
         return tqdm(**bar, file=sys.stderr, dynamic_ncols=True)

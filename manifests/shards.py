@@ -1,4 +1,4 @@
-"""The shard contract: members, index columns and dataset.json. docs/shards.md is the specification in words."""
+"""The shard contract: members, index columns and dataset.json. docs/shards.md is the full specification."""
 
 import hashlib
 import json
@@ -41,11 +41,11 @@ FAILURE_SCHEMA = pa.schema(
         pa.field("message", pa.string(), nullable=False),
     ]
 )
-"""One row a clip of the plan that is in no shard."""
+"""One row per planned clip that is in no shard."""
 
 
 class Frozen(BaseModel):
-    """A strict, immutable record."""
+    """Base of strict, immutable records."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -56,14 +56,14 @@ class VideoFormat(Frozen):
     fps: Literal[25] = FPS
     short_side: int = 256
     jpeg_qscale: int = 3
-    """Quantiser scale of ffmpeg's MJPEG encoder, 2 (best) to 31; 3 gives about 16 kB for a 454x256 frame."""
+    """Quantizer scale of ffmpeg's MJPEG encoder, 2 (best) to 31; 3 gives about 16 kB for a 454x256 frame."""
 
 
 class LogMelFormat(Frozen):
-    """How sound is stored: natural logarithm of mel power, unnormalised, float16, `frames` x `n_mels`.
+    """How sound is stored: natural logarithm of mel power, not normalized, float16, (rows, `n_mels`).
 
-    Row k covers the `win_length` samples from `k * hop_length` on; samples past the end are zeros. Power is that of
-    samples in [-1, 1]; it is clamped to `floor` before the logarithm.
+    Row k covers the `win_length` samples that start at `k * hop_length`; samples past the end are zeros. Power is computed from
+    samples in [-1, 1] and clamped to at least `floor` before the logarithm.
     """
 
     sample_rate: Literal[16000] = SAMPLE_RATE
@@ -79,24 +79,24 @@ class LogMelFormat(Frozen):
 
 
 class MediaFormat(Frozen):
-    """Everything that decides a sample's bytes, given its clip."""
+    """All settings that determine the bytes of a clip's sample."""
 
     video: VideoFormat = VideoFormat()
     log_mel: LogMelFormat = LogMelFormat()
     flac: bool = False
-    """Samples have their sound too."""
+    """Whether samples also store their sound as FLAC."""
 
     @property
     def members(self) -> dict[str, str]:
-        """Extensions of a sample's members, in the order in which they stand in the tar, and how their index columns begin."""
+        """File extension of each member of a sample, in tar order, and the prefix of its index columns."""
         return {"json": "json", "mel.npy": "mel", "mjpg": "mjpg"} | ({"flac": "flac"} if self.flac else {})
 
     @property
     def index_schema(self) -> pa.Schema:
-        """Columns of the index: one row a sample, in shard order.
+        """Columns of the index: one row per sample, in shard order.
 
-        `*_offset` and `*_size` are the byte span of a member's data inside the tar, `crc32` is of that data, member after
-        member.
+        `*_offset` and `*_size` give the byte range of a member's data in the tar; `crc32` is the checksum of the data of all
+        members, in tar order.
         """
         spans = [f"{member}_{field}" for member in self.members.values() for field in ("offset", "size")]
         numbers = ["num_frames", "num_mel_rows", "width", "height", "padded_frames", "padded_audio_samples"]
@@ -112,13 +112,13 @@ class MediaFormat(Frozen):
         return pa.schema(fields, metadata={"format": FORMAT, "format_version": str(FORMAT_VERSION)})
 
     def digest(self) -> str:
-        """The first 16 hexadecimal digits of the SHA-256 of this record as canonical JSON."""
+        """First 16 hexadecimal digits of the SHA-256 of these settings as canonical JSON."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 class ShardFile(Frozen):
-    """One tar: its name, samples, bytes and SHA-256."""
+    """One tar: name, number of samples, size in bytes, SHA-256."""
 
     name: str
     samples: int
@@ -127,7 +127,7 @@ class ShardFile(Frozen):
 
 
 class SplitInfo(Frozen):
-    """One split: its counts and its shards in order."""
+    """One split: its counts, total seconds, and shards in order."""
 
     samples: int
     failures: int
@@ -136,7 +136,7 @@ class SplitInfo(Frozen):
 
 
 class MelStatistics(Frozen):
-    """Mean and standard deviation of all log-mel values of `split`."""
+    """Mean and standard deviation over all log-mel values of `split`."""
 
     split: str
     mean: float
@@ -159,7 +159,7 @@ class DatasetInfo(Frozen):
     config_digest: str
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of each tar, by name."""
+        """Size of each tar in bytes, by name."""
         return {shard.name: shard.size for split in self.splits.values() for shard in split.shards}
 
     def write(self, folder: Path) -> None:
@@ -171,34 +171,34 @@ def read_dataset(folder: Path) -> DatasetInfo:
     """Read and check `folder`/dataset.json.
 
     Raises:
-        ShardError: there is none, or it is of another format version, or malformed.
+        ShardError: it is missing, invalid, or has another format version.
     """
     path = folder / DATASET_FILE
     try:
         content = json.loads(path.read_bytes())
     except OSError:
-        raise ShardError(f"{folder} holds no {DATASET_FILE}", "Give a folder that `mbt prep` wrote to the end") from None
+        raise ShardError(f"{folder} has no {DATASET_FILE}", "Give a folder that `mbt prep` has finished") from None
     except ValueError as error:
-        raise ShardError(f"{path} is damaged: {error}", "Run the same `mbt prep` command again: it writes it anew") from None
+        raise ShardError(f"{path} is damaged: {error}", "Run the same `mbt prep` command again to rewrite it") from None
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
         raise ShardError(
             f"{path} has format version {version}; this program reads version {FORMAT_VERSION}",
-            "Use the release of mbt that wrote it, or pack the clips again",
+            "Use the version of mbt that wrote it, or pack the clips again",
         )
     try:
         return DatasetInfo.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise ShardError(f"{path} is malformed at {place}: {first['msg']}", "Run the same `mbt prep` command again") from None
+        raise ShardError(f"{path} is invalid at {place}: {first['msg']}", "Run the same `mbt prep` command again") from None
 
 
 def index_file(split: str) -> str:
-    """Name of a split's index."""
+    """File name of a split's index."""
     return f"{split}.parquet"
 
 
 def shard_file(split: str, number: int) -> str:
-    """Name of a shard."""
+    """File name of a shard."""
     return f"{split}-{number:06d}.tar"

@@ -1,6 +1,6 @@
-"""What a model of a dataset is asked for."""
+"""The classification task of a dataset."""
 
 from typing import Literal
 
 Task = Literal["multilabel", "multiclass"]
-"""`multilabel`: any number of labels a clip; `multiclass`: exactly one."""
+"""`multilabel`: any number of labels per clip; `multiclass`: exactly one."""

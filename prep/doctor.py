@@ -23,6 +23,7 @@ from mbt.manifests.atomic import nearest_existing
 from mbt.manifests.errors import InputError, MbtError, SourceError, StorageError
 from mbt.manifests.lists.datasets import AUDIOSET, cache_folder
 from mbt.manifests.shards import FPS, MEL_RATE, SAMPLE_RATE, LogMelFormat, VideoFormat
+from mbt.manifests.sizes import format_gigabytes
 from mbt.prep.state.failure_codes import UPGRADE, Verdict
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def disk(folder: Path) -> str | Doubt:
     """Space and permission to write where `folder` is or will be."""
     existing = _writable(folder, CHOOSE_OUT)
     free = shutil.disk_usage(existing).free
-    found = f"{free / 1e9:,.1f} GB free at {existing}"
+    found = f"{format_gigabytes(free)} free at {existing}"
     if free < SPACE_TO_FAIL:
         raise StorageError(found, "Free some space, or choose another --out")
     if free < SPACE_TO_WARN:
@@ -199,7 +200,7 @@ def _writable(folder: Path, fix: str) -> Path:
 def shared_memory() -> str | Doubt:
     """The size of /dev/shm, over which the processes of one machine exchange data."""
     size = shutil.disk_usage(SHARED_MEMORY).total
-    found = f"{size / 1e9:,.1f} GB at {SHARED_MEMORY}"
+    found = f"{format_gigabytes(size)} at {SHARED_MEMORY}"
     if size < SHARED_MEMORY_TO_WARN:
         return Doubt(found, "For training on several GPUs start the container with --shm-size 8g")
     return found

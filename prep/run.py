@@ -12,7 +12,7 @@ import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mbt.manifests.atomic import one_of_many, sole_writer
+from mbt.manifests.atomic import exclusive_writer, shared_writer
 from mbt.manifests.errors import InputError
 from mbt.manifests.labels import LabelSet
 from mbt.manifests.shards import FAILURES_FILE
@@ -126,7 +126,7 @@ def prepare(
 
 
 def _lock(out: Path, share: WorkerShare) -> AbstractContextManager[None]:
-    return sole_writer(out) if share.world == 1 else one_of_many(out, f"fetch-{share.rank}")
+    return exclusive_writer(out) if share.world == 1 else shared_writer(out, f"fetch-{share.rank}")
 
 
 def _estimate(clips: pa.Table, num_classes: int, options: PrepOptions) -> Estimate:

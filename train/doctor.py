@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 from mbt.manifests.errors import ConfigError
+from mbt.manifests.sizes import format_gigabytes
 
 COLOUR = (200, 100, 50)
 HEIGHT, WIDTH = 32, 48
@@ -44,7 +45,7 @@ def cuda() -> str:
         if (square @ square).sum().item() != 64**3:
             raise ConfigError(f"GPU {index} multiplies wrongly", UPDATE_DRIVER)
         properties = torch.cuda.get_device_properties(index)
-        found.append(f"{properties.name} ({properties.total_memory / 1e9:,.0f} GB)")
+        found.append(f"{properties.name} ({format_gigabytes(properties.total_memory, digits=0)})")
     return f"{', '.join(found)}, CUDA {torch.version.cuda}"
 
 

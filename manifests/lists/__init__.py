@@ -1,4 +1,4 @@
-"""Which clips a dataset has.
+"""Lists of the clips of a dataset.
 
 In: official lists and your own CSV files. Out: clip tables and label sets.
 """

@@ -16,22 +16,22 @@ from mbt.manifests.labels import Label, LabelSet
 
 TIME = r"\d{1,12}(?:\.\d+)?"
 ROW = rf'^(?P<video_id>[A-Za-z0-9_-]{{11}}), (?P<start>{TIME}), (?P<end>{TIME}), "(?P<mids>[^"]+)"$'
-ROW_FORMAT = 'A row is: YTID, start_seconds, end_seconds, "mid,mid,...", as in the official CSV files'
+ROW_FORMAT = 'Write rows as in the official CSV files: YTID, start_seconds, end_seconds, "mid,mid,..."'
 
 
 def segments_table(path: Path, split: str) -> pa.Table:
-    """Clip table of an official segment list, in its order.
+    """Clip table of an official segment list, in list order.
 
-    The format: lines that begin with `#` are comments; each other line is `YTID, start, end, "mid,mid"` with comma and
-    space between fields, times in seconds with decimals, and the label list quoted. Ids may begin with `-` or `_`.
+    The format: lines that start with `#` are comments; all others are `YTID, start, end, "mid,mid"`, with a comma and a space
+    between fields, times in seconds with decimals, and the label list in quotes. Ids may start with `-` or `_`.
 
     Args:
         path: the CSV file.
-        split: the split that the clips belong to.
+        split: split of all clips.
 
     Raises:
-        InputError: the file cannot be read, is empty, or has a malformed row or an unknown label (with its line number);
-            or it names a clip twice.
+        InputError: the file is unreadable or empty, has an invalid row or an unknown label (the message has the line number),
+            or lists a clip twice.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -46,10 +46,10 @@ def segments_table(path: Path, split: str) -> pa.Table:
 
     def refuse(wrong: pa.Array | np.ndarray, what: str, fix: str = ROW_FORMAT) -> None:
         if (at := np.flatnonzero(np.asarray(wrong))).size:
-            raise InputError(f"{path}, line {numbers[at[0]]}: {what.format(row=rows[at[0]].as_py()[:80])}", fix)
+            raise InputError(f"{path}, line {numbers[at[0]]}: {what}: {rows[at[0]].as_py()[:80]!r}", fix)
 
     fields = pc.extract_regex(rows, ROW)
-    refuse(fields.is_null(), "malformed row {row!r}")
+    refuse(fields.is_null(), "invalid row")
     video_ids, starts, ends, mids = fields.flatten()
     start_ms, end_ms = (pc.round(pc.multiply(pc.cast(times, pa.float64()), 1000)).cast(pa.int64()) for times in (starts, ends))
     refuse(pc.less_equal(end_ms, start_ms), "the clip ends before it starts")
@@ -65,28 +65,26 @@ def segments_table(path: Path, split: str) -> pa.Table:
 
 
 def _label_lists(mids: pa.Array, refuse: Callable[..., None]) -> pa.Array:
-    """Indices of comma-separated label ids, ascending and unique, of each row; the few distinct lists are parsed once."""
+    """For each row of comma-separated label ids, their indices, ascending and unique; each distinct text is parsed once."""
     index = audioset_labels().index
     encoded = mids.dictionary_encode()
     lists = [text.split(",") for text in encoded.dictionary.to_pylist()]
     for label in {label for labels in lists for label in labels} - index.keys():
-        places = pa.array([label in labels for labels in lists]).take(encoded.indices)
-        refuse(
-            places, f"unknown label id {label!r}".replace("{", "{{"), "AudioSet has 527 label ids; see labels.csv of any output"
-        )
+        wrong = pa.array([label in labels for labels in lists]).take(encoded.indices)
+        refuse(wrong, f"unknown label id {label!r}", "Use AudioSet's label ids; the labels.csv of any output folder lists them")
     distinct = pa.array([sorted({index[label] for label in labels}) for labels in lists], pa.list_(pa.int32()))
     return distinct.take(encoded.indices)
 
 
 @cache
 def audioset_labels() -> LabelSet:
-    """The 527 classes in the order of class_labels_indices.csv; ids are the ontology's machine ids."""
+    """The 527 classes in the order of class_labels_indices.csv; ids are machine ids (mids) of the ontology."""
     table = _shipped("audioset_labels")
     return LabelSet(tuple(Label(**row) for row in table.to_pylist()))
 
 
 def shipped_segments(subset: str) -> pa.Table:
-    """Clip table of the `balanced` (22,160 clips, split train) or `eval` (20,371 clips, split eval) list."""
+    """Clip table of the `balanced` list (22,160 clips, split train) or the `eval` list (20,371 clips, split eval)."""
     return _shipped(f"audioset_{subset}").cast(SCHEMA)
 
 

@@ -9,9 +9,9 @@ from mbt.manifests.clips import Clip, check_clips, clip_key, clip_table
 from mbt.manifests.errors import InputError
 from mbt.manifests.labels import LabelSet
 
-FORMAT = "The list is a CSV with the header video_id,start,end,split,labels: seconds, and label ids separated by ;"
+FORMAT = "Give a CSV with the header video_id,start,end,split,labels; times in seconds, label ids separated by ;"
 LATEST_MS = 1 << 53
-"""Beyond it milliseconds are not exact as floats."""
+"""Above this, floats no longer represent every millisecond."""
 REQUIRED = ("video_id", "start", "end", "split", "labels")
 
 
@@ -19,7 +19,8 @@ def custom_clips(path: Path, labels: LabelSet) -> pa.Table:
     """Clip table of a CSV with the columns video_id, start, end (seconds), split and labels (ids separated by `;`).
 
     Raises:
-        InputError: the file cannot be read, lacks a column, or has a malformed row or unknown label (with its line number).
+        InputError: the file is unreadable, lacks a column, or has an invalid row or an unknown label (the message has the line
+            number).
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -40,9 +41,9 @@ def _clip(row: dict[str, str], labels: LabelSet, where: str) -> Clip:
         if None in row.values() or not 0 <= start_ms < end_ms < LATEST_MS:
             raise ValueError
     except (TypeError, ValueError, AttributeError, OverflowError):
-        raise InputError(f"{where}: malformed row {','.join(str(v) for v in row.values())!r}", FORMAT) from None
+        raise InputError(f"{where}: invalid row {','.join(str(v) for v in row.values())!r}", FORMAT) from None
     unknown = [label for label in ids if label not in labels.index]
     if unknown:
-        raise InputError(f"{where}: unknown label id {unknown[0]!r}", "Add it to the label list, or mend the row")
+        raise InputError(f"{where}: unknown label id {unknown[0]!r}", "Add it to the label list, or fix the row")
     indices = tuple(sorted({labels.index[label] for label in ids}))
     return Clip(clip_key(row["video_id"], start_ms), row["video_id"], start_ms, end_ms, row["split"], indices)

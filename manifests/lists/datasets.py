@@ -1,4 +1,4 @@
-"""The dataset registry: what `mbt prep NAME --subset SUBSET` knows, and where each official list comes from."""
+"""The dataset registry: datasets and subsets of `mbt prep NAME --subset SUBSET`, and the sources of their official lists."""
 
 import os
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ YOUTUBE_URL = "https://www.youtube.com/watch?v={video_id}"
 
 
 @dataclass(frozen=True)
-class RemoteFile:
-    """A published file and what proves that a copy is whole."""
+class PublishedFile:
+    """A published file, with the size in bytes and the SHA-256 that verify a copy."""
 
     url: str
     size: int
@@ -29,13 +29,13 @@ class Subset:
     """A subset of a dataset.
 
     Attributes:
-        split: its split.
-        remote: its list, where that does not ship inside the package.
-        cap: clips that a class may have at the most.
+        split: split of its clips.
+        list_file: the published list; None if the list is part of this package.
+        cap: maximum number of clips per class.
     """
 
     split: str
-    remote: RemoteFile | None = None
+    list_file: PublishedFile | None = None
     cap: int | None = None
 
 
@@ -49,7 +49,7 @@ class Dataset:
     url_template: str
 
 
-UNBALANCED = RemoteFile(
+UNBALANCED = PublishedFile(
     "http://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv/unbalanced_train_segments.csv",
     101_468_408,
     "bb2dfd5e4f1ced39db9480633c510f813d7899f4b7472aa83a411b4a43a12698",
@@ -69,14 +69,14 @@ AUDIOSET = Dataset(
 
 
 def cache_folder() -> Path:
-    """Where downloaded lists are kept: $MBT_CACHE, or `mbt` under $XDG_CACHE_HOME or ~/.cache."""
+    """Folder of downloaded lists: $MBT_CACHE, or `mbt` in $XDG_CACHE_HOME or ~/.cache."""
     if folder := os.environ.get("MBT_CACHE"):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mbt"
 
 
 def find_subset(dataset: Dataset, name: str) -> Subset:
-    """The subset of this name.
+    """The subset with this name.
 
     Raises:
         InputError: the dataset has no such subset.
@@ -87,16 +87,16 @@ def find_subset(dataset: Dataset, name: str) -> Subset:
 
 
 def audioset_clips(subset_name: str, list_path: Path | None) -> pa.Table:
-    """Clip table of an AudioSet subset: from `list_path`, from the package, or from the cache (downloaded at need).
+    """Clip table of an AudioSet subset: from `list_path`, from this package, or from the cache (downloaded if missing).
 
     Raises:
-        InputError: unknown subset, malformed list, or a list that cannot be downloaded.
+        InputError: unknown subset, invalid list, or failed download.
     """
     subset = find_subset(AUDIOSET, subset_name)
     if list_path is not None:
         return audioset.segments_table(list_path, subset.split)
-    if subset.remote is None:
+    if subset.list_file is None:
         return audioset.shipped_segments(subset_name)
-    path = cache_folder() / "audioset" / subset.remote.url.rsplit("/", 1)[1]
-    download(subset.remote.url, path, subset.remote.size, subset.remote.sha256)
+    path = cache_folder() / "audioset" / subset.list_file.url.rsplit("/", 1)[1]
+    download(subset.list_file.url, path, subset.list_file.size, subset.list_file.sha256)
     return audioset.segments_table(path, subset.split)

@@ -1,6 +1,5 @@
-"""Download of a published file to a cache: resumable, checked, atomic."""
+"""Downloads of published files to the cache: resumable, verified, atomic."""
 
-import hashlib
 import http.client
 import time
 import urllib.error
@@ -10,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mbt.manifests.atomic import storage_errors
+from mbt.manifests.checksums import file_sha256
 from mbt.manifests.errors import InputError
 
 CHUNK = 1 << 20
@@ -18,13 +18,13 @@ TIMEOUT_S = 30
 
 
 def download(url: str, path: Path, size: int, sha256: str) -> None:
-    """Make `path` hold the file at `url`; return at once if it already does.
+    """Download `url` to `path`, unless `path` already exists with this size.
 
-    A broken transfer is resumed where it stopped, within this call and in later ones, from `<path>.part`.
+    An interrupted transfer is resumed from `<path>.part`, in this call or a later one.
 
     Raises:
-        InputError: the server refuses, or what it serves is not the recorded file.
-        StorageError: the cache cannot be written.
+        InputError: the download fails, or the file does not have this size and SHA-256.
+        StorageError: the cache is not writable.
     """
     if path.exists() and path.stat().st_size == size:
         return
@@ -33,22 +33,23 @@ def download(url: str, path: Path, size: int, sha256: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         for attempt in range(TRIES):
             try:
-                _continue(url, part, size)
+                _resume(url, part, size)
                 break
             except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
                 if attempt == TRIES - 1 or (isinstance(error, urllib.error.HTTPError) and error.code < 500):
-                    fix = "Check the network and run again (it resumes), or give the list by --list FILE"
+                    fix = "Check the network and run the command again to resume, or give the list with --list FILE"
                     raise InputError(f"cannot download {url}: {error}", fix) from error
                 time.sleep(2**attempt)
         if part.stat().st_size != size or file_sha256(part) != sha256:
             part.unlink()
             raise InputError(
-                f"{url} served another file than the recorded one", "Get the list elsewhere and give it by --list FILE"
+                f"the file from {url} does not have the recorded size and SHA-256",
+                "Get the list from another place and give it with --list FILE",
             )
         part.replace(path)
 
 
-def _continue(url: str, part: Path, size: int) -> None:
+def _resume(url: str, part: Path, size: int) -> None:
     have = part.stat().st_size if part.exists() else 0
     if have >= size:
         return
@@ -67,17 +68,11 @@ def _continue(url: str, part: Path, size: int) -> None:
 
 
 def _open(request: urllib.request.Request, part: Path) -> http.client.HTTPResponse:
-    """The response; where what is there cannot be gone on with, it is removed, and the next try begins anew."""
+    """The response; if the server cannot resume after `part`, delete `part`, so that the next attempt starts over."""
     try:
         return urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
         part.unlink(missing_ok=True)
-        raise ConnectionError(f"the server's file is shorter than the {part.name} that was there") from error
-
-
-def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        raise ConnectionError(f"the file on the server is shorter than {part.name}") from error

@@ -1,4 +1,4 @@
-"""Shards read back.
+"""Readers of shards.
 
-In: a dataset folder or its URL. Out: samples, as bytes and arrays.
+In: a dataset folder or its URL. Out: samples as bytes and arrays.
 """

@@ -1,4 +1,4 @@
-"""Random access to shards on this machine: any frames and any log-mel rows of a sample, by their bytes."""
+"""Random access to local shards: any frames and any log-mel rows of a sample, by byte range."""
 
 import os
 import threading
@@ -10,10 +10,14 @@ from mbt.manifests.reading.split import Sample, Split
 
 
 class ShardReader(Split):
-    """One split of a dataset folder; `reader[row]` is a sample. Safe to use from many threads.
+    """One split of a local dataset folder; `reader[row]` is a sample. Thread-safe.
+
+    Args:
+        folder: the dataset folder.
+        split: name of the split.
 
     Raises:
-        ShardError: dataset.json, index or a tar is missing, cut short, or of another version.
+        ShardError: dataset.json, the index or a tar is missing, truncated, or has another format version.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
@@ -59,6 +63,6 @@ class ShardReader(Split):
                 ) from None
             if size != sizes.get(path.name):
                 raise ShardError(
-                    f"{path} has {size} bytes where {sizes.get(path.name)} are recorded",
-                    f"Delete {path.name} and run the same `mbt prep` command again: it packs it anew",
+                    f"{path} has {size} bytes, expected {sizes.get(path.name)}",
+                    f"Delete {path.name} and run the same `mbt prep` command again to repack it",
                 )

@@ -1,4 +1,4 @@
-"""Files of a folder behind a URL: over HTTP, by what fsspec knows (s3, gs, file, ...), or from the output of a command."""
+"""Files in a folder behind a URL: over HTTP, through fsspec (s3, gs, file, ...), or from the output of a command."""
 
 import re
 import shlex
@@ -24,43 +24,43 @@ PIPE, HTTP = "pipe:", ("http://", "https://")
 CHUNK = 8 << 20
 TIMEOUT_S = 30
 STOP_S = 5
-"""What a command gets to end by itself."""
+"""Time that a command has to exit after SIGTERM."""
 FETCH_TRIES = 3
 READ_TRIES = 8
-"""Their waits add up to a minute, in which a server may start again."""
+"""The waits between them add up to a minute, enough for a server to restart."""
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 SECRETS = re.compile(r"(?<=://)[^/@]*@|\?.*")
 
 T = TypeVar("T")
 
 
-class Bytes(Protocol):
+class ByteStream(Protocol):
     """A file that is read forwards."""
 
     def read(self, size: int = -1, /) -> bytes:
-        """So many bytes, or fewer where it ends; -1: all that are left."""
+        """Read up to `size` bytes, fewer at the end; -1 reads all that are left."""
         ...
 
     def close(self) -> None:
-        """Give it up."""
+        """Release the file or connection."""
         ...
 
 
 def is_url(text: str) -> bool:
-    """Whether this names a folder behind a URL, not one of this machine."""
+    """Whether the text is a URL, not a local path."""
     return "://" in text or text.startswith(PIPE)
 
 
 def file_system(url: str, refusal: str) -> tuple[Any, str]:
-    """What fsspec reads and writes the URL by, and the path there.
+    """The fsspec file system of a URL, and the path in it.
 
     Raises:
-        InputError: it knows no such kind of URL or lacks what it needs for it; begins with `refusal`.
+        InputError: fsspec does not support this kind of URL, or a package for it is missing. The message starts with `refusal`.
     """
     try:
         return fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
-        fix = "Install what it needs, such as pip install 'mbt[s3]', or choose another URL"
+        fix = "Install the package for this kind of URL, for example pip install 'mbt[s3]', or choose another URL"
         raise InputError(f"{refusal}: {error}", fix) from None
 
 
@@ -68,59 +68,59 @@ class Remote:
     """A folder behind a URL.
 
     Args:
-        url: such as `https://host/set` or `s3://bucket/set`; or `pipe:` and a command that writes the file whose name takes
-            the place of `{}` to its standard output. The command is split as a shell does it, and no shell is started.
+        url: for example `https://host/set` or `s3://bucket/set`; or `pipe:` and a command that writes a file to its standard
+            output, with `{}` for the file name. The command is split into words as by a shell, but runs without one.
 
     Attributes:
-        shown: the URL for people, without password and query, which may be secrets.
+        display_url: the URL without password and query, which may be secret; for messages.
 
     Raises:
-        InputError: fsspec knows no such kind of URL or lacks what it needs for it, or the command has no `{}`.
+        InputError: fsspec does not support this kind of URL, a package for it is missing, or the command has no `{}`.
     """
 
     def __init__(self, url: str) -> None:
-        self.url, self.shown = url, url if url.startswith(PIPE) else SECRETS.sub("", url)
+        self.url, self.display_url = url, url if url.startswith(PIPE) else SECRETS.sub("", url)
         if url.startswith(PIPE):
             self._command = _command(url)
         elif not url.startswith(HTTP):
-            self._files, self._root = file_system(url, f"cannot read from {self.shown}")
+            self._files, self._root = file_system(url, f"cannot read from {self.display_url}")
 
     def fetch(self, name: str, folder: Path) -> None:
-        """Copy a file into a folder.
+        """Copy a file to a local folder.
 
         Raises:
-            ShardError: it is not there, or cannot be read.
+            ShardError: it is missing, or cannot be read.
             StorageError: the copy cannot be written.
         """
 
-        def whole() -> bytes:
+        def content() -> bytes:
             file, _ = self.open(name)
             try:
                 return file.read()
             finally:
                 file.close()
 
-        data = self.retried(name, whole, FETCH_TRIES)
+        data = self.with_retries(name, content, FETCH_TRIES)
         with storage_errors(folder / name):
             (folder / name).write_bytes(data)
 
-    def open(self, name: str, offset: int = 0) -> tuple[Bytes, int]:
-        """The file, and at which byte it stands: at `offset`, or at 0 where it cannot begin there."""
+    def open(self, name: str, offset: int = 0) -> tuple[ByteStream, int]:
+        """Open a file; return it and its position: `offset`, or 0 if the source cannot start there."""
         if NAME.fullmatch(name) is None:
-            raise FileNotFoundError(f"{name!r} is no name of a file in a dataset folder")
+            raise FileNotFoundError(f"{name!r} is not the name of a file in a dataset folder")
         if self.url.startswith(PIPE):
-            return _Output([word.replace("{}", name) for word in self._command]), 0
+            return _CommandOutput([word.replace("{}", name) for word in self._command]), 0
         if self.url.startswith(HTTP):
             return _http(self.url, name, offset)
         file = self._files.open(f"{self._root.rstrip('/')}/{name}", "rb", block_size=CHUNK)
         file.seek(offset)
         return file, offset
 
-    def retried(self, name: str, work: Callable[[], T], tries: int) -> T:
-        """What `work` gives, in so many tries with growing waits.
+    def with_retries(self, name: str, work: Callable[[], T], tries: int) -> T:
+        """The result of `work`, after up to `tries` attempts with growing waits between them.
 
         Raises:
-            ShardError: none succeeds, or the file is not there.
+            ShardError: all attempts fail, or a retry would be useless (missing file, no permission).
         """
         for attempt in range(tries):
             try:
@@ -129,25 +129,25 @@ class Remote:
                 reason = str(error) or type(error).__name__
                 if attempt == tries - 1 or _is_final(error):
                     fix = "Check the address, the credentials and the network"
-                    raise ShardError(f"cannot read {name} of {self.shown}: {reason}", fix) from error
+                    raise ShardError(f"cannot read {name} from {self.display_url}: {reason}", fix) from error
                 wait = 2**attempt / 2
-                tqdm.write(f"{name} of {self.shown}: {reason}; trying again in {wait:g} s", file=sys.stderr)
+                tqdm.write(f"{name} from {self.display_url}: {reason}; retrying in {wait:g} s", file=sys.stderr)
                 time.sleep(wait)
         raise AssertionError
 
 
 class RemoteFile:
-    """A file of a folder behind a URL, read forwards; a connection that breaks is made anew where it broke.
+    """A file in a folder behind a URL, read forwards; after a broken connection, reading resumes at the same byte.
 
     Args:
         remote: the folder.
-        name: the file.
+        name: the file name.
     """
 
     def __init__(self, remote: Remote, name: str) -> None:
         self.remote, self.name = remote, name
-        self._file: Bytes | None = None
-        self._at = 0
+        self._file: ByteStream | None = None
+        self._position = 0
 
     def __enter__(self) -> "RemoteFile":
         return self
@@ -156,51 +156,51 @@ class RemoteFile:
         self.close()
 
     def close(self) -> None:
-        """Give up the connection."""
+        """Close the connection."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def read(self, offset: int, size: int) -> bytes:
-        """Bytes from `offset` on; what lies between the last read and this one is read over.
+        """Read `size` bytes at `offset`; the bytes between the previous read and this one are read and discarded.
 
         Raises:
-            ShardError: they cannot be read, or the file ends before.
+            ShardError: they cannot be read, or the file ends too early.
         """
-        return self.remote.retried(self.name, lambda: self._read(offset, size), READ_TRIES)
+        return self.remote.with_retries(self.name, lambda: self._read(offset, size), READ_TRIES)
 
     def _read(self, offset: int, size: int) -> bytes:
         try:
-            if self._file is None or offset < self._at:
+            if self._file is None or offset < self._position:
                 self.close()
-                self._file, self._at = self.remote.open(self.name, offset)
-            while self._at < offset:
-                self._at += len(_exactly(self._file, min(offset - self._at, CHUNK)))
-            data = _exactly(self._file, size)
+                self._file, self._position = self.remote.open(self.name, offset)
+            while self._position < offset:
+                self._position += len(_read_exactly(self._file, min(offset - self._position, CHUNK)))
+            data = _read_exactly(self._file, size)
         except BaseException:
             self.close()
             raise
-        self._at += size
+        self._position += size
         return data
 
 
-class _Output:
-    """Standard output of a command; that the command fails is an error of reading."""
+class _CommandOutput:
+    """Standard output of a command; `read` raises ConnectionError if the command fails."""
 
     def __init__(self, command: list[str]) -> None:
         self._command = shlex.join(command)
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
 
     def read(self, size: int = -1) -> bytes:
-        """So many bytes, or all."""
+        """Read up to `size` bytes, or all."""
         assert self._process.stdout is not None
         data = self._process.stdout.read(size)
         if len(data) != size and (status := self._process.wait(TIMEOUT_S)):
-            raise ConnectionError(f"{self._command} ended with status {status}")
+            raise ConnectionError(f"{self._command} exited with status {status}")
         return data
 
     def close(self) -> None:
-        """End the command."""
+        """Terminate the command."""
         assert self._process.stdout is not None
         self._process.stdout.close()
         self._process.terminate()
@@ -215,13 +215,13 @@ def _command(url: str) -> list[str]:
     try:
         words = shlex.split(url.removeprefix(PIPE))
     except ValueError as error:
-        raise InputError(f"{url} is no command: {error}", "Quote it as for a shell") from None
+        raise InputError(f"{url} is not a valid command: {error}", "Quote it as for a shell") from None
     if not any("{}" in word for word in words):
-        raise InputError(f"{url} has no {{}} for a file's name", f"Such as --data '{PIPE}ssh host cat /shards/{{}}'")
+        raise InputError(f"{url} has no {{}} for the file name", f"Write for example --data '{PIPE}ssh host cat /shards/{{}}'")
     return words
 
 
-def _http(url: str, name: str, offset: int) -> tuple[Bytes, int]:
+def _http(url: str, name: str, offset: int) -> tuple[ByteStream, int]:
     parts = urlsplit(url)
     user, _, host = parts.netloc.rpartition("@")
     address = urlunsplit(parts._replace(netloc=host, path=f"{parts.path.rstrip('/')}/{name}"))
@@ -240,13 +240,13 @@ def _http(url: str, name: str, offset: int) -> tuple[Bytes, int]:
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether trying again is no use."""
+    """Whether a retry would be useless."""
     if isinstance(error, HTTPError):
         return error.code < 500 and error.code not in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
     return isinstance(error, FileNotFoundError | PermissionError)
 
 
-def _exactly(file: Bytes, size: int) -> bytes:
+def _read_exactly(file: ByteStream, size: int) -> bytes:
     parts: list[bytes] = []
     missing = size
     while missing:

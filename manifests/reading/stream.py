@@ -1,4 +1,4 @@
-"""Shards behind URLs, one sample after the other as they stand in the tars."""
+"""Sequential reading of shards behind URLs, sample by sample in tar order."""
 
 from collections.abc import Iterator
 from itertools import groupby
@@ -14,15 +14,15 @@ from mbt.manifests.shards import DATASET_FILE, LABELS_FILE, index_file, read_dat
 
 
 class ShardStream(Split):
-    """One split of a dataset folder behind a URL. Its index is fetched first; then threads may walk along its tars.
+    """One split of a dataset folder behind a URL. The index is downloaded first; then several threads may call `walk`.
 
     Args:
-        url: the folder; see `manifests.remote.Remote`.
-        split: which.
+        url: the folder; see `mbt.manifests.reading.remote.Remote`.
+        split: name of the split.
 
     Raises:
-        ShardError: dataset.json or index cannot be read, is damaged, or of another version; or there is no such split.
-        InputError: the URL is of no known kind.
+        ShardError: dataset.json or the index is unreadable, damaged, or has another format version; or no such split exists.
+        InputError: this kind of URL is not supported.
     """
 
     def __init__(self, url: str, split: str) -> None:
@@ -34,9 +34,9 @@ class ShardStream(Split):
                     self.remote.fetch(name, folder)
                 if split in read_dataset(folder).splits:
                     self.remote.fetch(index_file(split), folder)
-                super().__init__(folder, split, self.remote.shown)
+                super().__init__(folder, split, self.remote.display_url)
             except MbtError as error:
-                raise type(error)(error.what.replace(temporary, self.remote.shown), error.fix) from error
+                raise type(error)(error.what.replace(temporary, self.remote.display_url), error.fix) from error
 
     def __enter__(self) -> "ShardStream":
         return self
@@ -45,12 +45,12 @@ class ShardStream(Split):
         pass
 
     def walk(self, rows: np.ndarray | None = None) -> Iterator[Sample]:
-        """The samples of these rows, in this order; each is read whole, in one go.
+        """Yield the samples of these rows, in this order; each sample is read completely, with one read.
 
-        Cheap where the rows of a tar follow each other in ascending order: it is read forwards then.
+        Fast if the rows of a tar are consecutive and ascending, because the tar is then read forwards.
 
         Args:
-            rows: int64, of the index; None: all.
+            rows: rows of the index, int64; None means all.
 
         Raises:
             ShardError: a tar cannot be read.
@@ -59,16 +59,16 @@ class ShardStream(Split):
             with RemoteFile(self.remote, self.shards[shard]) as tar:
                 for row in run:
                     start, end = self._bounds(row)
-                    yield Sample(self, row, _Held(start, tar.read(start, end - start)))
+                    yield Sample(self, row, _TarRange(start, tar.read(start, end - start)))
 
     def _bounds(self, row: int) -> tuple[int, int]:
-        """First byte of a sample's data in its tar, and the one behind its last."""
+        """Byte range [start, end) of a sample's data in its tar."""
         members = [(int(offsets[row]), int(sizes[row])) for offsets, sizes in self.spans.values()]
         return min(offset for offset, _ in members), max(offset + size for offset, size in members)
 
 
-class _Held:
-    """A part of a tar in memory, to be read by offsets in the tar."""
+class _TarRange:
+    """A byte range of a tar in memory; reads take offsets in the tar."""
 
     def __init__(self, start: int, data: bytes) -> None:
         self._start, self._data = start, data

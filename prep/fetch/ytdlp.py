@@ -18,7 +18,7 @@ from yt_dlp.utils import DownloadError, ExtractorError, GeoRestrictedError, Yout
 
 from mbt.manifests.clips import Clip
 from mbt.manifests.errors import InputError, MbtError, StorageError
-from mbt.manifests.settings import toml_value
+from mbt.manifests.toml_value import toml_value
 from mbt.prep.fetch.byte_ranges import RawClip, Source, fetch_clip
 from mbt.prep.fetch.http_ranges import MediaClient, TransferError
 from mbt.prep.media.ffmpeg import ClipError, ffmpeg

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mbt.manifests.atomic import sync_folder, write_text
-from mbt.manifests.crc32 import crc32
+from mbt.manifests.checksums import crc32
 from mbt.manifests.shards import Frozen, MediaFormat
 from mbt.prep.media.mel_sums import MelSums
 from mbt.prep.pack.sample import Sample

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mbt.manifests.atomic import atomic_file, storage_errors, write_text
-from mbt.manifests.lists.download import file_sha256
+from mbt.manifests.checksums import file_sha256
 from mbt.manifests.shards import MediaFormat, ShardFile
 from mbt.prep.media.mel_sums import MelSums
 from mbt.prep.pack.growing_tar import Entry, GrowingTar

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mbt.manifests.balance import Balance, balanced_rows, offered
+from mbt.manifests.balance import Balance, balanced_rows, ordered_rows
 from mbt.manifests.errors import InputError
 from mbt.prep.plan.options import PlanOptions
 
@@ -28,7 +28,7 @@ def choose(listed: pa.Table, options: PlanOptions, num_classes: int) -> pa.Table
     """
     clips = listed if options.keys is None else _with_keys(listed, options.keys)
     if options.balancing is not None:
-        rows = (offered if options.caps_survivors else balanced_rows)(clips, options.balancing, num_classes)
+        rows = (ordered_rows if options.caps_survivors else balanced_rows)(clips, options.balancing, num_classes)
         clips = clips.take(pa.array(rows))
     if options.limit is not None:
         splits = sorted(pc.unique(clips["split"]).to_pylist())

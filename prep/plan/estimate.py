@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from mbt.manifests.atomic import nearest_existing
 from mbt.manifests.errors import StorageError
 from mbt.manifests.shards import FPS, MEL_RATE, MediaFormat
+from mbt.manifests.sizes import format_gigabytes
 
 RAW_BYTES_PER_S = 120_000
 """Bytes of a raw clip per second, at about 360 pixels: 1.2 MB for 10 s."""
@@ -53,13 +54,13 @@ class Estimate:
         network = [
             f"requests      {self.videos:,}, one per video",
             f"time          {self.hours:,.1f} h on {self.lanes:,} network address{'es' * (self.lanes != 1)}",
-            f"network       {_gigabytes(self.raw_bytes)}",
+            f"network       {format_gigabytes(self.raw_bytes)}",
         ]
-        raw, shards = _gigabytes(self.raw_bytes), _gigabytes(self.shard_bytes)
+        raw, shards = format_gigabytes(self.raw_bytes), format_gigabytes(self.shard_bytes)
         return [
             f"clips         {self.clips:,}",
             *(network if self.videos else []),
-            f"disk          {_gigabytes(self.disk_bytes)}: raw clips {raw}, shards {shards}",
+            f"disk          {format_gigabytes(self.disk_bytes)}: raw clips {raw}, shards {shards}",
         ]
 
 
@@ -95,15 +96,12 @@ def check_disk(folder: Path, needed: int) -> None:
     """
     free = shutil.disk_usage(nearest_existing(folder)).free
     if needed > free and needed > free + sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()):
+        need, have = format_gigabytes(needed), format_gigabytes(free)
         raise StorageError(
-            f"{folder}: the plan needs about {_gigabytes(needed)} of disk space, and only {_gigabytes(free)} are free",
+            f"{folder}: the plan needs about {need} of disk space, and only {have} are free",
             "Choose another --out, use --limit or --no-keep-raw, or skip this check with --ignore-disk",
         )
 
 
 def _frame_bytes(qscale: int) -> float:
     return float(np.interp(qscale, list(FRAME_BYTES), list(FRAME_BYTES.values())))
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:,.1f} GB"

@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mbt.manifests.sizes import format_bytes
 from mbt.prep.report.model import ClassReport, LaneReport, Report, Share, SplitReport
-from mbt.prep.shards.stats import in_bytes
 
 DPI = 110
 GOOD, BAD = "tab:blue", "tab:orange"
@@ -45,7 +45,7 @@ def page(report: Report) -> str:
         "<h2>Splits</h2>",
         _table(SPLIT_HEAD, [split_row(name, split) for name, split in report.splits.items()], texts=1),
         f"<p>Alive: share of the clips that a source gave or refused, with its 95 % interval. Media files: "
-        f"{in_bytes(report.raw_bytes)}; finished shards: {in_bytes(report.packed_bytes)}.</p>",
+        f"{format_bytes(report.raw_bytes)}; finished shards: {format_bytes(report.packed_bytes)}.</p>",
         "<h2>Why clips are not there</h2>",
         *_reasons_part(report),
         "<h2>Over time</h2>",
@@ -85,7 +85,7 @@ def lane_row(lane: LaneReport) -> list[str]:
         f"{lane.attempts:,}",
         f"{lane.there:,}",
         "-" if lane.share is None else f"{lane.share:.1%}",
-        in_bytes(lane.transferred),
+        format_bytes(lane.transferred),
         f"{lane.requests:,}",
         f"{lane.last_hour:,}",
         "-" if lane.hourly is None else f"{lane.hourly:,.0f}",

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mbt.manifests.atomic import write_text
+from mbt.manifests.sizes import format_bytes
 from mbt.prep.report.counts import make_report
 from mbt.prep.report.model import Report
 from mbt.prep.report.page import LANE_HEAD, SPLIT_HEAD, clips_by_code, lane_row, pace_line, page, split_row
-from mbt.prep.shards.stats import in_bytes
 
 PAGE_FILE = "report.html"
 REPORT_FILE = "report.json"
@@ -41,7 +41,7 @@ def table(report: Report) -> str:
             *([f"why not: {', '.join([*reasons, *more])}"] if reasons else []),
             pace_line(report),
             *(_aligned(LANE_HEAD, map(lane_row, report.lanes)) if report.lanes else []),
-            f"media files {in_bytes(report.raw_bytes)}, finished shards {in_bytes(report.packed_bytes)}",
+            f"media files {format_bytes(report.raw_bytes)}, finished shards {format_bytes(report.packed_bytes)}",
         ]
     )
 

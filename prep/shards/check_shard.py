@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from mbt.manifests.checksums import crc32
 from mbt.manifests.clips import KEY_PATTERN
-from mbt.manifests.crc32 import crc32
 from mbt.manifests.reading.split import MEL_ROW
 from mbt.manifests.shards import Frozen, ShardFile
 from mbt.prep.media.mel_sums import MelSums

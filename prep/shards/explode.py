@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from mbt.manifests.atomic import atomic_file, sole_writer, write_text
+from mbt.manifests.atomic import atomic_file, exclusive_writer, write_text
 from mbt.manifests.errors import InputError, ShardError
 from mbt.manifests.labels import read_labels
 from mbt.manifests.progress import progress
@@ -72,7 +72,7 @@ def explode(folder: Path, out: Path, workers: int | None = None) -> dict[str, Ex
     if unknown:
         raise InputError(f"{out} holds {min(unknown)}, which {folder} does not have", "Choose another folder to write to")
     made = {}
-    with sole_writer(out), progress(sum(shard.samples for shard in shards), "explode", "sample") as bar:
+    with exclusive_writer(out), progress(sum(shard.samples for shard in shards), "explode", "sample") as bar:
         jobs = (Job(folder, out, shard) for shard in shards)
         records = in_processes(_read_or_write, jobs, min(workers or cores(), max(len(shards), 1)))
         for shard, record in zip(shards, records, strict=True):

@@ -22,6 +22,7 @@ from mbt.manifests.shards import (
     index_file,
     read_dataset,
 )
+from mbt.manifests.sizes import format_bytes
 
 LISTED = 10
 """Maximum number of classes or frame sizes in the table; the JSON output has all of them."""
@@ -160,14 +161,14 @@ def table(stats: Stats) -> str:
 def _split_table(name: str, split: SplitStats) -> str:
     present = [label for label in split.classes if label.samples]
     absent = [label for label in split.classes if not label.samples]
-    members = ", ".join(f"{extension} {in_bytes(size)}" for extension, size in split.member_bytes.items())
+    members = ", ".join(f"{extension} {format_bytes(size)}" for extension, size in split.member_bytes.items())
     frames = [f"{size.width} x {size.height}: {size.samples:,}" for size in split.frame_sizes]
     rows = {
         "samples": f"{split.samples:,}",
         "missing": f"{sum(split.failures.values()):,}: {_counts(split.failures)}" if split.failures else "",
         "hours": f"{split.hours:,.3f}",
         "per sample": f"{_range(split.seconds, 's')}; {_bytes_range(split.sample_bytes)}",
-        "bytes": f"{in_bytes(split.tar_bytes)} in {split.shards:,} tar{'s' * (split.shards != 1)}: {members}",
+        "bytes": f"{format_bytes(split.tar_bytes)} in {split.shards:,} tar{'s' * (split.shards != 1)}: {members}",
         "per frame": _bytes_range(split.frame_bytes),
         "frames": _some(frames),
         "flags": _counts(split.flags | ({"padded": split.padded} if split.padded else {})),
@@ -193,12 +194,5 @@ def _range(spread: Spread, unit: str) -> str:
 
 
 def _bytes_range(spread: Spread) -> str:
-    return f"{in_bytes(spread.mean)} ({in_bytes(spread.min)} to {in_bytes(spread.max)}, median {in_bytes(spread.median)})"
-
-
-def in_bytes(number: float) -> str:
-    """A size in bytes as human-readable text, such as 1.23 GB."""
-    for power, unit in ((4, "TB"), (3, "GB"), (2, "MB"), (1, "kB")):
-        if number >= 1000**power:
-            return f"{number / 1000**power:.3g} {unit}"
-    return f"{number:.3g} B"
+    mean, low, high, median = map(format_bytes, (spread.mean, spread.min, spread.max, spread.median))
+    return f"{mean} ({low} to {high}, median {median})"

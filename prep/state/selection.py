@@ -4,7 +4,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from mbt.manifests.balance import Room
+from mbt.manifests.balance import ClassQuotas
 from mbt.manifests.clips import Clip
 from mbt.prep.state.ledger import Attempt
 from mbt.prep.state.settings import open_store
@@ -49,7 +49,7 @@ class Selection:
     """
 
     def __init__(self, caps: Mapping[str, int], num_classes: int, frozen: Iterable[Clip] = ()) -> None:
-        self._rooms = {split: Room(cap, num_classes) for split, cap in caps.items()}
+        self._rooms = {split: ClassQuotas(cap, num_classes) for split, cap in caps.items()}
         self._frozen: set[str] = set()
         for clip in frozen:
             self.take(clip)
@@ -62,12 +62,12 @@ class Selection:
     def has_room(self, clip: Clip) -> bool:
         """Whether the clip may be fetched and packed."""
         room = self._rooms.get(clip.split)
-        return room is None or clip.key in self._frozen or room.has(clip.labels)
+        return room is None or clip.key in self._frozen or room.allow(clip.labels)
 
     def take(self, clip: Clip) -> None:
         """Count a clip that has media."""
         if clip.split in self._rooms and clip.key not in self._frozen:
-            self._rooms[clip.split].take(clip.labels)
+            self._rooms[clip.split].add(clip.labels)
 
 
 def select_clips(clips: Iterable[Clip], ledger: Mapping[str, Attempt], selection: Selection) -> Iterator[tuple[int, Clip]]:

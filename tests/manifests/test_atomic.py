@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all, also where the disk is full."""
+"""Atomic writes: files appear complete or not at all, also on a full disk."""
 
 import errno
 import os
@@ -26,7 +26,7 @@ def test_file_appears_only_when_its_block_ends(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_error_in_the_block_leaves_what_was_there(tmp_path: Path) -> None:
+def test_error_in_the_block_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
 
@@ -41,19 +41,21 @@ def test_error_in_the_block_leaves_what_was_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_write_takes_the_place_of_what_was_there(tmp_path: Path) -> None:
-    write_text(tmp_path / "file", "alt, aber gut")
+def test_write_replaces_the_old_file(tmp_path: Path) -> None:
+    write_text(tmp_path / "file", "old, but good")
     write_text(tmp_path / "file", "größer")
     assert (tmp_path / "file").read_bytes() == b"gr\xc3\xb6\xc3\x9fer"
 
 
-def test_table_is_parquet(tmp_path: Path) -> None:
+def test_table_is_stored_as_parquet(tmp_path: Path) -> None:
     write_table(tmp_path / "t.parquet", pa.table({"n": [3, 1, 2]}))
     assert pq.read_table(tmp_path / "t.parquet").to_pydict() == {"n": [3, 1, 2]}
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
-def test_refusals_of_the_system_are_storage_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_errors_about_space_and_permission_are_storage_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
     def refuse(_: int) -> None:
         raise OSError(code, os.strerror(code))
 
@@ -63,7 +65,7 @@ def test_refusals_of_the_system_are_storage_errors(tmp_path: Path, monkeypatch: 
     assert not list(tmp_path.iterdir())
 
 
-def test_other_errors_of_the_system_stay_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: int) -> None:
         raise OSError(errno.EIO, "broken disk")
 
@@ -79,7 +81,7 @@ def test_file_where_a_folder_should_be_is_a_storage_error(tmp_path: Path, below:
         write_bytes(tmp_path / "file" / below / "name", b"data")
 
 
-def test_nearest_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nearest_existing_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.chdir(tmp_path)
     for path, nearest in {"a/b": tmp_path, "": tmp_path, "file/c": tmp_path / "file", f"{tmp_path}/d": tmp_path}.items():
@@ -90,7 +92,7 @@ def test_nearest_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("a file system can be mounted by root only")
+        pytest.skip("mounting a file system needs root")
     yield tmp_path
     subprocess.run(["umount", str(tmp_path)], check=True)
 

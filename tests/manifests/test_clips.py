@@ -1,4 +1,4 @@
-"""The contracts of clip tables, label lists and custom lists."""
+"""Clip tables, label lists and custom lists."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def test_table_holds_the_clips(tmp_path: Path) -> None:
     assert table_clips(read_clips(tmp_path / "clips.parquet")) == list(CLIPS)
 
 
-def test_other_column_order_and_narrower_types_are_taken() -> None:
+def test_other_column_orders_and_narrower_types_are_accepted() -> None:
     columns = {"labels": pa.array([[0]], pa.list_(pa.int64())), "start_ms": pa.array([5], pa.int32())}
     table = pa.table({**columns, "extra": [1], "split": ["train"], "end_ms": [9], "video_id": ["v"], "key": ["k"]})
     checked = check_clips(table, "here")
@@ -53,20 +53,20 @@ def test_other_column_order_and_narrower_types_are_taken() -> None:
 @pytest.mark.parametrize(
     ("rows", "reason"),
     [
-        ([], "holds no clip"),
-        ([row(key="a.b")], r"the key 'a\.b' is malformed"),
-        ([row(key="")], "the key '' is malformed"),
-        ([row(key="x" * 81)], "is malformed"),
-        ([row(key="a\n")], "is malformed"),
-        ([row(), row(start_ms=0)], "'a_0' stands more than once"),
+        ([], "has no clips"),
+        ([row(key="a.b")], r"the key 'a\.b' is invalid"),
+        ([row(key="")], "the key '' is invalid"),
+        ([row(key="x" * 81)], "is invalid"),
+        ([row(key="a\n")], "is invalid"),
+        ([row(), row(start_ms=0)], "'a_0' is duplicated"),
         ([row(start_ms=7, end_ms=7)], "a_0 ends before it starts"),
-        ([row(split="")], "the split '' cannot name a file"),
+        ([row(split="")], "the split name '' is invalid"),
         ([row(split=None)], "is not a clip table: .*'split' with null values"),
-        ([row(split="../train")], r"the split '\.\./train' cannot name a file"),
-        ([row(split="failures")], "the split 'failures' cannot name a file"),
+        ([row(split="../train")], r"the split name '\.\./train' is invalid"),
+        ([row(split="failures")], "the split name 'failures' is invalid"),
     ],
 )
-def test_rows_that_break_the_contract_are_named(rows: list[dict[str, object]], reason: str) -> None:
+def test_invalid_rows_are_named(rows: list[dict[str, object]], reason: str) -> None:
     with pytest.raises(InputError, match=f"here.*{reason}"):
         check_clips(pa.Table.from_pylist(rows, schema=SCHEMA), "here")
 
@@ -76,7 +76,7 @@ def test_missing_column_is_named() -> None:
         check_clips(clip_table(CLIPS).drop_columns(["labels"]), "here")
 
 
-def test_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
+def test_file_that_is_not_a_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "clips.parquet").write_bytes(b"PAR1 not at all")
     for name in ("clips.parquet", "nothing.parquet"):
         with pytest.raises(InputError, match="cannot read the clip table"):
@@ -92,7 +92,7 @@ def test_labels_are_written_as_csv_and_read_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["id\nx\ny\n", "mid,display_name\nx,x\ny,\n", "display_name,id,index\r\nx,x,0\r\n,y,1\r\n"])
-def test_label_lists_of_other_columns_are_read(tmp_path: Path, text: str) -> None:
+def test_label_lists_with_other_columns_are_read(tmp_path: Path, text: str) -> None:
     (tmp_path / "labels.csv").write_bytes(text.encode())
     assert read_labels(tmp_path / "labels.csv") == LabelSet((Label("x", "x"), Label("y", "y")))
 
@@ -104,11 +104,11 @@ def test_label_lists_of_other_columns_are_read(tmp_path: Path, text: str) -> Non
         ("id,display_name\n", "is empty"),
         ("name\nx\n", "line 2 has no label id"),
         ("id,display_name\nx,X\n,Y\n", "line 3 has no label id"),
-        ("id\nx\ny\nx\n", "repeats a label id"),
-        ("index,id\n0,x\n2,y\n", "line 3 has index 2 where 1 follows"),
+        ("id\nx\ny\nx\n", "has duplicate label ids"),
+        ("index,id\n0,x\n2,y\n", "line 3 has index 2, expected 1"),
     ],
 )
-def test_malformed_label_list_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+def test_invalid_label_list_is_refused(tmp_path: Path, text: str, reason: str) -> None:
     (tmp_path / "labels.csv").write_text(text)
     with pytest.raises(InputError, match=reason):
         read_labels(tmp_path / "labels.csv")
@@ -135,26 +135,26 @@ def test_custom_list_is_read_in_any_column_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        ("v,zero,1,train,x", "line 3: malformed row 'v,zero,1,train,x'"),
-        ("v,0,nan,train,x", "line 3: malformed row"),
-        ("v,0,inf,train,x", "line 3: malformed row"),
-        ("v,0,1,train", "line 3: malformed row"),
-        ("v,2,1,train,x", "line 3: malformed row"),
-        ("v,-1,1,train,x", "line 3: malformed row"),
+        ("v,zero,1,train,x", "line 3: invalid row 'v,zero,1,train,x'"),
+        ("v,0,nan,train,x", "line 3: invalid row"),
+        ("v,0,inf,train,x", "line 3: invalid row"),
+        ("v,0,1,train", "line 3: invalid row"),
+        ("v,2,1,train,x", "line 3: invalid row"),
+        ("v,-1,1,train,x", "line 3: invalid row"),
         ("v,0,1,train,x;unknown", "line 3: unknown label id 'unknown'"),
-        ("v w,0,1,train,x", "the key 'v w_0' is malformed"),
-        ("../v,0,1,train,x", r"the key '\.\./v_0' is malformed"),
-        ("v,0,1,a/b,x", "the split 'a/b' cannot name a file"),
-        ("good,0.0,2,train,y", "'good_0' stands more than once"),
+        ("v w,0,1,train,x", "the key 'v w_0' is invalid"),
+        ("../v,0,1,train,x", r"the key '\.\./v_0' is invalid"),
+        ("v,0,1,a/b,x", "the split name 'a/b' is invalid"),
+        ("good,0.0,2,train,y", "'good_0' is duplicated"),
     ],
 )
-def test_bad_row_of_a_custom_list_is_named(tmp_path: Path, bad: str, reason: str) -> None:
+def test_invalid_row_of_a_custom_list_is_named(tmp_path: Path, bad: str, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         custom(tmp_path, f"video_id,start,end,split,labels\ngood,0,1,train,x\n{bad}\n")
 
 
-def test_row_too_short_for_its_split_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="line 2: malformed row"):
+def test_row_without_a_split_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="line 2: invalid row"):
         custom(tmp_path, "labels,start,end,video_id,split\nx,0,1,v\n")
 
 
@@ -165,7 +165,7 @@ def test_custom_list_without_a_column_is_refused(tmp_path: Path, text: str, reas
 
 
 def test_empty_or_missing_custom_list_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no clip"):
+    with pytest.raises(InputError, match="has no clips"):
         custom(tmp_path, "video_id,start,end,split,labels\n")
     with pytest.raises(InputError, match="cannot read the list"):
         custom_clips(tmp_path / "nothing.csv", LABELS)

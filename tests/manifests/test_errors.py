@@ -1,4 +1,4 @@
-"""Errors that a user can mend: one line, also from another process."""
+"""Errors that a user can fix: they are one line, and survive pickling between processes."""
 
 import pickle
 
@@ -15,5 +15,5 @@ def test_errors_survive_pickling(kind: type[MbtError]) -> None:
 
 
 def test_messages_of_several_lines_become_one() -> None:
-    error = ShardError("cannot read it: broken\nPage 3\n", "Make it\r\nanew")
-    assert str(error) == "cannot read it: broken Page 3. Make it anew."
+    error = ShardError("cannot read it: broken\nPage 3\n", "Make it\r\nagain")
+    assert str(error) == "cannot read it: broken Page 3. Make it again."

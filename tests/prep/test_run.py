@@ -346,7 +346,7 @@ def test_users_mistakes_are_one_line(collection: Collection, tmp_path: Path, mbt
     assert "holds no media file" in refusal(mbt, *changed("--source", tmp_path / "none"))
     assert "lacks {video_id}" in refusal(mbt, *changed("--source", "https://example.org/v.mp4"))
     assert "lacks the column" in refusal(mbt, *changed("--list", tmp_path / "empty.csv"))
-    assert "line 3: malformed row" in refusal(mbt, *changed("--list", tmp_path / "bad.csv"))
+    assert "line 3: invalid row" in refusal(mbt, *changed("--list", tmp_path / "bad.csv"))
     assert "cannot read the list" in refusal(mbt, *changed("--list", tmp_path / "nothing.csv"))
     assert "is empty" in refusal(mbt, *changed("--labels", tmp_path / "empty.csv"))
     assert "has no subset 'huge'" in refusal(mbt, "prep", "audioset", "--subset", "huge", "--out", tmp_path / "as")
@@ -413,7 +413,7 @@ def test_a_process_of_its_own_says_one_line_without_traceback(tmp_path: Path) ->
     assert done.stdout == ""
     assert done.stderr.splitlines() == [
         f"error: the list {tmp_path}/list.csv is empty. "
-        'A row is: YTID, start_seconds, end_seconds, "mid,mid,...", as in the official CSV files.'
+        'Write rows as in the official CSV files: YTID, start_seconds, end_seconds, "mid,mid,...".'
     ]
 
 

@@ -172,7 +172,7 @@ def test_an_impossible_model_is_a_configuration_error(shards: Path, tmp_path: Pa
 
 
 def test_a_folder_without_a_dataset(tmp_path: Path) -> None:
-    refused("holds no dataset.json", tmp_path, tmp_path / "run", STEPS)
+    refused("has no dataset.json", tmp_path, tmp_path / "run", STEPS)
 
 
 def test_a_damaged_checkpoint_is_named(shards: Path, whole_run: Path, tmp_path: Path) -> None:

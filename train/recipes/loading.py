@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mbt.manifests.errors import ConfigError
-from mbt.manifests.settings import toml_value
+from mbt.manifests.toml_value import toml_value
 from mbt.train.recipes.schema import NONE, Recipe
 
 PACKAGE = "mbt.train.recipes"

@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from mbt.config import MBTConfig
 from mbt.manifests.errors import ConfigError
-from mbt.manifests.settings import toml_value
+from mbt.manifests.toml_value import toml_value
 
 DECIDED_ELSEWHERE = frozenset({"num_classes", "num_frames", "image_size", "spec_shape"})
 """Fields that a recipe's model section lacks: the dataset and the recipe's input section decide them."""

@@ -1,7 +1,8 @@
-"""AudioSet's lists: malformed rows, and the parser and the shipped tables against Python's csv module."""
+"""AudioSet's lists: invalid rows, and the parser and the shipped tables against Python's csv module."""
 
 import csv
 import lzma
+import re
 import time
 from pathlib import Path
 
@@ -65,22 +66,23 @@ def test_crlf_and_blank_lines_are_read(tmp_path: Path) -> None:
         "empty",
     ],
 )
-def test_malformed_row_is_named_by_its_line(tmp_path: Path, row: str) -> None:
-    with pytest.raises(InputError, match="line 5: malformed row"):
+def test_invalid_row_is_named_with_its_line(tmp_path: Path, row: str) -> None:
+    with pytest.raises(InputError, match="line 5: invalid row"):
         read(tmp_path, HEADER + f'abcdefghijk, 0.000, 10.000, "{SPEECH}"\n' + row + "\n")
 
 
-def test_clip_that_ends_before_it_starts_is_named_by_its_line(tmp_path: Path) -> None:
+def test_clip_that_ends_before_it_starts_is_named_with_its_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="line 4: the clip ends before it starts"):
         read(tmp_path, HEADER + f'abcdefghijk, 10.000, 10.000, "{SPEECH}"\n')
 
 
-def test_unknown_label_is_named_by_its_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="line 4: unknown label id '/m/nothing'"):
-        read(tmp_path, HEADER + f'abcdefghijk, 0.000, 10.000, "{SPEECH},/m/nothing"\n')
+@pytest.mark.parametrize("label", ["/m/nothing", "{row}", "}"])
+def test_unknown_label_is_named_with_its_line(tmp_path: Path, label: str) -> None:
+    with pytest.raises(InputError, match=f"line 4: unknown label id '{re.escape(label)}': 'abcdefghijk, 0.000"):
+        read(tmp_path, HEADER + f'abcdefghijk, 0.000, 10.000, "{SPEECH},{label}"\n')
 
 
-def test_unknown_label_that_begins_a_known_one_is_named_by_its_own_line(tmp_path: Path) -> None:
+def test_unknown_label_that_is_a_prefix_of_a_known_one_is_named_with_its_own_line(tmp_path: Path) -> None:
     rows = [f'abcdefghijk, 0.000, 10.000, "{SPEECH}"', f'bcdefghijkl, 0.000, 10.000, "{SPEECH[:-1]}"']
     with pytest.raises(InputError, match="line 5: unknown label id '/m/09x0'"):
         read(tmp_path, HEADER + "\n".join(rows) + "\n")
@@ -105,7 +107,7 @@ def test_binary_list_is_refused(tmp_path: Path) -> None:
 
 def test_clip_listed_twice_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, f'abcdefghijk, 0.000, 10.000, "{SPEECH}"\n' * 2)
-    with pytest.raises(InputError, match="'abcdefghijk_0' stands more than once"):
+    with pytest.raises(InputError, match="'abcdefghijk_0' is duplicated"):
         segments_table(path, "train")
 
 

@@ -1,4 +1,4 @@
-"""A stream gives the samples that the folder has, over every kind of URL, and over connections that break."""
+"""A stream yields the samples of the folder, over every kind of URL and over connections that break."""
 
 import shlex
 import subprocess
@@ -25,7 +25,7 @@ CAT = shlex.join(["pipe:" + sys.executable, "-c", "import sys; sys.stdout.buffer
 
 @pytest.fixture
 def served(packed: Path) -> Iterator[MediaServer]:
-    """The folder on a server that knows ranges, at /set/."""
+    """The folder at /set/ on a server that supports ranges."""
     with media_server() as server:
         server.files |= {f"/set/{path.name}": ServedFile(path.read_bytes()) for path in packed.iterdir() if path.is_file()}
         yield server
@@ -33,20 +33,20 @@ def served(packed: Path) -> Iterator[MediaServer]:
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Waits take no time; they are kept."""
+    """Waits take no time; their lengths in seconds are recorded."""
     waits: list[float] = []
     monkeypatch.setattr("mbt.manifests.reading.remote.time.sleep", waits.append)
     return waits
 
 
 def content(sample: Sample) -> tuple[str, list[bytes], bytes, dict[str, object]]:
-    """All of a sample."""
+    """Everything in a sample."""
     frames = sample.frames(list(range(sample.num_frames)))
     return sample.key, frames, sample.log_mel(0, 4 * sample.num_frames).tobytes(), sample.description()
 
 
 def check(url: str, packed: Path) -> None:
-    """Both splits behind the URL are those of the folder."""
+    """Assert that both splits behind the URL equal those of the folder."""
     for split in ("train", "eval"):
         with ShardStream(url, split) as stream, ShardReader(packed, split) as reader:
             assert stream.info == reader.info
@@ -87,19 +87,18 @@ def test_s3(packed: Path, bucket: "boto3.resources.base.ServiceResource") -> Non
     check("s3://shards/below", packed)
 
 
-def test_samples_come_in_the_order_that_is_asked_for(packed: Path) -> None:
+def test_samples_come_in_the_requested_order(packed: Path) -> None:
     with ShardStream(f"file://{packed}", "train") as stream, ShardReader(packed, "train") as reader:
         rows = np.array([4, 5, 0, 3, 1])
         assert [content(sample) for sample in stream.walk(rows)] == [content(reader[row]) for row in rows.tolist()]
 
 
-def test_a_sample_that_is_skipped_is_not_needed(packed: Path) -> None:
-    """Out of a pipe, what lies between is read over."""
+def test_samples_can_be_skipped_in_a_pipe(packed: Path) -> None:
     with ShardStream(f"pipe:cat {packed}/{{}}", "train") as stream, ShardReader(packed, "train") as reader:
         assert [content(sample) for sample in stream.walk(np.array([1, 3, 5]))] == [content(reader[row]) for row in (1, 3, 5)]
 
 
-def test_connections_that_break_are_made_anew(
+def test_broken_connections_are_resumed(
     packed: Path, served: MediaServer, patient: list[float], capfd: pytest.CaptureFixture[str]
 ) -> None:
     tar = served.files["/set/train-000000.tar"]
@@ -110,10 +109,10 @@ def test_connections_that_break_are_made_anew(
     assert "train-000000.tar" in capfd.readouterr().err
 
 
-def test_a_connection_of_a_server_without_ranges_is_made_anew(
+def test_broken_connections_of_a_server_without_ranges_are_resumed(
     packed: Path, served: MediaServer, server: LoopbackServer, patient: list[float]
 ) -> None:
-    """The second half of a tar's bytes comes over a second connection, which is read over up to there."""
+    """The second connection starts at byte 0; the first half of the tar is read again and discarded."""
     files = {f"/{path.name}": path.read_bytes() for path in packed.iterdir() if path.is_file()}
     breaks = ["/train-000000.tar"]
 
@@ -136,19 +135,19 @@ def test_a_connection_of_a_server_without_ranges_is_made_anew(
     assert len(patient) == 1
 
 
-def test_a_server_that_stays_away_is_one_error(packed: Path, served: MediaServer, patient: list[float]) -> None:
+def test_a_server_that_stays_down_is_one_error(packed: Path, served: MediaServer, patient: list[float]) -> None:
     served.files["/set/train-000001.tar"].always = Status(503)
     with ShardStream(f"{served.url}/set", "train") as stream:
         rows = np.flatnonzero(stream.shard_of == stream.shards.index("train-000001.tar"))
-        with pytest.raises(ShardError, match=r"cannot read train-000001\.tar of http://.*/set: .*503.* Check the address"):
+        with pytest.raises(ShardError, match=r"cannot read train-000001\.tar from http://.*/set: .*503.* Check the address"):
             list(stream.walk(rows))
     assert len(patient) == 7
 
 
-def test_what_is_not_there_is_not_asked_for_again(packed: Path, served: MediaServer, patient: list[float]) -> None:
-    with pytest.raises(ShardError, match=r"cannot read dataset\.json of http://.*/other"):
+def test_missing_files_are_not_retried(packed: Path, served: MediaServer, patient: list[float]) -> None:
+    with pytest.raises(ShardError, match=r"cannot read dataset\.json from http://.*/other"):
         ShardStream(f"{served.url}/other", "train")
-    with pytest.raises(ShardError, match=r"http://.*/set has no split 'test'\. It has: "):
+    with pytest.raises(ShardError, match=r"http://.*/set has no split 'test'\. Choose one of: "):
         ShardStream(f"{served.url}/set", "test")
     del served.files["/set/train-000001.tar"]
     with ShardStream(f"{served.url}/set", "train") as stream, pytest.raises(ShardError, match=r"cannot read train-000001\.tar"):
@@ -156,29 +155,29 @@ def test_what_is_not_there_is_not_asked_for_again(packed: Path, served: MediaSer
     assert patient == []
 
 
-def test_a_file_that_ends_early_is_named(packed: Path, served: MediaServer, patient: list[float]) -> None:
+def test_a_truncated_file_is_named(packed: Path, served: MediaServer, patient: list[float]) -> None:
     tar = served.files["/set/train-000000.tar"]
     tar.content = tar.content[: len(tar.content) // 2]
-    too_early = r"train-000000\.tar of .*: it ends (before byte [\d,]+|[\d,]+ bytes too early)\."
+    too_early = r"train-000000\.tar from .*: it ends (before byte [\d,]+|[\d,]+ bytes too early)\."
     with ShardStream(f"{served.url}/set", "train") as stream, pytest.raises(ShardError, match=too_early):
         list(stream.walk())
 
 
-def test_a_damaged_dataset_is_named_by_its_url(packed: Path, served: MediaServer) -> None:
+def test_a_damaged_dataset_is_named_with_its_url(packed: Path, served: MediaServer) -> None:
     served.files["/set/dataset.json"].content = b"{}"
     with pytest.raises(ShardError, match=r"^http://[^ ]*/set/dataset\.json has format version None"):
         ShardStream(f"{served.url}/set", "train")
 
 
-def test_a_command_that_fails_says_so(packed: Path, patient: list[float]) -> None:
-    with pytest.raises(ShardError, match=r"cannot read dataset\.json of pipe:cat .*: cat .* ended with status 1"):
+def test_a_failed_command_is_named(packed: Path, patient: list[float]) -> None:
+    with pytest.raises(ShardError, match=r"cannot read dataset\.json from pipe:cat .*: cat .* exited with status 1"):
         ShardStream(f"pipe:cat {packed}/no/{{}}", "train")
     with pytest.raises(ShardError, match=r"No such file or directory: 'no-such-command'"):
         ShardStream("pipe:no-such-command {}", "train")
 
 
-def test_a_command_ends_with_its_stream(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading stops in the middle of an endless output; the command must not stay."""
+def test_closing_a_stream_ends_its_command(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading stops in the middle of an endless output; the command must not be left running."""
     with ShardStream(f"pipe:cat {packed}/{{}}", "train") as stream:
         stream.remote = Remote("pipe:sh -c 'trap : TERM PIPE; yes mbt-endless # {}'")
         monkeypatch.setattr("mbt.manifests.reading.remote.STOP_S", 0.1)
@@ -187,13 +186,13 @@ def test_a_command_ends_with_its_stream(packed: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("name", ["../secret", "a b", "$(id)", "-rf", "", "x;y"])
-def test_names_that_a_dataset_would_not_have_are_refused(name: str, packed: Path) -> None:
+def test_names_that_no_dataset_has_are_refused(name: str, packed: Path) -> None:
     for url in (f"file://{packed}", f"pipe:cat {packed}/{{}}"):
-        with pytest.raises(ShardError, match="is no name of a file"):
+        with pytest.raises(ShardError, match="is not the name of a file"):
             Remote(url).fetch(name, packed)
 
 
-def test_a_query_goes_with_every_request_and_into_no_message(packed: Path, server: LoopbackServer) -> None:
+def test_query_and_password_are_sent_but_not_shown(packed: Path, server: LoopbackServer) -> None:
     files = {f"/set/{path.name}?sig=secret": path.read_bytes() for path in packed.iterdir() if path.is_file()}
     server.answer = serving(files)
     with ShardStream(f"{server.url}/set?sig=secret", "eval") as stream, ShardReader(packed, "eval") as reader:
@@ -204,16 +203,16 @@ def test_a_query_goes_with_every_request_and_into_no_message(packed: Path, serve
     assert "secret" not in str(refused.value)
     server.answer = lambda request: seen.append(request.headers.get("Authorization")) or refuse(request)  # type: ignore[func-returns-value]
     seen: list[str | None] = []
-    with pytest.raises(ShardError, match=r"of http://127\.0\.0\.1:\d+/set: HTTP Error 404"):
+    with pytest.raises(ShardError, match=r"from http://127\.0\.0\.1:\d+/set: HTTP Error 404"):
         ShardStream(f"{server.url.replace('//', '//user:p%40ss@')}/set", "eval")
     assert seen == [f"Basic {b64encode(b'user:p@ss').decode()}"]
-    assert Remote("memory://user:password@host/set?key=1").shown == "memory://host/set"
+    assert Remote("memory://user:password@host/set?key=1").display_url == "memory://host/set"
 
 
-def test_urls_of_no_known_kind_are_one_line() -> None:
+def test_unsupported_urls_are_refused() -> None:
     with pytest.raises(InputError, match="cannot read from nothing://set"):
         Remote("nothing://set")
-    with pytest.raises(InputError, match=r"has no {} for a file's name"):
+    with pytest.raises(InputError, match=r"has no {} for the file name"):
         Remote("pipe:cat /shards")
-    with pytest.raises(InputError, match="is no command: No closing quotation"):
+    with pytest.raises(InputError, match="is not a valid command: No closing quotation"):
         Remote("pipe:cat '{}")

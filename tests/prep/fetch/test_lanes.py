@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mbt.manifests.balance import Balance, balanced_rows, offered
+from mbt.manifests.balance import Balance, balanced_rows, ordered_rows
 from mbt.manifests.clips import Clip, clip_table, table_clips
 from mbt.manifests.errors import InputError
 from mbt.manifests.labels import Label, LabelSet
@@ -171,7 +171,7 @@ def capped(tmp_path: Path, site: Site) -> tuple[Path, set[str]]:
     labels = [tuple(sorted(draws.choice(NUM_CLASSES, draws.integers(1, 4), replace=False).tolist())) for _ in range(300)]
     clips = clip_table(Clip(f"v{i}_0", f"v{i}", 0, 1000, "train", own) for i, own in enumerate(labels))
     balance = Balance(CAP, "common-first", 0)
-    plan = clips.take(pa.array(offered(clips, balance, NUM_CLASSES)))
+    plan = clips.take(pa.array(ordered_rows(clips, balance, NUM_CLASSES)))
     gone = {f"v{i}" for i in range(300) if draws.random() < 0.25}
     site.errors = dict.fromkeys(gone, ("Private video", ""))
     label_set = LabelSet(tuple(Label(str(i), str(i)) for i in range(NUM_CLASSES)))

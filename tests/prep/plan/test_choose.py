@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mbt.manifests.balance import Balance, balanced_rows, offered
+from mbt.manifests.balance import Balance, balanced_rows, ordered_rows
 from mbt.manifests.clips import SCHEMA, table_clips
 from mbt.manifests.errors import InputError, StorageError
 from mbt.manifests.shards import MediaFormat
@@ -56,7 +56,7 @@ def test_a_cap_over_survivors_equals_balancing_the_survivors(labels: list[set[in
             if alive[clip.key]:
                 selection.take(clip)
 
-    order = offered(listed, Balance(cap), CLASSES)
+    order = ordered_rows(listed, Balance(cap), CLASSES)
     survivors = listed.take(pa.array([row for row in order if alive[listed["key"][row].as_py()]], pa.int64()))
     expected = survivors.take(pa.array(balanced_rows(survivors, Balance(cap, "list"), CLASSES)))["key"].to_pylist()
     chosen = [clip for _, clip in select_clips(table_clips(planned), ledger, Selection({"train": cap}, CLASSES))]

@@ -441,10 +441,10 @@ def test_worst_and_best_classes(tmp_path: Path) -> None:
 
 
 def test_it_takes_no_lock_and_reads_while_a_run_writes(tmp_path: Path) -> None:
-    from mbt.manifests.atomic import sole_writer
+    from mbt.manifests.atomic import exclusive_writer
 
     keys = planned(tmp_path, [(0,), (1,)])
-    with sole_writer(tmp_path), LedgerWriter(tmp_path, "fetch-0") as writer:
+    with exclusive_writer(tmp_path), LedgerWriter(tmp_path, "fetch-0") as writer:
         writer.append([replace(good(tmp_path, keys[0]), time=time.time())])
         report = write_report(tmp_path, tmp_path)
     assert (report.splits["train"].there, report.splits["train"].to_ask) == (1, 1)

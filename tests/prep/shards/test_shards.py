@@ -260,7 +260,7 @@ def test_explode_rejects_folders_of_other_datasets(packed: Path, exploded: Path,
     outcome = mbt("shards", "explode", packed, tmp_path)
     assert (outcome.code, "holds other-000000.tar, which" in outcome.err) == (2, True)
     outcome = mbt("shards", "explode", exploded, tmp_path / "out")
-    assert (outcome.code, "holds no dataset.json" in outcome.err) == (2, True)
+    assert (outcome.code, "has no dataset.json" in outcome.err) == (2, True)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -529,4 +529,4 @@ def test_folder_without_dataset_json_is_rejected(mbt: Door, folder: Path, tmp_pa
     assert (outcome.code, outcome.err.startswith("error: cannot read the removal list")) == (2, True)
     (folder / "dataset.json").unlink()
     outcome = mbt("shards", "verify", folder)
-    assert (outcome.code, "holds no dataset.json" in outcome.err) == (2, True)
+    assert (outcome.code, "has no dataset.json" in outcome.err) == (2, True)

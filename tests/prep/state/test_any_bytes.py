@@ -130,5 +130,5 @@ def test_any_state_file_is_read_or_refused(data: bytes, tmp_path: Path) -> None:
 
 def test_a_table_without_clips_is_refused(tmp_path: Path) -> None:
     pq.write_table(clip_table([]), tmp_path / "clips.parquet")
-    with pytest.raises(InputError, match="holds no clip"):
+    with pytest.raises(InputError, match="has no clips"):
         read_clips(tmp_path / "clips.parquet")

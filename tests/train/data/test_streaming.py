@@ -230,7 +230,7 @@ def test_a_missing_tar_ends_the_run_with_a_message(tars: Path, tmp_path: Path, m
     monkeypatch.setattr("mbt.manifests.reading.remote.time.sleep", lambda seconds: None)
     copy = Path(shutil.copytree(tars, tmp_path / "copy"))
     (copy / "train-000003.tar").unlink()
-    with pytest.raises(ShardError, match=r"cannot read train-000003\.tar of file://"):
+    with pytest.raises(ShardError, match=r"cannot read train-000003\.tar from file://"):
         train(f"file://{copy}", tmp_path / "run", tiny(*RUN))
     deadline = time.monotonic() + 10
     while any(t.name.startswith("ThreadPoolExecutor") for t in threading.enumerate()) and time.monotonic() < deadline:

@@ -130,7 +130,7 @@ def test_a_truncated_tar_is_named(run: Path, shards: Path, tmp_path: Path) -> No
     shutil.copytree(shards, folder)
     tar = folder / "eval-000000.tar"
     tar.write_bytes(tar.read_bytes()[:-20_000])
-    with pytest.raises(ShardError, match=r"eval-000000.tar has \d+ bytes where \d+ are recorded"):
+    with pytest.raises(ShardError, match=r"eval-000000.tar has \d+ bytes, expected \d+"):
         evaluate(run, folder, "eval", 4, 8)
 
 
@@ -143,7 +143,7 @@ def test_a_damaged_frame_is_an_error(run: Path, shards: Path, tmp_path: Path) ->
     data = bytearray(tar.read_bytes())
     data[offset : offset + size] = bytes(size)
     tar.write_bytes(data)
-    with pytest.raises(ShardError, match="is no JPEG"):
+    with pytest.raises(ShardError, match="is not a valid JPEG"):
         evaluate(run, folder, "eval", 4, 8)
 
 

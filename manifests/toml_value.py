@@ -1,11 +1,11 @@
-"""`NAME=VALUE` settings of the command line: values are TOML."""
+"""Values of `NAME=VALUE` options, written as TOML."""
 
 import tomllib
 from typing import Any
 
 
 def toml_value(text: str) -> Any:
-    """A value as TOML has it; what is none is a string."""
+    """The TOML value that `text` spells, or else `text` itself."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
