@@ -342,7 +342,7 @@ def test_text_that_is_not_known_is_printed_once(mbt: Door, listing: Listing, sit
     mbt(*listing(5), "--stage", "plan")
     outcome = mbt(*listing(5), "--stage", "fetch")
     told = [line.rpartition(": ")[2] for line in outcome.err.splitlines() if "does not know" in line]
-    assert (outcome.out, told) == ("fetch: 1 clips found, 4 missing\n", ["Something new", "Something newer"])
+    assert (outcome.out, told) == ("fetch: 1 clip found, 4 missing\n", ["Something new", "Something newer"])
 
 
 def test_full_disk_is_no_failure_of_a_video(site: Site, tmp_path: Path) -> None:
