@@ -294,7 +294,8 @@ def request(canary: str, source: "YtDlp | None" = None) -> str | CheckWarning:
         remedy = offer.remedy or ("Try another video" if offer.answered else check)
         raise SourceError(f"{canary}: {offer.code}: {offer.message}".rstrip("."), remedy)
     part = "only the clips' bytes" if offer.sliced else "whole files"
-    found = f"{canary}: {offer.num_formats} format{'s' * (offer.num_formats != 1)}; mbt prep would download {part} of {offer.chosen}"
+    formats = f"{offer.num_formats} format{'s' * (offer.num_formats != 1)}"
+    found = f"{canary}: {formats}; mbt prep would download {part} of {offer.chosen}"
     if offer.warnings:
         return CheckWarning(f"{found}; yt-dlp warns: {'; '.join(offer.warnings)}".rstrip("."), UPGRADE)
     return found
