@@ -1,4 +1,4 @@
-"""`mbt doctor`: what the commands need, looked at one after the other; here what fetching and packing need."""
+"""`mbt doctor`: check what the commands need, one thing after another. Here: what fetching and packing need."""
 
 import json
 import os
@@ -31,21 +31,21 @@ if TYPE_CHECKING:
 
 OLDEST_PYTHON = (3, 11)
 AGE_TO_WARN, AGE_TO_FAIL = 30, 180
-"""Days; YouTube changes what it asks of yt-dlp every few weeks."""
+"""Days; YouTube changes what yt-dlp must do every few weeks."""
 SPACE_TO_WARN, SPACE_TO_FAIL = 50e9, 1e9
 SHARED_MEMORY = Path("/dev/shm")
 SHARED_MEMORY_TO_WARN = 1e9
 DECODERS = {"aac", "h264", "opus", "vp9"}
-"""ffmpeg's names of what YouTube serves."""
+"""The codecs that YouTube serves, by their names in ffmpeg."""
 SHORT_SIDE = 64
 CHOOSE_OUT = "Choose another --out"
-CHOOSE_CACHE = "Set MBT_CACHE to a folder that can be written"
+CHOOSE_CACHE = "Set MBT_CACHE to a writable folder"
 REINSTALL_FFMPEG = "Run pip install --force-reinstall imageio-ffmpeg, then run again"
 
 
 @dataclass(frozen=True)
-class Doubt:
-    """What a check returns where all works, but may not for long.
+class CheckWarning:
+    """The result of a check that passes, but may not for long.
 
     Attributes:
         found: what was found.
@@ -58,13 +58,13 @@ class Doubt:
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of a check.
+    """The result of a check, ready to print.
 
     Attributes:
-        check: its name.
+        check: name of the check.
         state: `ok`, `warn` or `fail`.
-        found: versions, ages, free space; of a failure what is wrong.
-        remedy: what the user can do; empty where all is well.
+        found: versions, ages, free space; after a failure, what is wrong.
+        remedy: what the user can do; empty if the check passed.
     """
 
     check: str
@@ -76,12 +76,12 @@ class Finding:
         return f"{self.state:<4}  {self.check:<13}  {self.found}" + (f". {self.remedy}." if self.remedy else "")
 
 
-Check = tuple[str, Callable[[], str | Doubt], str]
-"""Its name; what looks: it returns what it found, or raises; the remedy for errors that bring none of their own."""
+Check = tuple[str, Callable[[], str | CheckWarning], str]
+"""Its name; the function, which returns what it found or raises; the remedy for errors other than MbtError."""
 
 
 def report(checks: Iterable[Check], as_json: bool) -> bool:
-    """Run the checks and print a line for each as it ends, or all of them as JSON; return whether none failed."""
+    """Run the checks and print one line for each as it ends, or JSON at the end; return whether all passed."""
     findings = []
     for finding in examine(checks):
         findings.append(finding)
@@ -94,7 +94,7 @@ def report(checks: Iterable[Check], as_json: bool) -> bool:
 
 
 def examine(checks: Iterable[Check]) -> Iterator[Finding]:
-    """Run the checks one after the other; whatever one raises is its finding, what it prints goes to stderr."""
+    """Run the checks one after another. An exception becomes a finding, and what a check prints goes to stderr."""
     for name, look, remedy in checks:
         try:
             with redirect_stdout(sys.stderr):
@@ -108,15 +108,15 @@ def examine(checks: Iterable[Check]) -> Iterator[Finding]:
 
 
 def media_checks(out: Path, canary: str | None = None, lanes: Path | None = None) -> list[Check]:
-    """The checks of what fetching and packing need.
+    """The checks for fetching and packing.
 
     Args:
         out: the folder that a dataset will be written to.
-        canary: URL, or id at YouTube, of a video to ask for over the network; None: no network is used.
-        lanes: file of the network addresses that are to ask for it, each in a check of its own.
+        canary: URL or YouTube id of a video to request; None: no network is used.
+        lanes: TOML file of lanes; each requests the canary in a check of its own.
 
     Raises:
-        InputError: the lanes cannot be read, or are given and no video.
+        InputError: the lanes cannot be read, or are given without a canary.
     """
     checks: list[Check] = [
         ("python", python, "Install Python 3.11 or newer"),
@@ -134,24 +134,24 @@ def media_checks(out: Path, canary: str | None = None, lanes: Path | None = None
 
 
 def canary_checks(canary: str | None, lanes: Path | None) -> list[Check]:
-    """The checks that ask for a video, as `media_checks` has them."""
+    """The checks that request a video; arguments and errors are those of `media_checks`."""
     if canary is None:
         if lanes:
-            raise InputError(f"no video is named to ask for over the lanes of {lanes}", "Add --canary VIDEO_ID")
+            raise InputError(f"--lanes {lanes} requires --canary", "Add --canary VIDEO_ID, the video to request over each lane")
         return []
     if lanes is None:
-        return [("canary", partial(ask_for, canary), UPGRADE)]
+        return [("canary", partial(request, canary), UPGRADE)]
     from mbt.prep.fetch.lanes import make_lanes
     from mbt.prep.fetch.options import FetchOptions
 
     made = make_lanes(Path(os.devnull), FetchOptions(source=_template(canary), sleep=0, lanes=lanes, rank=0, world=1))
-    return [(f"canary {lane.name}", partial(ask_for, canary, lane.source), UPGRADE) for lane in made]
+    return [(f"canary {lane.name}", partial(request, canary, lane.source), UPGRADE) for lane in made]
 
 
 def python() -> str:
     """Python's version."""
     if sys.version_info < OLDEST_PYTHON:
-        raise InputError(f"{platform.python_version()} is too old", "Install Python 3.11 or newer")
+        raise InputError(f"Python {platform.python_version()} is too old", "Install Python 3.11 or newer")
     return platform.python_version()
 
 
@@ -161,65 +161,65 @@ def today() -> date:
 
 
 def clock() -> str:
-    """The clock is not before the day on which the installed yt-dlp was released: a late one breaks TLS, too."""
+    """The clock is not set to a day before the release of the installed yt-dlp; such a clock breaks TLS, too."""
     released = _yt_dlp_date(metadata.version("yt-dlp"))
     if today() < released:
-        raise InputError(f"the clock says {today()}, and yt-dlp was released on {released}", "Set the clock")
+        raise InputError(f"the clock says {today()}, but yt-dlp was released on {released}", "Set the clock")
     return f"{today()}, UTC"
 
 
-def disk(folder: Path) -> str | Doubt:
-    """Space and permission to write where `folder` is or will be."""
+def disk(folder: Path) -> str | CheckWarning:
+    """There is space, and permission to write, where `folder` is or will be."""
     existing = _writable(folder, CHOOSE_OUT)
     free = shutil.disk_usage(existing).free
     found = f"{format_gigabytes(free)} free at {existing}"
     if free < SPACE_TO_FAIL:
         raise StorageError(found, "Free some space, or choose another --out")
     if free < SPACE_TO_WARN:
-        return Doubt(found, "See what a dataset needs by mbt prep ... --dry-run")
+        return CheckWarning(found, "Run mbt prep ... --dry-run to see how much space a dataset needs")
     return found
 
 
 def cache() -> str:
-    """Downloaded lists can be kept."""
+    """Downloaded lists can be cached."""
     _writable(cache_folder(), CHOOSE_CACHE)
     return str(cache_folder())
 
 
 def _writable(folder: Path, fix: str) -> Path:
-    """The folder, or the nearest one above it that is there, after writing a temporary file into it."""
+    """The folder, or its nearest parent that exists, after writing a temporary file there."""
     existing = nearest_existing(folder)
     try:
         with tempfile.TemporaryFile(dir=existing) as file:
             file.write(b"\0" * 4096)
     except OSError as error:
-        raise StorageError(f"{existing} cannot be written: {error.strerror}", fix) from None
+        raise StorageError(f"cannot write to {existing}: {error.strerror}", fix) from None
     return existing
 
 
-def shared_memory() -> str | Doubt:
-    """The size of /dev/shm, over which the processes of one machine exchange data."""
+def shared_memory() -> str | CheckWarning:
+    """The size of /dev/shm, which the processes of a training run use to exchange data."""
     size = shutil.disk_usage(SHARED_MEMORY).total
     found = f"{format_gigabytes(size)} at {SHARED_MEMORY}"
     if size < SHARED_MEMORY_TO_WARN:
-        return Doubt(found, "For training on several GPUs start the container with --shm-size 8g")
+        return CheckWarning(found, "To train on several GPUs, start the container with --shm-size 8g")
     return found
 
 
 def ffmpeg_program() -> str:
-    """ffmpeg's version and path; it has the decoders of what YouTube serves."""
+    """ffmpeg's version and path; it can decode what YouTube serves."""
     from mbt.prep.media.ffmpeg import ffmpeg, ffmpeg_version
 
     command = [ffmpeg(), "-nostdin", "-hide_banner", "-decoders"]
     listed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL).stdout
     missing = DECODERS - set(re.findall(r"^ [VA]\S{5} (\S+)", listed, re.MULTILINE))
     if missing:
-        raise InputError(f"{ffmpeg()} has no decoder of {', '.join(sorted(missing))}", "Unset IMAGEIO_FFMPEG_EXE")
+        raise InputError(f"{ffmpeg()} has no decoder for {', '.join(sorted(missing))}", "Unset IMAGEIO_FFMPEG_EXE")
     return f"{ffmpeg_version()}, {ffmpeg()}"
 
 
 def decode() -> str:
-    """A second of test picture and tone, encoded here, becomes the right numbers of frames, samples and log-mel rows."""
+    """A test clip of one second, encoded here, decodes to the right numbers of frames, samples and log-mel rows."""
     from mbt.manifests.reading.jpeg import jpeg_size
     from mbt.prep.media.decode import decode_clip
     from mbt.prep.media.ffmpeg import DEFAULT_LIMITS, ffmpeg, run_ffmpeg
@@ -236,20 +236,22 @@ def decode() -> str:
     real = len(clip.jpegs) - clip.padded_frames, len(clip.audio) - clip.padded_samples, *mel.shape
     wanted = FPS, SAMPLE_RATE, MEL_RATE, LogMelFormat().n_mels
     if real != wanted or min(jpeg_size(clip.jpegs[0])) != SHORT_SIDE:
-        raise InputError(f"frames, samples, log-mel rows and bands are {real} and not {wanted}", REINSTALL_FFMPEG)
+        raise InputError(
+            f"the test clip has {real} frames, samples, log-mel rows and bands instead of {wanted}", REINSTALL_FFMPEG
+        )
     if mel.max() - mel.min() < 1:
-        raise InputError("the tone of the test clip is not heard", REINSTALL_FFMPEG)
-    return "1 s made here: {} frames, {} samples, {} x {} log-mel".format(*real)
+        raise InputError("the tone of the test clip is lost in decoding", REINSTALL_FFMPEG)
+    return "1 s test clip: {} frames, {} samples, {} x {} log-mel".format(*real)
 
 
-def yt_dlp_age() -> str | Doubt:
+def yt_dlp_age() -> str | CheckWarning:
     """The age of yt-dlp, from its version."""
     version = metadata.version("yt-dlp")
     age = (today() - _yt_dlp_date(version)).days
     found = f"{version}, {age} days old"
     if age > AGE_TO_FAIL:
         raise SourceError(found, UPGRADE)
-    return Doubt(found, UPGRADE) if age > AGE_TO_WARN else found
+    return CheckWarning(found, UPGRADE) if age > AGE_TO_WARN else found
 
 
 def _yt_dlp_date(version: str) -> date:
@@ -258,22 +260,22 @@ def _yt_dlp_date(version: str) -> date:
 
 
 def yt_dlp_ejs() -> str:
-    """yt-dlp's scripts for YouTube's challenges are of the version that yt-dlp asks for."""
+    """yt-dlp's scripts for YouTube's challenges have the version that yt-dlp requires."""
     requirements = " ".join(metadata.requires("yt-dlp") or ())
-    asked = set(re.findall(r"\byt-dlp-ejs *== *([\w.]+)", requirements))
+    required = set(re.findall(r"\byt-dlp-ejs *== *([\w.]+)", requirements))
     version = metadata.version("yt-dlp-ejs")
-    if version not in asked:
-        raise SourceError(f"{version}, and yt-dlp asks for {' or '.join(sorted(asked)) or 'none'}", UPGRADE)
-    return f"{version}, as yt-dlp asks for"
+    if version not in required:
+        raise SourceError(f"{version}, but yt-dlp requires {' or '.join(sorted(required)) or 'none'}", UPGRADE)
+    return f"{version}, as yt-dlp requires"
 
 
 def deno() -> str:
-    """The JavaScript runtime without which yt-dlp gets little from YouTube."""
+    """The JavaScript runtime that yt-dlp needs for most of YouTube."""
     from mbt.prep.fetch.ytdlp import find_deno
 
     program = find_deno()
     if program is None:
-        raise SourceError("yt-dlp finds no deno, which it needs for YouTube", UPGRADE)
+        raise SourceError("yt-dlp cannot find deno, which it needs for YouTube", UPGRADE)
     if not program.supported:
         raise SourceError(f"{program.version} at {program.path} is too old for yt-dlp", UPGRADE)
     return f"{program.version}, {program.path}"
@@ -285,17 +287,18 @@ def _template(canary: str) -> str:
     return PLACEHOLDER if "://" in canary else AUDIOSET.url_template
 
 
-def ask_for(canary: str, source: "YtDlp | None" = None) -> str | Doubt:
-    """What the site offers of a video, which is not downloaded, to a lane's source or to this machine as it is."""
+def request(canary: str, source: "YtDlp | None" = None) -> str | CheckWarning:
+    """The formats that the site offers of a video, over a lane or this machine's own address; nothing is downloaded."""
     from mbt.prep.fetch.ytdlp import YtDlp
 
     offer = (source or YtDlp(Path(os.devnull), _template(canary))).probe(canary)
     if isinstance(offer, Verdict):
-        look = "Check the network and the lane's options, then run again" if source else "Check the network, then run again"
-        remedy = offer.remedy or ("Ask for another video" if offer.answered else look)
+        check = "Check the network and the lane's options, then run again" if source else "Check the network, then run again"
+        remedy = offer.remedy or ("Try another video" if offer.answered else check)
         raise SourceError(f"{canary}: {offer.code}: {offer.message}".rstrip("."), remedy)
-    part = "the clips' bytes of" if offer.by_ranges else "the whole of"
-    found = f"{canary}: formats: {offer.num_formats}; mbt prep would fetch {part} {offer.chosen}"
+    part = "only the clips' bytes" if offer.by_ranges else "whole files"
+    formats = f"{offer.num_formats} format{'s' * (offer.num_formats != 1)}"
+    found = f"{canary}: {formats}; mbt prep would download {part} of {offer.chosen}"
     if offer.warnings:
-        return Doubt(f"{found}; yt-dlp warns: {'; '.join(offer.warnings)}".rstrip("."), UPGRADE)
+        return CheckWarning(f"{found}; yt-dlp warns: {'; '.join(offer.warnings)}".rstrip("."), UPGRADE)
     return found

@@ -152,7 +152,7 @@ def _plan(
     def work() -> None:
         capped = plan.model_copy(update={"caps": fetch_caps(clips, options)})
         planned = write_plan(out, capped, labels, clips)
-        click.echo(f"plan: {planned.num_rows:,} clips in {out / CLIPS_FILE}")
+        click.echo(f"plan: {_count(planned.num_rows, 'clip')} in {out / CLIPS_FILE}")
 
     return work
 
@@ -171,7 +171,7 @@ def _fetch(out: Path, options: PrepOptions) -> Work:
             check_disk(out, _estimate(clips, len(labels), options).disk_bytes)
         fetched = run()
         worker = f" (worker {share.rank} of {share.world})" if share.world > 1 else ""
-        click.echo(f"fetch: {fetched.found:,} clips found, {fetched.missing:,} missing{worker}")
+        click.echo(f"fetch: {_count(fetched.found, 'clip')} found, {fetched.missing:,} missing{worker}")
 
     return work
 
@@ -180,11 +180,15 @@ def _pack(out: Path, options: PackOptions) -> Work:
     def work() -> None:
         info = pack(out, options)
         for name, split in info.splits.items():
-            shards = f"{len(split.shards):,} shard{'s' * (len(split.shards) != 1)}"
-            click.echo(f"pack: {name}: {split.samples:,} samples in {shards}, {split.failures:,} clips failed")
+            samples, shards = _count(split.samples, "sample"), _count(len(split.shards), "shard")
+            click.echo(f"pack: {name}: {samples} in {shards}, {_count(split.failures, 'clip')} failed")
         codes = Counter(pq.read_table(out / FAILURES_FILE)["code"].to_pylist()).most_common()
         if codes:
             reasons = ", ".join(f"{count:,} {code}" for code, count in codes)
-            click.echo(f"pack: not packed: {reasons}; each with its reason in {out / FAILURES_FILE}")
+            click.echo(f"pack: failed clips: {reasons}; details in {out / FAILURES_FILE}")
 
     return work
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"

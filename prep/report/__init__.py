@@ -1,4 +1,4 @@
-"""The state of a preparation.
+"""The progress of a preparation.
 
 In: a dataset folder, finished or not. Out: a table, report.html and report.json.
 """

@@ -1,4 +1,4 @@
-"""Counting for a report of a dataset folder: survival by reason, split and class, and how fast fetching goes."""
+"""Count the clips of a dataset folder by reason, split and class, and measure how fast they are fetched."""
 
 import math
 from collections import Counter, defaultdict
@@ -22,18 +22,18 @@ from mbt.prep.state.shard_record import Failure, ShardRecord, finished_shard
 
 Z_95 = 1.959964
 SPANS = 200
-"""Points of the curve of attempts over time."""
+"""Intervals of the plot of attempts over time."""
 
 
 def make_report(folder: Path, now: float) -> Report:
-    """Count what is on disk now; nothing is locked or written, so a run may go on meanwhile.
+    """Count what is on disk now. Nothing is locked or written, so a run may be in progress.
 
     Args:
-        folder: dataset folder, planned.
+        folder: dataset folder with a plan.
         now: Unix time in seconds.
 
     Raises:
-        InputError: there is no plan in the folder, or it is damaged.
+        InputError: the folder has no plan, or the plan is damaged.
     """
     plan, labels, table = read_plan(folder)
     clips = table_clips(table)
@@ -43,22 +43,22 @@ def make_report(folder: Path, now: float) -> Report:
     sampled = {row["key"] for record in records for row in record.rows}
     unpackable = {failed.key: failed for record in records for failed in record.failures if failed.stage == "pack"}
     ledger = _states(folder, attempts, sampled | unpackable.keys())
-    there = {key for key, attempt in ledger.items() if attempt.path is not None} | sampled | unpackable.keys()
+    available = {key for key, attempt in ledger.items() if attempt.path is not None} | sampled | unpackable.keys()
     by_split = _by_split(clips)
-    alive = {split: _alive(own, ledger, there) for split, own in by_split.items()}
-    to_ask, later = _still_to_ask(plan, labels, folder, clips, ledger, there, alive, now)
+    survival = {split: _survival(own, ledger, available) for split, own in by_split.items()}
+    to_fetch, later = _clips_to_fetch(plan, labels, folder, clips, ledger, available, survival, now)
     splits = {
-        split: _split(own, ledger, there, alive[split], to_ask[split], later[split], sampled, unpackable)
+        split: _split(own, ledger, available, survival[split], to_fetch[split], later[split], sampled, unpackable)
         for split, own in by_split.items()
     }
-    sizes = {ledger[clip.key].path: ledger[clip.key].size for clip in clips if clip.key in ledger and clip.key in there}
+    sizes = {ledger[clip.key].path: ledger[clip.key].size for clip in clips if clip.key in ledger and clip.key in available}
     return Report(
         dataset=plan.dataset,
-        time=_moment(now),
+        time=_utc(now),
         splits=splits,
-        classes=_classes(clips, labels, ledger, there),
-        pace=_pace(attempts, sum(to_ask.values()), now),
-        lanes=lane_reports(rows, media, Counter(ledger[key].lane for key in there & ledger.keys()), now),
+        classes=_classes(clips, labels, ledger, available),
+        pace=_pace(attempts, sum(to_fetch.values()), now),
+        lanes=lane_reports(rows, media, Counter(ledger[key].lane for key in available & ledger.keys()), now),
         raw_bytes=sum(sizes.values()),
         packed_bytes=sum(file.size for record in records for file in record.files),
     )
@@ -70,9 +70,9 @@ def _read_records(folder: Path) -> list[ShardRecord]:
     return [record for record in records if record is not None]
 
 
-def _states(folder: Path, attempts: Iterable[Attempt], done: Collection[str]) -> dict[str, Attempt]:
-    """The state of each clip that was asked for; the media of those that are done may be gone."""
-    return {key: state if key in done else state.checked(folder) for key, state in states(attempts).items()}
+def _states(folder: Path, attempts: Iterable[Attempt], packed: Collection[str]) -> dict[str, Attempt]:
+    """The state of each requested clip; the media of packed clips may have been deleted."""
+    return {key: state if key in packed else state.checked(folder) for key, state in states(attempts).items()}
 
 
 def _by_split(clips: Iterable[Clip]) -> dict[str, list[Clip]]:
@@ -82,78 +82,78 @@ def _by_split(clips: Iterable[Clip]) -> dict[str, list[Clip]]:
     return dict(sorted(splits.items()))
 
 
-def _answered(clip: Clip, ledger: Mapping[str, Attempt], there: Collection[str]) -> bool:
-    """Whether a source gave the clip or refused it."""
+def _answered(clip: Clip, ledger: Mapping[str, Attempt], available: Collection[str]) -> bool:
+    """Whether a source delivered or refused the clip."""
     attempt = ledger.get(clip.key)
-    return clip.key in there or (attempt is not None and attempt.code != LOST and attempt.action != Action.NETWORK.label)
+    return clip.key in available or (attempt is not None and attempt.code != LOST and attempt.action != Action.NETWORK.label)
 
 
-def _alive(clips: Iterable[Clip], ledger: Mapping[str, Attempt], there: Collection[str]) -> Share | None:
-    answered = [clip.key in there for clip in clips if _answered(clip, ledger, there)]
+def _survival(clips: Iterable[Clip], ledger: Mapping[str, Attempt], available: Collection[str]) -> Share | None:
+    answered = [clip.key in available for clip in clips if _answered(clip, ledger, available)]
     return wilson(sum(answered), len(answered)) if answered else None
 
 
-def wilson(hits: int, of: int) -> Share:
-    """`hits` / `of` with Wilson's score interval at 95 %; `of` is not 0."""
-    share = hits / of
-    weight = Z_95**2 / of
-    centre = (share + weight / 2) / (1 + weight)
-    half = Z_95 * math.sqrt(share * (1 - share) / of + weight / (4 * of)) / (1 + weight)
-    return Share(of=of, share=share, low=max(0.0, centre - half), high=min(1.0, centre + half))
+def wilson(hits: int, total: int) -> Share:
+    """`hits` / `total` with its 95% Wilson score interval; `total` must not be 0."""
+    share = hits / total
+    weight = Z_95**2 / total
+    center = (share + weight / 2) / (1 + weight)
+    half = Z_95 * math.sqrt(share * (1 - share) / total + weight / (4 * total)) / (1 + weight)
+    return Share(of=total, share=share, low=max(0.0, center - half), high=min(1.0, center + half))
 
 
-def _still_to_ask(
+def _clips_to_fetch(
     plan: Plan,
     labels: LabelSet,
     folder: Path,
     clips: Sequence[Clip],
     ledger: Mapping[str, Attempt],
-    there: Collection[str],
-    alive: Mapping[str, Share | None],
+    available: Collection[str],
+    survival: Mapping[str, Share | None],
     now: float,
 ) -> tuple[Counter[str], Counter[str]]:
-    """Clips to be asked for, and those after a wait, by split: the walk of `prep.fetch`, with a guess at what is unknown."""
+    """By split, clips to fetch now and clips to retry later: the order of `prep.fetch`, with a guess at unknown outcomes."""
     selection = Selection(plan.caps, len(labels), frozen_clips(folder, clips))
     chance = np.random.default_rng(0)
-    to_ask: Counter[str] = Counter()
+    to_fetch: Counter[str] = Counter()
     later: Counter[str] = Counter()
     for clip in clips:
         if not selection.has_room(clip):
             continue
         attempt = ledger.get(clip.key)
-        if clip.key in there:
+        if clip.key in available:
             selection.take(clip)
         elif attempt is None or not (attempt.final or attempt.not_before > now):
-            to_ask[clip.split] += 1
-            share = alive[clip.split]
+            to_fetch[clip.split] += 1
+            share = survival[clip.split]
             if selection.is_capped(clip) and chance.random() < (share.share if share else ALIVE):
                 selection.take(clip)
         elif not attempt.final:
             later[clip.split] += 1
-    return to_ask, later
+    return to_fetch, later
 
 
 def _split(
     clips: Sequence[Clip],
     ledger: Mapping[str, Attempt],
-    there: Collection[str],
-    alive: Share | None,
-    to_ask: int,
+    available: Collection[str],
+    survival: Share | None,
+    to_fetch: int,
     later: int,
     sampled: Collection[str],
     unpackable: Mapping[str, Failure],
 ) -> SplitReport:
-    missing = [ledger[clip.key] for clip in clips if clip.key in ledger and clip.key not in there]
+    missing = [ledger[clip.key] for clip in clips if clip.key in ledger and clip.key not in available]
     failed = [unpackable[clip.key] for clip in clips if clip.key in unpackable]
-    here = sum(clip.key in there for clip in clips)
+    found = sum(clip.key in available for clip in clips)
     return SplitReport(
         planned=len(clips),
-        asked=here + len(missing),
-        there=here,
+        asked=found + len(missing),
+        there=found,
         not_there=len(missing),
-        alive=alive,
+        alive=survival,
         reasons=_reasons([(attempt.code, attempt.action, attempt.message, attempt.final) for attempt in missing]),
-        to_ask=to_ask,
+        to_ask=to_fetch,
         due_later=later,
         packed=sum(clip.key in sampled for clip in clips),
         pack_failures=_reasons([(failure.code, "", failure.message, True) for failure in failed]),
@@ -161,7 +161,7 @@ def _split(
 
 
 def _reasons(failures: Iterable[tuple[str, str, str, bool]]) -> tuple[Reason, ...]:
-    """From code, action, message and finality of each failure."""
+    """Group failures, each given by code, action, message and whether it is final."""
     reasons: dict[tuple[str, str], list[tuple[str, bool]]] = defaultdict(list)
     for code, action, message, final in failures:
         reasons[code, action].append((message, final))
@@ -173,17 +173,17 @@ def _reasons(failures: Iterable[tuple[str, str, str, bool]]) -> tuple[Reason, ..
 
 
 def _classes(
-    clips: Iterable[Clip], labels: LabelSet, ledger: Mapping[str, Attempt], there: Collection[str]
+    clips: Iterable[Clip], labels: LabelSet, ledger: Mapping[str, Attempt], available: Collection[str]
 ) -> tuple[ClassReport, ...]:
     planned: Counter[int] = Counter()
     answered: Counter[int] = Counter()
-    here: Counter[int] = Counter()
+    found: Counter[int] = Counter()
     for clip in clips:
         planned.update(clip.labels)
-        if _answered(clip, ledger, there):
+        if _answered(clip, ledger, available):
             answered.update(clip.labels)
-        if clip.key in there:
-            here.update(clip.labels)
+        if clip.key in available:
+            found.update(clip.labels)
     return tuple(
         ClassReport(
             index=i,
@@ -191,45 +191,45 @@ def _classes(
             name=label.display_name,
             planned=planned[i],
             answered=answered[i],
-            there=here[i],
-            share=here[i] / answered[i] if answered[i] else None,
+            there=found[i],
+            share=found[i] / answered[i] if answered[i] else None,
         )
         for i, label in enumerate(labels.labels)
     )
 
 
-def _pace(attempts: Sequence[Attempt], to_ask: int, now: float) -> Pace:
-    """The pace, from attempts in order of time; those at the very first time stamp took their time before it."""
+def _pace(attempts: Sequence[Attempt], to_fetch: int, now: float) -> Pace:
+    """The pace of attempts in order of time; those with the first time stamp do not count, since they began before it."""
     if not attempts:
         return Pace(attempts=0, first=None, last=None, last_hour=None, overall=None, eta_hours=None, spans=())
     times = np.array([attempt.time for attempt in attempts])
     first, last = float(times[0]), float(times[-1])
     since = max(first, now - HOUR_S)
-    last_hour = _an_hour(int((times > since).sum()), now - since)
-    overall = _an_hour(int((times > first).sum()), last - first)
+    last_hour = _per_hour(int((times > since).sum()), now - since)
+    overall = _per_hour(int((times > first).sum()), last - first)
     rate = last_hour or overall
     return Pace(
         attempts=len(attempts),
-        first=_moment(first),
-        last=_moment(last),
+        first=_utc(first),
+        last=_utc(last),
         last_hour=last_hour,
         overall=overall,
-        eta_hours=to_ask / rate if rate else None,
+        eta_hours=to_fetch / rate if rate else None,
         spans=_spans(times - first, np.array([attempt.path is not None for attempt in attempts])),
     )
 
 
-def _an_hour(count: int, seconds: float) -> float | None:
+def _per_hour(count: int, seconds: float) -> float | None:
     return count / seconds * HOUR_S if seconds > 0 else None
 
 
-def _spans(seconds: np.ndarray, there: np.ndarray) -> tuple[Span, ...]:
+def _spans(seconds: np.ndarray, succeeded: np.ndarray) -> tuple[Span, ...]:
     edges = np.linspace(0.0, max(float(seconds[-1]), 1.0), SPANS + 1)
-    counts = (np.histogram(seconds[chosen], edges)[0].tolist() for chosen in (there, ~there))
+    counts = (np.histogram(seconds[chosen], edges)[0].tolist() for chosen in (succeeded, ~succeeded))
     return tuple(
         Span(start_s=start, there=good, not_there=bad) for start, good, bad in zip(edges[:-1].tolist(), *counts, strict=True)
     )
 
 
-def _moment(time: float) -> datetime:
+def _utc(time: float) -> datetime:
     return datetime.fromtimestamp(time, UTC)

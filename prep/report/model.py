@@ -1,4 +1,4 @@
-"""What a report of a dataset folder says: the content of report.json."""
+"""The content of report.json."""
 
 from pydantic import AwareDatetime
 
@@ -6,13 +6,13 @@ from mbt.manifests.shards import Frozen
 
 
 class Share(Frozen):
-    """A share and its 95 % interval.
+    """A share and its 95% confidence interval.
 
     Attributes:
-        of: clips that it is a share of.
+        of: number of clips that the share refers to.
         share: from 0 to 1.
         low: lower end of Wilson's score interval (Wilson 1927).
-        high: its upper end.
+        high: upper end of the interval.
     """
 
     of: int
@@ -22,14 +22,14 @@ class Share(Frozen):
 
 
 class Reason(Frozen):
-    """Why clips are not there, or were not packed.
+    """One reason why clips are missing or could not be packed.
 
     Attributes:
         code: stable name of the failure.
-        action: what it means, as in `prep.taxonomy.Action`; empty where there is none.
-        clips: how many.
-        final: those of them that are not asked for again.
-        example: the failure of one of them in words.
+        action: label of the failure's `prep.state.failure_codes.Action`; empty if it has none.
+        clips: number of clips.
+        final: number of these clips that will not be requested again.
+        example: the message of one of the failures.
     """
 
     code: str
@@ -43,18 +43,18 @@ class SplitReport(Frozen):
     """One split: `planned` >= `asked` = `there` + `not_there`.
 
     Attributes:
-        planned: clips of the plan; of a split with a cap all that are offered to it.
-        asked: those that a source was asked for.
-        there: those whose media are on disk or were when they were packed.
-        not_there: asked for in vain.
-        alive: share of `there` in the clips that a source gave or refused: failures of the network and files that were lost
-            tell nothing.
-        reasons: of `not_there`, the most frequent first.
-        to_ask: never asked for, or in vain and due again; of a split with a cap an expectation: those that will find room
-            if the share that is there stays as it is.
-        due_later: asked for in vain, to be asked for again after a wait.
+        planned: clips in the plan; with a cap, all clips that are considered for it.
+        asked: clips that were requested from a source.
+        there: available clips: their media are on disk, or were when they were packed.
+        not_there: missing clips: requested without success.
+        alive: available clips as a share of those that a source delivered or refused. Network failures and lost files do not
+            count.
+        reasons: why clips are missing, the most frequent reason first.
+        to_ask: clips to fetch: never requested, or due for a retry. With a cap, the expected number that will fit under it
+            if the share of available clips stays the same.
+        due_later: missing clips that will be requested again after a wait.
         packed: samples in finished shards.
-        pack_failures: clips that finished shards lack since their media could not be packed.
+        pack_failures: why clips with media are not in finished shards, the most frequent reason first.
     """
 
     planned: int
@@ -73,13 +73,13 @@ class ClassReport(Frozen):
     """One class, over all splits.
 
     Attributes:
-        index: of the label.
-        id: of the label.
-        name: of the label.
-        planned: clips of the plan with this label.
-        answered: those that a source gave or refused.
-        there: those that are there.
-        share: `there` / `answered`.
+        index: index of the label.
+        id: id of the label.
+        name: display name of the label.
+        planned: clips in the plan with this label.
+        answered: clips that a source delivered or refused.
+        there: available clips.
+        share: `there` / `answered`; None if no clip was answered.
     """
 
     index: int
@@ -92,7 +92,7 @@ class ClassReport(Frozen):
 
 
 class Span(Frozen):
-    """Attempts from `start_s` on, seconds since the first attempt, until the next span."""
+    """Successful and failed attempts in an interval that begins `start_s` seconds after the first attempt."""
 
     start_s: float
     there: int
@@ -100,16 +100,17 @@ class Span(Frozen):
 
 
 class Pace(Frozen):
-    """How fast fetching goes.
+    """How fast clips are fetched.
 
     Attributes:
-        attempts: clips asked for, each as often as it was.
+        attempts: requested clips; a clip counts once per request.
         first: time of the first attempt.
-        last: time of the last.
-        last_hour: attempts an hour over the last hour before the report, or since the first attempt if that is less.
-        overall: attempts an hour between the first and the last, with all pauses.
-        eta_hours: until all of `to_ask` are asked for, at the pace of the last hour, else overall; None where it is not known.
-        spans: the attempts over time, in equal spans.
+        last: time of the last attempt.
+        last_hour: attempts per hour in the hour before the report, or since the first attempt if that is shorter.
+        overall: attempts per hour between the first and the last attempt, including all pauses.
+        eta_hours: hours until all clips to fetch are requested, at the pace of the last hour or else the overall pace; None
+            if the pace is unknown.
+        spans: the attempts over time, in intervals of equal length.
     """
 
     attempts: int
@@ -122,7 +123,7 @@ class Pace(Frozen):
 
 
 class Rest(Frozen):
-    """Why a lane asks for nothing until a time: code and message of the refusal that it was told last."""
+    """The pause of a lane: its end, and the code and message of the last refusal."""
 
     until: AwareDatetime
     code: str
@@ -130,19 +131,19 @@ class Rest(Frozen):
 
 
 class LaneReport(Frozen):
-    """One lane, the network address that asked: what came of it, how fast it is, and its rests.
+    """The results, speed and pauses of one lane, a network address that clips are fetched from.
 
     Attributes:
-        name: in the ledger: of several workers RANK.NAME.
-        attempts: clips asked for, each as often as it was, without what the lane itself was refused.
-        there: clips that are there and came over it.
-        share: `there` / `attempts`.
-        transferred: bytes of media.
-        requests: for media.
+        name: name of the lane in the ledger; RANK.NAME if several workers fetch the plan.
+        attempts: requested clips, once per request; rate limits and blocks of the lane do not count.
+        there: available clips that were fetched over the lane.
+        share: `there` / `attempts`; None without attempts.
+        transferred: downloaded bytes of media.
+        requests: requests for media.
         last_hour: attempts in the hour before the report.
-        hourly: attempts an hour over the time in which it was at work: without rests, and without pauses of over ten minutes.
-        rests: how often it had to rest because its rate was limited or it was blocked.
-        resting: the rest that it takes now.
+        hourly: attempts per hour of work: pauses, and gaps of more than ten minutes, do not count.
+        rests: number of pauses after a rate limit or a block.
+        resting: the current pause, or None.
     """
 
     name: str
@@ -161,14 +162,14 @@ class Report(Frozen):
     """The content of report.json.
 
     Attributes:
-        dataset: its name.
-        time: when the report was made.
-        splits: by name.
-        classes: all of them, in index order.
-        pace: of fetching.
-        lanes: those that the ledger knows, by name; none where all media lay in a folder.
-        raw_bytes: of the distinct media files of the clips that are there, by the ledger.
-        packed_bytes: of the finished tars.
+        dataset: name of the dataset.
+        time: time of the report.
+        splits: the splits by name.
+        classes: all classes in index order.
+        pace: speed of fetching.
+        lanes: the lanes in the ledger, by name; empty if all media came from a local folder.
+        raw_bytes: total size of the media files of available clips, according to the ledger.
+        packed_bytes: total size of the finished tar files.
     """
 
     dataset: str

@@ -1,4 +1,4 @@
-"""The page of a report: one HTML file with its plots inside, without scripts or anything from elsewhere."""
+"""The report as one HTML page with its plots inside; it has no scripts and loads nothing."""
 
 import base64
 import io
@@ -17,12 +17,13 @@ from mbt.prep.report.model import ClassReport, LaneReport, Report, Share, SplitR
 DPI = 110
 GOOD, BAD = "tab:blue", "tab:orange"
 SHOWN = 15
-"""Classes at each end that are shown at once."""
+"""Classes with the lowest and with the highest survival that are always visible."""
 BARS = 20
-TEXTS = {"example", "rests until", "why"}
-"""Columns of the tables that hold no numbers."""
+"""Reasons in the bar chart."""
+TEXTS = {"example", "paused until", "why"}
+"""Table columns that hold texts, beside the first ones."""
 CODE_WIDTH = 40
-"""Characters of a code beside its bar."""
+"""Characters of a failure code beside its bar."""
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -32,26 +33,26 @@ td { overflow-wrap: anywhere; }
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 img { max-width: 100%; }
 """
+NOTHING_YET = "No clip has been requested yet."
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def page(report: Report) -> str:
-    """The report as HTML; every text of it is escaped."""
-    title = f"{escape(report.dataset)}: what is there"
+    """The report as HTML; every text is escaped."""
+    title = f"{escape(report.dataset)}: fetched and packed clips"
     classes = sorted((row for row in report.classes if row.share is not None), key=lambda row: (row.share, row.index))
     parts = [
         f"<h1>{title}</h1>",
         f"<p>{report.time:%Y-%m-%d %H:%M:%S} UTC. {escape(pace_line(report))}</p>",
         "<h2>Splits</h2>",
         _table(SPLIT_HEAD, [split_row(name, split) for name, split in report.splits.items()], texts=1),
-        f"<p>Alive: share of the clips that a source gave or refused, with its 95 % interval. Media files: "
+        f"<p>Survival: available clips as a share of those that a source delivered or refused, with its 95% confidence "
+        f"interval. Media files: "
         f"{format_bytes(report.raw_bytes)}; finished shards: {format_bytes(report.packed_bytes)}.</p>",
-        "<h2>Why clips are not there</h2>",
+        "<h2>Why clips are missing</h2>",
         *_reasons_part(report),
-        "<h2>Over time</h2>",
-        _image(_over_time(report), "clips asked for over time")
-        if report.pace.attempts
-        else "<p>Nothing was asked for yet.</p>",
+        "<h2>Progress</h2>",
+        _image(_over_time(report), "attempts over time") if report.pace.attempts else f"<p>{NOTHING_YET}</p>",
         *_lanes_part(report.lanes),
         "<h2>Classes</h2>",
         *_classes_part(classes, report.classes),
@@ -64,22 +65,33 @@ def page(report: Report) -> str:
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
 
 
-SPLIT_HEAD = ("split", "planned", "asked", "there", "alive", "not there", "to ask", "due later", "packed", "pack failed")
+SPLIT_HEAD = (
+    "split",
+    "planned",
+    "requested",
+    "available",
+    "survival",
+    "missing",
+    "to fetch",
+    "retry later",
+    "packed",
+    "pack failures",
+)
 
 
 def split_row(name: str, split: SplitReport) -> list[str]:
-    """A split in the columns of SPLIT_HEAD."""
+    """A split as cells below SPLIT_HEAD."""
     failed = sum(reason.clips for reason in split.pack_failures)
     before = (split.planned, split.asked, split.there)
     after = (split.not_there, split.to_ask, split.due_later, split.packed, failed)
-    return [name, *(f"{count:,}" for count in before), alive(split.alive), *(f"{count:,}" for count in after)]
+    return [name, *(f"{count:,}" for count in before), percent(split.alive), *(f"{count:,}" for count in after)]
 
 
-LANE_HEAD = ("lane", "attempts", "there", "share", "media", "requests", "last hour", "an hour", "rests", "rests until")
+LANE_HEAD = ("lane", "attempts", "available", "success", "media", "requests", "last hour", "per hour", "pauses", "paused until")
 
 
 def lane_row(lane: LaneReport) -> list[str]:
-    """A lane in the columns of LANE_HEAD."""
+    """A lane as cells below LANE_HEAD."""
     return [
         visible(lane.name),
         f"{lane.attempts:,}",
@@ -94,28 +106,29 @@ def lane_row(lane: LaneReport) -> list[str]:
     ]
 
 
-def alive(share: Share | None) -> str:
-    """A share with its interval, in percent."""
+def percent(share: Share | None) -> str:
+    """A share and its interval in percent."""
     return f"{share.share:.1%} ({share.low:.1%} to {share.high:.1%})" if share else "-"
 
 
 def pace_line(report: Report) -> str:
-    """How fast fetching goes, in words."""
+    """The number of attempts, their pace and the time left, as a sentence."""
     pace = report.pace
     if not pace.attempts:
-        return "Nothing was asked for yet."
+        return NOTHING_YET
     rates = [
-        f"{rate:,.0f} an hour {over}"
-        for rate, over in ((pace.last_hour, "over the last hour"), (pace.overall, "overall"))
+        f"{rate:,.0f} per hour {period}"
+        for rate, period in ((pace.last_hour, "in the last hour"), (pace.overall, "overall"))
         if rate is not None
     ]
-    to_ask = sum(split.to_ask for split in report.splits.values())
-    eta = f", {pace.eta_hours:,.1f} h at this pace" if to_ask and pace.eta_hours is not None else ""
-    return f"{pace.attempts:,} attempts{''.join(f', {rate}' for rate in rates)}; {to_ask:,} clips to ask for{eta}."
+    to_fetch = sum(split.to_ask for split in report.splits.values())
+    eta = f", {pace.eta_hours:,.1f} h left at this pace" if to_fetch and pace.eta_hours is not None else ""
+    speed = f" ({', '.join(rates)})" if rates else ""
+    return f"{pace.attempts:,} attempts{speed}; {to_fetch:,} clips to fetch{eta}."
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -> str:
-    """An HTML table; the first `texts` columns and those of TEXTS hold texts, the others numbers."""
+    """An HTML table. The first `texts` columns and those in TEXTS hold texts, the others numbers."""
     kinds = ["" if i < texts or name in TEXTS else ' class="n"' for i, name in enumerate(head)]
 
     def line(tag: str, cells: Sequence[str]) -> str:
@@ -130,7 +143,7 @@ def _reasons_part(report: Report) -> list[str]:
     packing = [(name, reason) for name, split in report.splits.items() for reason in split.pack_failures]
     parts = []
     if fetching or packing:
-        parts.append(_image(_survival(report), "clips by reason"))
+        parts.append(_image(_by_reason(report), "clips by reason"))
     if fetching:
         head = ("split", "code", "action", "clips", "final", "example")
         rows = [(name, r.code, r.action, f"{r.clips:,}", f"{r.final:,}", r.example) for name, r in fetching]
@@ -138,7 +151,7 @@ def _reasons_part(report: Report) -> list[str]:
     if packing:
         short = [(name, r.code, f"{r.clips:,}", r.example) for name, r in packing]
         parts += ["<h3>Packing</h3>", _table(("split", "code", "clips", "example"), short, texts=2)]
-    return parts or ["<p>No clip that was asked for is missing.</p>"]
+    return parts or ["<p>No requested clip is missing.</p>"]
 
 
 def _lanes_part(lanes: Sequence[LaneReport]) -> list[str]:
@@ -148,24 +161,36 @@ def _lanes_part(lanes: Sequence[LaneReport]) -> list[str]:
     return [
         "<h2>Lanes</h2>",
         _table((*LANE_HEAD, "why"), rows, texts=1),
-        "<p>Share: clips that are there of the attempts. Media: bytes that came. An hour: attempts, over the time in which "
-        "the lane was at work. Rests: its rate was limited, or it was blocked; until when, in UTC.</p>",
+        "<p>Success: available clips as a share of attempts. Media: downloaded bytes. Per hour: attempts per hour of work, "
+        "without pauses. A lane pauses after a rate limit or a block; times are UTC.</p>",
     ]
 
 
 def _classes_part(known: Sequence[ClassReport], classes: Sequence[ClassReport]) -> list[str]:
-    """The worst and the best classes, and all, from those with a share in ascending order."""
+    """The classes with the lowest and the highest survival, and all of them, folded.
+
+    Args:
+        known: classes whose survival is known, in ascending order of it.
+        classes: all classes.
+    """
     rest = [row for row in classes if row.share is None]
-    everything = ["<details><summary>All classes, the worst first</summary>", _class_table([*known, *rest]), "</details>"]
+    everything = ["<details><summary>All classes, lowest survival first</summary>", _class_table([*known, *rest]), "</details>"]
     if not known:
-        return ["<p>No class has an answer yet.</p>", *everything]
-    plot = _image(_by_class(known), "share that is there by class")
-    worst, best = known[:SHOWN], known[::-1][:SHOWN]
-    return [plot, "<h3>Worst</h3>", _class_table(worst), "<h3>Best</h3>", _class_table(best), *everything]
+        return ["<p>No survival is known yet.</p>", *everything]
+    plot = _image(_by_class(known), "survival by class")
+    lowest, highest = known[:SHOWN], known[::-1][:SHOWN]
+    return [
+        plot,
+        "<h3>Lowest survival</h3>",
+        _class_table(lowest),
+        "<h3>Highest survival</h3>",
+        _class_table(highest),
+        *everything,
+    ]
 
 
 def _class_table(rows: Iterable[ClassReport]) -> str:
-    head = ("id", "class", "planned", "answered", "there", "share")
+    head = ("id", "class", "planned", "answered", "available", "survival")
     cells = (
         (
             row.id,
@@ -180,10 +205,10 @@ def _class_table(rows: Iterable[ClassReport]) -> str:
     return _table(head, cells, texts=2)
 
 
-def _image(figure: Figure, words: str) -> str:
+def _image(figure: Figure, description: str) -> str:
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=DPI)
-    return f'<p><img alt="{words}" src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"></p>'
+    return f'<p><img alt="{description}" src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"></p>'
 
 
 def _axes(height: float) -> tuple[Figure, Axes]:
@@ -193,8 +218,8 @@ def _axes(height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _survival(report: Report) -> Figure:
-    """Bars: clips by reason, over all splits, the most frequent on top."""
+def _by_reason(report: Report) -> Figure:
+    """A bar chart of missing and unpacked clips by reason, over all splits, the most frequent on top."""
     counts = clips_by_code(report)
     shown = counts.most_common(BARS)
     if rest := len(counts) - len(shown):
@@ -205,14 +230,14 @@ def _survival(report: Report) -> Figure:
     axes.bar_label(bars, [f"{count:,}" for _, count in shown], padding=3, fontsize="small")
     axes.set_yticks(places, [code for code, _ in shown], parse_math=False)
     axes.invert_yaxis()
-    axes.set_xlabel("clips that are not there or could not be packed")
+    axes.set_xlabel("clips that are missing or could not be packed")
     axes.margins(x=0.1)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     return figure
 
 
 def clips_by_code(report: Report) -> Counter[str]:
-    """Clips that are not there or could not be packed, over all splits."""
+    """Clips that are missing or could not be packed, over all splits."""
     counts: Counter[str] = Counter()
     for split in report.splits.values():
         for reason in (*split.reasons, *split.pack_failures):
@@ -221,20 +246,20 @@ def clips_by_code(report: Report) -> Counter[str]:
 
 
 def visible(code: str) -> str:
-    """A code in printable ASCII, no longer than fits beside a bar."""
+    """A code in printable ASCII, cut to CODE_WIDTH."""
     short = code if len(code) <= CODE_WIDTH else f"{code[: CODE_WIDTH - 3]}..."
     return "".join(letter if letter.isascii() and letter.isprintable() else "?" for letter in short)
 
 
 def _over_time(report: Report) -> Figure:
-    """Clips asked for up to each time, with and without success."""
+    """Cumulative successful and failed attempts over time."""
     spans = report.pace.spans
     width = spans[1].start_s
     hours = np.array([0.0, *(span.start_s + width for span in spans)]) / 3600
-    there = np.cumsum([0, *(span.there for span in spans)])
+    available = np.cumsum([0, *(span.there for span in spans)])
     missing = np.cumsum([0, *(span.not_there for span in spans)])
     figure, axes = _axes(3.2)
-    axes.stackplot(hours, there, missing, labels=["there", "not there"], colors=[GOOD, BAD], alpha=0.85)
+    axes.stackplot(hours, available, missing, labels=["available", "missing"], colors=[GOOD, BAD], alpha=0.85)
     axes.set_xlabel(f"hours since {report.pace.first:%Y-%m-%d %H:%M} UTC")
     axes.set_ylabel("attempts so far")
     axes.set_xlim(0, hours[-1])
@@ -244,12 +269,12 @@ def _over_time(report: Report) -> Figure:
 
 
 def _by_class(known: Sequence[ClassReport]) -> Figure:
-    """Share of each class, in ascending order; a dot is as large as the class."""
+    """Survival of each class in ascending order; larger dots are classes with more clips."""
     shares = np.array([row.share for row in known], dtype=float)
     sizes = [4 + 6 * math.log10(row.answered) for row in known]
     figure, axes = _axes(3.2)
     axes.scatter(np.arange(1, len(known) + 1), 100 * shares, s=sizes, color=GOOD)
-    axes.set_xlabel("classes, the worst first; larger dots: more clips")
-    axes.set_ylabel("there, %")
+    axes.set_xlabel("classes, lowest survival first; larger dots: more clips")
+    axes.set_ylabel("survival, %")
     axes.set_ylim(-3, 103)
     return figure

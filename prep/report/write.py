@@ -1,4 +1,4 @@
-"""`mbt prep report`: report.html and report.json of a dataset folder, also while a run goes on."""
+"""`mbt prep report`: report.html and report.json of a dataset folder, also during a run."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -13,14 +13,14 @@ from mbt.prep.report.page import LANE_HEAD, SPLIT_HEAD, clips_by_code, lane_row,
 PAGE_FILE = "report.html"
 REPORT_FILE = "report.json"
 LISTED = 10
-"""Reasons that the table names; the files have all."""
+"""Reasons in the printed table; the files list all."""
 
 
 def write_report(folder: Path, out: Path) -> Report:
-    """Write `out`/report.html and `out`/report.json of what lies in `folder` now.
+    """Write `out`/report.html and `out`/report.json about the current state of `folder`.
 
     Raises:
-        InputError: there is no plan in the folder, or it is damaged.
+        InputError: the folder has no plan, or the plan is damaged.
         StorageError: `out` cannot be written.
     """
     report = make_report(folder, time.time())
@@ -30,15 +30,15 @@ def write_report(folder: Path, out: Path) -> Report:
 
 
 def table(report: Report) -> str:
-    """The main counts for people."""
+    """The main counts, human-readable."""
     counts = clips_by_code(report)
     reasons = [f"{count:,} {code}" for code, count in counts.most_common(LISTED)]
-    more = [f"and {len(counts) - LISTED} reasons more"] if len(counts) > LISTED else []
+    more = [f"and {len(counts) - LISTED} more reasons"] if len(counts) > LISTED else []
     return "\n".join(
         [
             f"{report.dataset}, {report.time:%Y-%m-%d %H:%M:%S} UTC",
             *_aligned(SPLIT_HEAD, (split_row(name, split) for name, split in report.splits.items())),
-            *([f"why not: {', '.join([*reasons, *more])}"] if reasons else []),
+            *([f"missing or not packed: {', '.join([*reasons, *more])}"] if reasons else []),
             pace_line(report),
             *(_aligned(LANE_HEAD, map(lane_row, report.lanes)) if report.lanes else []),
             f"media files {format_bytes(report.raw_bytes)}, finished shards {format_bytes(report.packed_bytes)}",
@@ -47,7 +47,7 @@ def table(report: Report) -> str:
 
 
 def _aligned(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a table whose first column begins at the left and whose others end at the right."""
+    """The lines of a table; the first column is left-aligned, the others are right-aligned."""
     cells = [head, *rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [

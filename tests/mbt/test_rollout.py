@@ -120,8 +120,8 @@ class ByHand:
         return dict(zip(asking, np.split(x, stops), strict=True)), matrix
 
     def norm(self, name: str, x: np.ndarray) -> np.ndarray:
-        centred = x - x.mean(1, keepdims=True)
-        scaled = centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-6)
+        centered = x - x.mean(1, keepdims=True)
+        scaled = centered / np.sqrt((centered**2).mean(1, keepdims=True) + 1e-6)
         return scaled * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
 
     def linear(self, name: str, x: np.ndarray) -> np.ndarray:

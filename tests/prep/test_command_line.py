@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 
-from mbt.cli import cli
+from mbt.cli import SETTINGS, cli
 from mbt.prep.command_line import SECTIONS
 from mbt.prep.fetch.options import FetchOptions
 from mbt.prep.pack.options import PackOptions
@@ -26,7 +26,7 @@ REQUIRED = {
 
 @pytest.mark.parametrize("dataset", OWN)
 def test_options_have_the_names_and_defaults_of_the_stages(dataset: str) -> None:
-    given = DATASETS[dataset].make_context(dataset, list(REQUIRED[dataset])).params
+    given = DATASETS[dataset].make_context(dataset, list(REQUIRED[dataset]), **SETTINGS).params
     groups = {field.name: field.default for group in GROUPS for field in fields(group)}
     assert given.keys() - OWN[dataset] == groups.keys() - {"plan", "fetch", "pack"}
     for name in given.keys() - OWN[dataset] - {"source", "removed", "out"}:

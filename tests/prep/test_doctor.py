@@ -1,4 +1,4 @@
-"""`mbt doctor`: this machine passes, and each thing that is broken on purpose is found, with a remedy and exit code 1."""
+"""`mbt doctor`: this machine passes; whatever is broken on purpose is found, with a remedy and exit code 1."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mbt.manifests.errors import ConfigError
-from mbt.prep.doctor import Doubt, Finding, examine, media_checks, report
+from mbt.prep.doctor import CheckWarning, Finding, examine, media_checks, report
 from mbt.prep.media.ffmpeg import ffmpeg, ffmpeg_version
 from tests.conftest import Door, LoopbackServer, serving
 from tests.media import Spec
@@ -23,20 +23,20 @@ RELEASED = date(*map(int, metadata.version("yt-dlp").split(".")[:3]))
 
 
 def find(check: str, out: Path, canary: str | None = None) -> Finding:
-    """The finding of one of the media checks."""
+    """The result of one of the media checks."""
     [finding] = examine(each for each in media_checks(out, canary) if each[0] == check)
     return finding
 
 
 @pytest.fixture
 def on_day(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Sets the clock to so many days after yt-dlp's release."""
+    """Sets the clock to a number of days after yt-dlp's release."""
     return lambda days: monkeypatch.setattr("mbt.prep.doctor.today", lambda: RELEASED + timedelta(days))
 
 
 @pytest.fixture
 def fresh_ffmpeg() -> Iterator[None]:
-    """ffmpeg is looked for anew."""
+    """Clear the cached path and version of ffmpeg, before and after the test."""
     for cached in (ffmpeg, ffmpeg_version):
         cached.cache_clear()
     yield
@@ -63,12 +63,12 @@ def test_this_machine_is_ready(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_json_says_the_same(tmp_path: Path, mbt: Door, on_day: Callable[[int], None]) -> None:
+def test_json_report(tmp_path: Path, mbt: Door, on_day: Callable[[int], None]) -> None:
     on_day(100)
     outcome = mbt("doctor", "--out", tmp_path, "--json")
-    told = json.loads(outcome.out)
-    assert (outcome.code, told["ready"]) == (0, True)
-    [aged] = [each for each in told["checks"] if each["check"] == "yt-dlp"]
+    printed = json.loads(outcome.out)
+    assert (outcome.code, printed["ready"]) == (0, True)
+    [aged] = [each for each in printed["checks"] if each["check"] == "yt-dlp"]
     assert (aged["state"], "100 days old" in aged["found"]) == ("warn", True)
     assert "pip install --upgrade 'yt-dlp[default,deno]'" in aged["remedy"]
 
@@ -85,14 +85,14 @@ def test_json_says_the_same(tmp_path: Path, mbt: Door, on_day: Callable[[int], N
         (-1, "clock", "fail"),
     ],
 )
-def test_age_and_clock(tmp_path: Path, on_day: Callable[[int], None], days: int, check: str, state: str) -> None:
+def test_age_of_yt_dlp_and_clock(tmp_path: Path, on_day: Callable[[int], None], days: int, check: str, state: str) -> None:
     on_day(days)
     finding = find(check, tmp_path)
     assert finding.state == state
     assert bool(finding.remedy) == (state != "ok")
 
 
-def test_a_failure_is_exit_code_1(tmp_path: Path, mbt: Door, on_day: Callable[[int], None]) -> None:
+def test_a_failure_exits_with_1(tmp_path: Path, mbt: Door, on_day: Callable[[int], None]) -> None:
     on_day(500)
     outcome = mbt("doctor", "--out", tmp_path)
     assert outcome.code == 1
@@ -111,30 +111,30 @@ def test_missing_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.usefixtures("fresh_ffmpeg")
-def test_ffmpeg_that_lacks_a_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ffmpeg_without_a_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = tmp_path / "ffmpeg"
     fake.write_text("#!/bin/sh\nprintf ' V....D vp9     Google VP9\\n A....D aac     AAC\\n A....D opus    Opus\\n'\n")
     fake.chmod(0o755)
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(fake))
     finding = find("ffmpeg", tmp_path)
-    assert (finding.state, finding.found) == ("fail", f"{fake} has no decoder of h264")
+    assert (finding.state, finding.found) == ("fail", f"{fake} has no decoder for h264")
     assert find("decode", tmp_path).state == "fail"
 
 
-def test_silence_where_a_tone_was_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_tone_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mbt.prep.media import log_mel
 
-    whole = log_mel.log_mel
-    monkeypatch.setattr(log_mel, "log_mel", lambda audio, form: whole(audio * 0, form))
+    original = log_mel.log_mel
+    monkeypatch.setattr(log_mel, "log_mel", lambda audio, form: original(audio * 0, form))
     finding = find("decode", tmp_path)
-    assert (finding.state, "not heard" in finding.found) == ("fail", True)
+    assert (finding.state, "tone of the test clip is lost" in finding.found) == ("fail", True)
 
 
 def test_wrong_counts_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mbt.prep.media import log_mel
 
-    whole = log_mel.log_mel
-    monkeypatch.setattr(log_mel, "log_mel", lambda audio, form: whole(audio, form)[1:])
+    original = log_mel.log_mel
+    monkeypatch.setattr(log_mel, "log_mel", lambda audio, form: original(audio, form)[1:])
     finding = find("decode", tmp_path)
     assert (finding.state, "(25, 16000, 99, 128)" in finding.found) == ("fail", True)
 
@@ -143,7 +143,7 @@ def test_missing_deno(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     finding = find("deno", tmp_path)
-    assert (finding.state, "finds no deno" in finding.found) == ("fail", True)
+    assert (finding.state, "cannot find deno" in finding.found) == ("fail", True)
     assert "yt-dlp[default,deno]" in finding.remedy
 
 
@@ -157,11 +157,11 @@ def test_age_of_deno(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: s
     assert (finding.state, version in finding.found, str(program) in finding.found) == (state, True, True)
 
 
-def test_scripts_of_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_yt_dlp_ejs_of_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "requires", lambda _: ["requests<3", "yt-dlp-ejs==0.99.1; extra == 'default'"])
     finding = find("yt-dlp-ejs", tmp_path)
     assert finding.state == "fail"
-    assert finding.found == f"{metadata.version('yt-dlp-ejs')}, and yt-dlp asks for 0.99.1"
+    assert finding.found == f"{metadata.version('yt-dlp-ejs')}, but yt-dlp requires 0.99.1"
 
 
 @pytest.mark.parametrize(
@@ -179,16 +179,16 @@ def test_small_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (finding.state, "--shm-size" in finding.remedy) == ("warn", True)
 
 
-def test_folders_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_that_are_not_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocker = tmp_path / "file"
     blocker.touch()
     monkeypatch.setenv("MBT_CACHE", str(blocker / "cache"))
     for finding, remedy in ((find("cache", tmp_path), "MBT_CACHE"), (find("disk", blocker / "out"), "--out")):
-        assert (finding.state, finding.found) == ("fail", f"{blocker} cannot be written: Not a directory")
+        assert (finding.state, finding.found) == ("fail", f"cannot write to {blocker}: Not a directory")
         assert remedy in finding.remedy
 
 
-def test_canary_is_asked_for_and_not_downloaded(
+def test_canary_is_requested_but_not_downloaded(
     server: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rendered: Callable[[Spec], Path]
 ) -> None:
     server.answer = serving({"/v.mp4": rendered(Spec("25.mp4")).read_bytes()})
@@ -196,14 +196,14 @@ def test_canary_is_asked_for_and_not_downloaded(
     url = f"{server.url}/v.mp4"
     finding = find("canary", tmp_path, url)
     assert finding.state == "ok", finding
-    assert finding.found.startswith(f"{url}: formats: 1; mbt prep would fetch the whole of mp4")
+    assert finding.found.startswith(f"{url}: 1 format; mbt prep would download whole files of mp4")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_canary_that_is_refused(server: LoopbackServer, tmp_path: Path) -> None:
     finding = find("canary", tmp_path, f"{server.url}/v.mp4")
     assert (finding.state, ": perm.gone: " in finding.found) == ("fail", True)
-    assert finding.remedy == "Ask for another video"
+    assert finding.remedy == "Try another video"
 
 
 def test_canary_without_a_network(tmp_path: Path) -> None:
@@ -212,20 +212,20 @@ def test_canary_without_a_network(tmp_path: Path) -> None:
     assert finding.remedy.startswith("Check the network")
 
 
-def test_canary_by_id_is_asked_for_at_youtube(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+def test_canary_id_is_requested_from_youtube(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    requested = []
 
     def refuse(downloader: object, url: str, download: bool) -> None:
-        asked.append((url, download))
+        requested.append((url, download))
         raise OSError("Network is unreachable")
 
     monkeypatch.setattr("yt_dlp.YoutubeDL.extract_info", refuse)
     assert find("canary", tmp_path, "-abcdefghij").state == "fail"
-    assert asked == [("https://www.youtube.com/watch?v=-abcdefghij", False)]
+    assert requested == [("https://www.youtube.com/watch?v=-abcdefghij", False)]
 
 
 @pytest.mark.parametrize("warning", ["", "forcing SABR streaming"])
-def test_canary_whose_clips_can_be_sliced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warning: str) -> None:
+def test_canary_that_allows_byte_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warning: str) -> None:
     parts = [{"url": f"https://a.invalid/{name}", "protocol": "https"} for name in ("video", "audio")]
     info = {"formats": [*parts, {}], "format": "134+140", "requested_formats": parts}
 
@@ -236,7 +236,7 @@ def test_canary_whose_clips_can_be_sliced(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("yt_dlp.YoutubeDL.extract_info", extract)
     finding = find("canary", tmp_path, "abcdefghijk")
-    found = "abcdefghijk: formats: 3; mbt prep would fetch the clips' bytes of 134+140"
+    found = "abcdefghijk: 3 formats; mbt prep would download only the clips' bytes of 134+140"
     assert finding.found == found + ("; yt-dlp warns: forcing SABR streaming" if warning else "")
     assert (finding.state, "--upgrade" in finding.remedy) == (("warn", True) if warning else ("ok", False))
 
@@ -262,13 +262,13 @@ source_address = "203.0.113.1"
 def test_canary_over_each_lane(
     server: LoopbackServer, tmp_path: Path, mbt: Door, rendered: Callable[[Spec], Path], on_day: Callable[[int], None]
 ) -> None:
-    """One lane is served, with its own options; each of the others fails for its own reason, with its own remedy."""
+    """One lane works, with its own options; the others fail, each for its own reason and with its own remedy."""
     on_day(0)
     serve = serving({"/v.mp4": rendered(Spec("25.mp4")).read_bytes()})
-    asked = []
+    clients = []
 
     def answer(request: BaseHTTPRequestHandler) -> None:
-        asked.append((request.client_address[0], request.headers["X-Of"]))
+        clients.append((request.client_address[0], request.headers["X-Of"]))
         request.send_error(429) if request.headers["X-Of"] == "limited" else serve(request)
 
     server.answer = answer
@@ -278,9 +278,9 @@ def test_canary_over_each_lane(
     outcome = mbt(*command, "--json")
     assert outcome.code == 1
     office, lab, limited, wrong = (each for each in json.loads(outcome.out)["checks"] if each["check"].startswith("canary"))
-    assert set(asked) == {("127.0.0.2", "all"), ("127.0.0.1", "limited")}
+    assert set(clients) == {("127.0.0.2", "all"), ("127.0.0.1", "limited")}
     assert (office["check"], office["state"], office["remedy"]) == ("canary office", "ok", "")
-    assert office["found"].startswith(f"{url}: formats: 1; mbt prep would fetch the whole of mp4")
+    assert office["found"].startswith(f"{url}: 1 format; mbt prep would download whole files of mp4")
     for lane, name, code, remedy in (
         (lab, "lab", "net.proxy", "Check the proxy"),
         (limited, "limited", "rate.429", "Wait an hour"),
@@ -303,21 +303,24 @@ def test_canary_over_each_lane(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
-        (("--lanes", "lanes.toml"), "no video is named to ask for over the lanes of lanes.toml. Add --canary VIDEO_ID."),
+        (
+            ("--lanes", "lanes.toml"),
+            "--lanes lanes.toml requires --canary. Add --canary VIDEO_ID, the video to request over each lane.",
+        ),
         (("--canary", "x", "--lanes", "nothing.toml"), "cannot read the lanes file nothing.toml"),
         (("--canary", "x", "--lanes", "lanes.toml"), "lanes.toml: lane a: yt-dlp has no option prox. Did you mean proxy."),
     ],
 )
-def test_lanes_that_cannot_be_asked(
-    tmp_path: Path, mbt: Door, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], told: str
+def test_wrong_use_of_lanes(
+    tmp_path: Path, mbt: Door, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("lanes.toml").write_text('[[lane]]\nname = "a"\nprox = "http://a:1"\n')
     outcome = mbt("doctor", *arguments)
     assert (outcome.code, outcome.out) == (2, "")
-    assert outcome.err.startswith(f"error: {told}")
+    assert outcome.err.startswith(f"error: {message}")
     assert len(outcome.err.splitlines()) == 1
 
 
@@ -329,11 +332,11 @@ def raising(error: Exception) -> Callable[[], str]:
     return look
 
 
-def test_whatever_a_check_raises_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_exception_of_a_check_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     checks = [
         ("a", lambda: "1.0", "never"),
-        ("b", lambda: Doubt("2.0", "Do that"), "never"),
-        ("c", raising(ConfigError("3.0 is wrong", "Mend it")), "never"),
+        ("b", lambda: CheckWarning("2.0", "Do that"), "never"),
+        ("c", raising(ConfigError("3.0 is wrong", "Fix it")), "never"),
         ("d", raising(RuntimeError("4.0\nbroke.")), "Try this"),
     ]
     assert report(checks[:2], as_json=False)
@@ -342,7 +345,7 @@ def test_whatever_a_check_raises_is_one_line(capsys: pytest.CaptureFixture[str])
     assert out.splitlines() == [
         "ok    a              1.0",
         "warn  b              2.0. Do that.",
-        "fail  c              3.0 is wrong. Mend it.",
+        "fail  c              3.0 is wrong. Fix it.",
         "fail  d              RuntimeError: 4.0 broke. Try this.",
     ]
     assert err == "noise\n" * 2

@@ -1,4 +1,4 @@
-"""The training side of `mbt doctor`: what is broken on purpose is found."""
+"""The training checks of `mbt doctor`: whatever is broken on purpose is found."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.conftest import Door
 
 
 def find(check: str) -> Finding:
-    """The finding of one of the training checks."""
+    """The result of one of the training checks."""
     [finding] = examine(each for each in doctor.TRAINING_CHECKS if each[0] == check)
     return finding
 
@@ -29,13 +29,13 @@ def test_dali_that_cannot_be_imported(tmp_path: Path, mbt: Door, monkeypatch: py
     assert "pip install --force-reinstall nvidia-dali-cuda130" in line
 
 
-def test_dali_that_swaps_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dali_that_swaps_colors(monkeypatch: pytest.MonkeyPatch) -> None:
     from mbt.train.data import decode
 
-    whole = decode.decode
-    monkeypatch.setattr(decode, "decode", lambda *args, **more: ((raw, rgb.flip(1)) for raw, rgb in whole(*args, **more)))
+    original = decode.decode
+    monkeypatch.setattr(decode, "decode", lambda *args, **more: ((raw, rgb.flip(1)) for raw, rgb in original(*args, **more)))
     finding = find("dali")
-    assert (finding.state, "wrongly" in finding.found) == ("fail", True)
+    assert (finding.state, "wrong color" in finding.found) == ("fail", True)
 
 
 def test_deepspeed_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +69,6 @@ def test_gpu_that_torch_cannot_use(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_gpu_is_named_and_decodes() -> None:
+def test_gpu_is_reported_and_decodes() -> None:
     assert torch.cuda.get_device_name(0) in find("cuda").found
     assert find("dali").found.endswith("decodes on cpu and cuda")

@@ -344,8 +344,8 @@ def test_an_unknown_message_is_printed_once(mbt: Door, listing: Listing, site: S
     site.errors = {video: (text, "") for video, text in zip(in_fetching_order(5), texts, strict=False)}
     mbt(*listing(5), "--stage", "plan")
     outcome = mbt(*listing(5), "--stage", "fetch")
-    printed = [line.rpartition(": ")[2] for line in outcome.err.splitlines() if "unknown failure, will retry" in line]
-    assert (outcome.out, printed) == ("fetch: 1 clips found, 4 missing\n", ["Something new", "Something newer"])
+    told = [line.rpartition(": ")[2] for line in outcome.err.splitlines() if "unknown failure, will retry" in line]
+    assert (outcome.out, told) == ("fetch: 1 clip found, 4 missing\n", ["Something new", "Something newer"])
 
 
 def test_a_full_disk_is_not_a_failure_of_a_video(site: Site, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`mbt prep report`: its counts against folders made by hand, at every stage of a run, and its page against hostile texts."""
+"""`mbt prep report`: its counts for folders made by hand, at every stage of a run, and its page with hostile texts."""
 
 import json
 import re
@@ -30,33 +30,33 @@ LABELS = LabelSet((Label("a", "Alpha"), Label("b", "Beta"), Label("c", "Gamma"))
 
 
 def planned(folder: Path, labels: Sequence[tuple[int, ...]], cap: int | None = None, split: str = "train") -> list[str]:
-    """A plan of clips k0, k1, ... with these labels; returns their keys."""
+    """Write a plan of clips SPLIT0, SPLIT1, ... with these labels, and return their keys."""
     clips = [Clip(f"{split}{i}", f"v{i}", 0, 10_000, split, of) for i, of in enumerate(labels)]
     caps = {} if cap is None else {split: cap}
     write_plan(folder, Plan(dataset="hand", task="multilabel", caps=caps), LABELS, clip_table(clips))
     return [clip.key for clip in clips]
 
 
-def good(folder: Path, key: str, ago: float = HOUR, size: int = 10) -> Attempt:
+def success(folder: Path, key: str, ago: float = HOUR, size: int = 10) -> Attempt:
     path = folder / "raw" / f"{key}.mp4"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"x" * size)
     return Attempt(key=key, source="host", path=f"raw/{key}.mp4", size=size, time=NOW - ago)
 
 
-def bad(key: str, code: str, action: str, final: bool = False, wait: float = 0.0, ago: float = HOUR) -> Attempt:
+def failure(key: str, code: str, action: str, final: bool = False, wait: float = 0.0, ago: float = HOUR) -> Attempt:
     made = NOW - ago
     return Attempt(
         key=key, source="host", code=code, action=action, message=f"why {key}", final=final, not_before=made + wait, time=made
     )
 
 
-def noted(folder: Path, *attempts: Attempt, worker: str = "fetch-0") -> None:
+def write_ledger(folder: Path, *attempts: Attempt, worker: str = "fetch-0") -> None:
     with LedgerWriter(folder, worker) as writer:
         writer.append(list(attempts))
 
 
-def test_a_plan_alone(tmp_path: Path) -> None:
+def test_a_plan_without_requests(tmp_path: Path) -> None:
     planned(tmp_path, [(0,), (0, 1), ()])
     report = make_report(tmp_path, NOW)
     train = report.splits["train"]
@@ -64,29 +64,29 @@ def test_a_plan_alone(tmp_path: Path) -> None:
     assert train.alive is None
     assert [(row.planned, row.answered, row.share) for row in report.classes] == [(2, 0, None), (1, 0, None), (0, 0, None)]
     assert (report.pace.attempts, report.pace.overall, report.pace.eta_hours) == (0, None, None)
-    assert "Nothing was asked for yet" in page(report)
+    assert "No clip has been requested yet." in page(report)
 
 
-def test_the_middle_of_a_fetch(tmp_path: Path) -> None:
-    """Every state that a clip can have, once or twice."""
+def test_a_report_in_the_middle_of_fetching(tmp_path: Path) -> None:
+    """Every state of a clip occurs once or twice."""
     keys = planned(tmp_path, [(0,), (0, 1), (1,), (1,), (1,), (0,), (2,), (2,), (0,)])
-    lost = good(tmp_path, keys[5])
-    noted(
+    lost = success(tmp_path, keys[5])
+    write_ledger(
         tmp_path,
-        good(tmp_path, keys[0], size=100),
-        good(tmp_path, keys[1], size=23),
-        bad(keys[2], "perm.private", "permanent", final=True),
-        bad(keys[3], "perm.private", "permanent", final=True),
-        bad(keys[4], "later.live", "later", wait=24 * HOUR),
+        success(tmp_path, keys[0], size=100),
+        success(tmp_path, keys[1], size=23),
+        failure(keys[2], "perm.private", "permanent", final=True),
+        failure(keys[3], "perm.private", "permanent", final=True),
+        failure(keys[4], "later.live", "later", wait=24 * HOUR),
         lost,
-        bad(keys[6], "net.timeout", "network"),
-        bad("of_another_plan", "perm.private", "permanent", final=True),
+        failure(keys[6], "net.timeout", "network"),
+        failure("of_another_plan", "perm.private", "permanent", final=True),
     )
     (tmp_path / "raw" / f"{keys[5]}.mp4").unlink()
     report = make_report(tmp_path, NOW)
     train = report.splits["train"]
     assert (train.planned, train.asked, train.there, train.not_there) == (9, 7, 2, 5)
-    assert train.to_ask == 4, "two never asked for, the lost one, and that of the network"
+    assert train.to_ask == 4, "two never requested, the lost one, and the network failure"
     assert train.due_later == 1
     assert [(r.code, r.action, r.clips, r.final, r.example) for r in train.reasons] == [
         ("perm.private", "permanent", 2, 2, "why train2"),
@@ -95,7 +95,7 @@ def test_the_middle_of_a_fetch(tmp_path: Path) -> None:
         ("net.timeout", "network", 1, 0, "why train6"),
     ]
     assert train.alive is not None
-    assert (train.alive.of, train.alive.share) == (5, 2 / 5), "the lost one and that of the network tell nothing"
+    assert (train.alive.of, train.alive.share) == (5, 2 / 5), "the lost one and the network failure do not count"
     assert [(row.name, row.planned, row.answered, row.there, row.share) for row in report.classes] == [
         ("Alpha", 4, 2, 2, 1.0),
         ("Beta", 4, 4, 1, 0.25),
@@ -104,42 +104,44 @@ def test_the_middle_of_a_fetch(tmp_path: Path) -> None:
     assert report.raw_bytes == 123
 
 
-def test_a_wait_that_is_over_is_due(tmp_path: Path) -> None:
-    """The ledger makes it an hour after the first failure and six after the second."""
+def test_a_clip_is_due_after_its_wait(tmp_path: Path) -> None:
+    """The wait is an hour after the first failure and six hours after the second."""
     first, second = planned(tmp_path, [(), ()])
-    noted(tmp_path, bad(first, "unknown", "later", ago=5 * HOUR), bad(second, "unknown", "later", ago=9 * HOUR))
-    noted(tmp_path, bad(second, "unknown", "later", ago=5 * HOUR))
+    write_ledger(tmp_path, failure(first, "unknown", "later", ago=5 * HOUR), failure(second, "unknown", "later", ago=9 * HOUR))
+    write_ledger(tmp_path, failure(second, "unknown", "later", ago=5 * HOUR))
     train = make_report(tmp_path, NOW).splits["train"]
     assert (train.to_ask, train.due_later) == (1, 1)
     train = make_report(tmp_path, NOW + 1.5 * HOUR).splits["train"]
     assert (train.to_ask, train.due_later) == (2, 0)
 
 
-@pytest.mark.parametrize(("hits", "of"), [(8, 10), (1, 3), (0, 10), (10, 10), (18_589, 20_371)])
-def test_the_interval_is_wilsons(hits: int, of: int) -> None:
+@pytest.mark.parametrize(("hits", "total"), [(8, 10), (1, 3), (0, 10), (10, 10), (18_589, 20_371)])
+def test_the_interval_is_the_wilson_score_interval(hits: int, total: int) -> None:
     """Its ends are the roots of (p - share)^2 = z^2 p (1 - p) / n."""
-    share, weight = wilson(hits, of), 1.959964**2 / of
-    low, high = sorted(np.roots([1 + weight, -(2 * hits / of + weight), (hits / of) ** 2]))
-    assert (share.of, share.share) == (of, hits / of)
+    share, weight = wilson(hits, total), 1.959964**2 / total
+    low, high = sorted(np.roots([1 + weight, -(2 * hits / total + weight), (hits / total) ** 2]))
+    assert (share.of, share.share) == (total, hits / total)
     assert (share.low, share.high) == pytest.approx((low, high), abs=1e-9)
 
 
-def test_the_interval_of_a_textbook() -> None:
+def test_the_interval_of_a_textbook_example() -> None:
     """8 of 10: 0.490 to 0.943."""
     assert (wilson(8, 10).low, wilson(8, 10).high) == pytest.approx((0.4902, 0.9433), abs=5e-5)
 
 
-def test_the_pace(tmp_path: Path) -> None:
-    """Of 6 attempts, 3 in the last hour; two workers' files; one clip asked for twice; 10 clips left."""
+def test_pace(tmp_path: Path) -> None:
+    """Six attempts of two workers, three in the last hour; one clip was requested twice; ten clips are left."""
     keys = planned(tmp_path, [()] * 15)
-    noted(
+    write_ledger(
         tmp_path,
-        good(tmp_path, keys[0], ago=10 * HOUR),
-        bad(keys[1], "net.timeout", "network", ago=8 * HOUR),
-        good(tmp_path, keys[2], ago=0.9 * HOUR),
-        good(tmp_path, keys[3], ago=0.0),
+        success(tmp_path, keys[0], ago=10 * HOUR),
+        failure(keys[1], "net.timeout", "network", ago=8 * HOUR),
+        success(tmp_path, keys[2], ago=0.9 * HOUR),
+        success(tmp_path, keys[3], ago=0.0),
     )
-    noted(tmp_path, good(tmp_path, keys[4], ago=5 * HOUR), good(tmp_path, keys[1], ago=0.5 * HOUR), worker="fetch-1")
+    write_ledger(
+        tmp_path, success(tmp_path, keys[4], ago=5 * HOUR), success(tmp_path, keys[1], ago=0.5 * HOUR), worker="fetch-1"
+    )
     pace = make_report(tmp_path, NOW).pace
     assert pace.attempts == 6
     assert pace.first is not None
@@ -157,113 +159,113 @@ def test_the_pace(tmp_path: Path) -> None:
     assert long_after.eta_hours == pytest.approx(10 / 0.5), "at the overall pace"
 
 
-def test_the_pace_of_a_young_run(tmp_path: Path) -> None:
-    """Three attempts in the 6 minutes since the first: 30 an hour. Of a single attempt nothing is known."""
+def test_the_pace_of_a_run_that_just_began(tmp_path: Path) -> None:
+    """Three attempts in the 6 minutes since the first are 30 per hour. A single attempt has no pace."""
     keys = planned(tmp_path, [()] * 64)
-    noted(tmp_path, good(tmp_path, keys[0], ago=360.0))
+    write_ledger(tmp_path, success(tmp_path, keys[0], ago=360.0))
     assert make_report(tmp_path, NOW - 360.0).pace.eta_hours is None
-    noted(tmp_path, *(good(tmp_path, key, ago=ago) for key, ago in zip(keys[1:4], (200.0, 100.0, 0.0), strict=True)))
+    write_ledger(tmp_path, *(success(tmp_path, key, ago=ago) for key, ago in zip(keys[1:4], (200.0, 100.0, 0.0), strict=True)))
     pace = make_report(tmp_path, NOW).pace
     assert pace.last_hour == pytest.approx(30.0)
     assert pace.overall == pytest.approx(30.0)
     assert pace.eta_hours == pytest.approx(60 / 30)
 
 
-def test_a_cap_leaves_fewer_to_ask_for(tmp_path: Path) -> None:
-    """Two of a class at the most: with all that answered there, one more of class 0 is expected, and all of class 1."""
+def test_a_cap_leaves_fewer_clips_to_fetch(tmp_path: Path) -> None:
+    """At most two clips per class; requested clips are available: one more of class 0 and all of class 1 are expected."""
     keys = planned(tmp_path, [(0,), (0,), (0,), (0,), (1,), (1,)], cap=2)
     planned(tmp_path, [(0,)] * 5, split="eval")
-    noted(tmp_path, good(tmp_path, keys[0]))
+    write_ledger(tmp_path, success(tmp_path, keys[0]))
     report = make_report(tmp_path, NOW)
     assert (report.splits["train"].planned, report.splits["train"].to_ask) == (6, 1 + 2)
     assert report.splits["eval"].to_ask == 5
 
-    noted(tmp_path, good(tmp_path, keys[1]))
+    write_ledger(tmp_path, success(tmp_path, keys[1]))
     assert make_report(tmp_path, NOW).splits["train"].to_ask == 2, "class 0 is full"
 
 
-def test_a_cap_with_nobody_there(tmp_path: Path) -> None:
-    """If none is there, all are asked for."""
+def test_a_cap_without_available_clips(tmp_path: Path) -> None:
+    """All clips will be requested if none is available."""
     keys = planned(tmp_path, [(0,)] * 6, cap=2)
-    noted(tmp_path, bad(keys[0], "perm.private", "permanent", final=True))
+    write_ledger(tmp_path, failure(keys[0], "perm.private", "permanent", final=True))
     assert make_report(tmp_path, NOW).splits["train"].to_ask == 5
 
 
 def test_a_torn_line_and_an_empty_ledger(tmp_path: Path) -> None:
     keys = planned(tmp_path, [(0,), (0,)])
     ledger = tmp_path / "work" / "ledger" / "fetch-0.jsonl"
-    noted(tmp_path)
+    write_ledger(tmp_path)
     assert ledger.read_bytes() == b""
     assert make_report(tmp_path, NOW).splits["train"].asked == 0
-    noted(tmp_path, good(tmp_path, keys[0]), good(tmp_path, keys[1]))
+    write_ledger(tmp_path, success(tmp_path, keys[0]), success(tmp_path, keys[1]))
     whole = ledger.read_bytes()
     ledger.write_bytes(whole[:-30] + b"\xff")
     report = make_report(tmp_path, NOW)
     assert (report.splits["train"].asked, report.splits["train"].to_ask, report.pace.attempts) == (1, 1, 1)
 
 
-def over(lane: str, *rows: Attempt | tuple[Attempt, Effort]) -> list[Attempt | tuple[Attempt, Effort]]:
-    """The rows, of this lane."""
+def on_lane(lane: str, *rows: Attempt | tuple[Attempt, Effort]) -> list[Attempt | tuple[Attempt, Effort]]:
+    """The rows, fetched over this lane."""
     return [replace(row, lane=lane) if isinstance(row, Attempt) else (replace(row[0], lane=lane), row[1]) for row in rows]
 
 
 def limited(key: str, ago: float, until: float) -> Attempt:
-    """A rate limit at NOW - `ago`, and a rest until NOW + `until`."""
-    return replace(bad(key, "cool.rate", "cool", ago=ago), not_before=NOW + until)
+    """A rate limit at NOW - `ago`, and a pause until NOW + `until`."""
+    return replace(failure(key, "cool.rate", "cool", ago=ago), not_before=NOW + until)
 
 
 def test_lanes(tmp_path: Path) -> None:
-    """Of two workers: one lane that rested and rests again, one at work, and one that was blocked and asks anew."""
+    """Lanes of several workers: one that paused twice, one that was blocked and is used again, and one that is blocked."""
     keys = planned(tmp_path, [()] * 12)
     one = Effort(requests=4, transferred=1_500_000)
     with LedgerWriter(tmp_path, "fetch-2") as writer:
-        first = over(
+        first = on_lane(
             "2.a",
-            (good(tmp_path, keys[0], ago=4 * HOUR), one),
-            (bad(keys[1], "perm.private", "permanent", final=True, ago=4 * HOUR - 20), Effort()),
-            (good(tmp_path, keys[2], ago=4 * HOUR - 60), one),
+            (success(tmp_path, keys[0], ago=4 * HOUR), one),
+            (failure(keys[1], "perm.private", "permanent", final=True, ago=4 * HOUR - 20), Effort()),
+            (success(tmp_path, keys[2], ago=4 * HOUR - 60), one),
             (limited(keys[3], 4 * HOUR - 80, -2 * HOUR), Effort(requests=1, transferred=7)),
             (limited(keys[4], 4 * HOUR - 80, -2 * HOUR), Effort()),
-            (good(tmp_path, keys[3], ago=HOUR - 10), one),
-            (bad(keys[4], "net.timeout", "network", ago=HOUR - 40), Effort()),
+            (success(tmp_path, keys[3], ago=HOUR - 10), one),
+            (failure(keys[4], "net.timeout", "network", ago=HOUR - 40), Effort()),
             (limited(keys[5], 900.0, 6300.0), Effort(requests=2)),
-            good(tmp_path, keys[6], ago=900.0 - 0.01),
+            success(tmp_path, keys[6], ago=900.0 - 0.01),
         )
         writer.append(first)
-        writer.append(over("10.a", replace(bad(keys[7], "block.bot", "block", ago=HOUR), not_before=NOW + 5 * HOUR)))
-        writer.append(over("10.a", good(tmp_path, keys[8], ago=60.0)))
+        writer.append(on_lane("10.a", replace(failure(keys[7], "block.bot", "block", ago=HOUR), not_before=NOW + 5 * HOUR)))
+        writer.append(on_lane("10.a", success(tmp_path, keys[8], ago=60.0)))
     with LedgerWriter(tmp_path, "fetch-10") as writer:
-        writer.append(over("10.b", replace(bad(keys[9], "block.bot", "block", ago=9.0), not_before=NOW - 9 + 6 * HOUR)))
-        writer.append(over("10.c", replace(bad(keys[9], "block.bot", "block", ago=8.0), not_before=0.0)))
-        writer.append(over("1.a", (good(tmp_path, keys[10]), Effort(requests=1, transferred=9))))
+        writer.append(on_lane("10.b", replace(failure(keys[9], "block.bot", "block", ago=9.0), not_before=NOW - 9 + 6 * HOUR)))
+        writer.append(on_lane("10.c", replace(failure(keys[9], "block.bot", "block", ago=8.0), not_before=0.0)))
+        writer.append(on_lane("1.a", (success(tmp_path, keys[10]), Effort(requests=1, transferred=9))))
     (tmp_path / "raw" / f"{keys[10]}.mp4").unlink()
     report = make_report(tmp_path, NOW)
     assert [lane.name for lane in report.lanes] == ["1.a", "2.a", "10.a", "10.b", "10.c"]
-    lost, rested, anew, blocked, ended = report.lanes
+    lost, paused, unblocked, blocked, ended = report.lanes
     assert (lost.attempts, lost.there, lost.share, lost.requests, lost.transferred) == (1, 0, 0.0, 1, 9)
     assert (lost.last_hour, lost.hourly, lost.rests, lost.resting) == (0, None, 0, None)
 
-    assert (rested.attempts, rested.there, rested.share) == (6, 4, pytest.approx(4 / 6))
-    assert (rested.requests, rested.transferred) == (3 * 4 + 1 + 2, 3 * 1_500_000 + 7)
-    assert rested.last_hour == 3
-    assert rested.hourly == pytest.approx(3 / (20 + 40 + 30) * HOUR), "both rests and the pause are left out"
-    assert rested.rests == 2, "the rest of two clips is one"
-    assert rested.resting is not None
-    assert (rested.resting.until.timestamp(), rested.resting.code) == (NOW + 6300, "cool.rate")
-    assert rested.resting.message == f"why {keys[5]}"
+    assert (paused.attempts, paused.there, paused.share) == (6, 4, pytest.approx(4 / 6))
+    assert (paused.requests, paused.transferred) == (3 * 4 + 1 + 2, 3 * 1_500_000 + 7)
+    assert paused.last_hour == 3
+    assert paused.hourly == pytest.approx(3 / (20 + 40 + 30) * HOUR), "the pauses and the long gap do not count"
+    assert paused.rests == 2, "two clips share one pause"
+    assert paused.resting is not None
+    assert (paused.resting.until.timestamp(), paused.resting.code) == (NOW + 6300, "cool.rate")
+    assert paused.resting.message == f"why {keys[5]}"
 
-    assert (anew.attempts, anew.there, anew.rests, anew.resting) == (1, 1, 1, None)
+    assert (unblocked.attempts, unblocked.there, unblocked.rests, unblocked.resting) == (1, 1, 1, None)
     assert (blocked.attempts, blocked.share, blocked.rests) == (0, None, 1)
     assert blocked.resting is not None
     assert blocked.resting.code == "block.bot"
-    assert (ended.rests, ended.resting) == (0, None), "the run stopped, and it was told no rest"
+    assert (ended.rests, ended.resting) == (0, None), "the run stopped without a pause"
     assert make_report(tmp_path, NOW + 6300).lanes[1].resting is None, "it is over"
 
 
-def test_lanes_in_words(tmp_path: Path, mbt: Door) -> None:
-    """Lines of the table, rows of the page, records of the file; nothing of the kind where no lane is known."""
+def test_lanes_in_the_table_page_and_json(tmp_path: Path, mbt: Door) -> None:
+    """Lanes are in the table, the page and the file; without lanes there is no such section."""
     keys = planned(tmp_path, [()] * 3)
-    noted(tmp_path, good(tmp_path, keys[0]))
+    write_ledger(tmp_path, success(tmp_path, keys[0]))
     assert "\nlane" not in mbt("prep", "report", tmp_path).out
     assert "Lanes" not in (tmp_path / "report.html").read_text()
     assert json.loads((tmp_path / "report.json").read_text())["lanes"] == []
@@ -271,10 +273,10 @@ def test_lanes_in_words(tmp_path: Path, mbt: Door) -> None:
     until, why = time.time() + HOUR, "<b>429</b>"
     refused = replace(limited(keys[2], 0.0, 0.0), lane="x\x1b[31m", not_before=until, message=why)
     with LedgerWriter(tmp_path, "fetch-0") as writer:
-        writer.append([(replace(good(tmp_path, keys[1]), lane="far"), Effort(requests=4, transferred=1_234_567)), refused])
+        writer.append([(replace(success(tmp_path, keys[1]), lane="far"), Effort(requests=4, transferred=1_234_567)), refused])
     far = ["far", "1", "1", "100.0%", "1.23 MB", "4", "0", "-", "0", "-"]
-    told = time.strftime("%Y-%m-%d %H:%M, cool.rate", time.gmtime(until))
-    near = ["x?[31m", "0", "0", "-", "0 B", "0", "0", "-", "1", told]
+    pause = time.strftime("%Y-%m-%d %H:%M, cool.rate", time.gmtime(until))
+    near = ["x?[31m", "0", "0", "-", "0 B", "0", "0", "-", "1", pause]
     lines = mbt("prep", "report", tmp_path).out.splitlines()
     head = next(i for i, line in enumerate(lines) if line.startswith("lane"))
     assert [re.split("  +", line) for line in lines[head + 1 : head + 3]] == [far, near]
@@ -287,7 +289,7 @@ def test_lanes_in_words(tmp_path: Path, mbt: Door) -> None:
 
 
 def test_lanes_of_a_real_run(tmp_path: Path, mbt: Door, site: Site) -> None:
-    """Twelve videos over two lanes: three are private, and one lane is limited after its second."""
+    """Twelve videos over two lanes: three are private, and one lane is rate-limited after its second video."""
     rows = [f"video{number:02},0,1,train,a" for number in range(12)]
     (tmp_path / "clips.csv").write_text("\n".join(["video_id,start,end,split,labels", *rows]) + "\n")
     (tmp_path / "labels.csv").write_text("id\na\n")
@@ -316,17 +318,17 @@ def test_lanes_of_a_real_run(tmp_path: Path, mbt: Door, site: Site) -> None:
     assert b.resting is None
 
 
-def test_what_an_attempt_took_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_efforts_are_read_as_they_were_written(tmp_path: Path) -> None:
     took = Effort(http_status=429, warnings=("one", "two"), requests=4, transferred=1_500_000, transfer_s=2.5)
     with LedgerWriter(tmp_path, "fetch-0") as writer:
-        writer.append([(limited("k", 0.0, 1.0), took), good(tmp_path, "l")])
+        writer.append([(limited("k", 0.0, 1.0), took), success(tmp_path, "l")])
     read = list(LedgerReader(tmp_path).new_with_effort())
-    assert read == [(limited("k", 0.0, 1.0), took), (good(tmp_path, "l"), Effort())]
+    assert read == [(limited("k", 0.0, 1.0), took), (success(tmp_path, "l"), Effort())]
     assert list(LedgerReader(tmp_path).new()) == [attempt for attempt, _ in read]
 
 
 def test_a_packed_folder(packed: Path, collection: Collection, tmp_path: Path, mbt: Door) -> None:
-    """Eleven clips: one without a file, two that cannot be decoded, eight in shards; nothing but the two files is written."""
+    """Eleven clips: one has no file, two cannot be decoded, eight are in shards. Only the two report files are written."""
     before = sorted(packed.rglob("*"))
     done = mbt("prep", "report", packed, "--out", tmp_path / "new" / "folder")
     assert done.code == 0, done.err
@@ -350,8 +352,8 @@ def test_a_packed_folder(packed: Path, collection: Collection, tmp_path: Path, m
     assert ["train", "7", "7", "7"] in [row[:4] for row in rows]
 
 
-def test_the_middle_of_packing(packed: Path, tmp_path: Path) -> None:
-    """A shard without its record is not finished; samples in finished ones stay there when their media are gone."""
+def test_a_report_in_the_middle_of_packing(packed: Path, tmp_path: Path) -> None:
+    """A shard without its record is unfinished; clips in finished shards stay available when their media are gone."""
     folder = tmp_path / "copy"
     (folder / "work" / "ledger").mkdir(parents=True)
     for path in packed.rglob("*"):
@@ -363,14 +365,14 @@ def test_the_middle_of_packing(packed: Path, tmp_path: Path) -> None:
     (folder / "work" / f"{unfinished}.json").unlink()
     for file in ("dataset.json", "failures.parquet"):
         (folder / file).unlink()
-    asked = folder / "work" / "ledger" / "fetch-0.jsonl"
-    lines = [Attempt(**json.loads(line)) for line in asked.read_text().splitlines()]
-    asked.unlink()
-    noted(folder, *(replace(line, path=line.path and f"/gone/{line.key}.mp4") for line in lines))
-    fetched_not = {"key": "absent_0", "stage": "fetch", "code": "local.missing", "message": "no file"}
+    ledger = folder / "work" / "ledger" / "fetch-0.jsonl"
+    lines = [Attempt(**json.loads(line)) for line in ledger.read_text().splitlines()]
+    ledger.unlink()
+    write_ledger(folder, *(replace(line, path=line.path and f"/gone/{line.key}.mp4") for line in lines))
+    not_fetched = {"key": "absent_0", "stage": "fetch", "code": "local.missing", "message": "no file"}
     record = folder / "work" / "eval-000000.tar.json"
     record.write_text(
-        json.dumps({**(content := json.loads(record.read_text())), "failures": [*content["failures"], fetched_not]})
+        json.dumps({**(content := json.loads(record.read_text())), "failures": [*content["failures"], not_fetched]})
     )
     report = make_report(folder, NOW)
     train = report.splits["train"]
@@ -384,7 +386,7 @@ def test_the_middle_of_packing(packed: Path, tmp_path: Path) -> None:
 
 
 class _Tags(HTMLParser):
-    """The tags of a page, and what they load."""
+    """The tags of a page, and the URLs that they load."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -398,13 +400,13 @@ class _Tags(HTMLParser):
 
 
 def test_hostile_texts_stay_texts(tmp_path: Path, mbt: Door) -> None:
-    """In the dataset's name, a class, a code, an action and a message; a code is also drawn in a plot."""
+    """The dataset's name, a class, a code, an action and a message are hostile; the code is also drawn in a plot."""
     evil = "<script>alert(1)</script><img src=http://a.test/x onerror=alert(2)>\"'&"
     labels = LabelSet((Label(evil, evil), Label("b", "Beta")))
     clips = [Clip(f"k{i}", "v", 0, 1000, "train", (i % 2,)) for i in range(3)]
     write_plan(tmp_path, Plan(dataset=evil, task="multilabel"), labels, clip_table(clips))
     code = "$\\frac{$\x1b[31m\u202e\U0001f600" + evil
-    noted(tmp_path, good(tmp_path, "k0"), replace(bad("k1", code, evil), message=evil))
+    write_ledger(tmp_path, success(tmp_path, "k0"), replace(failure("k1", code, evil), message=evil))
     done = mbt("prep", "report", tmp_path)
     assert done.code == 0, done.err
     assert "\x1b" not in done.out
@@ -418,34 +420,36 @@ def test_hostile_texts_stay_texts(tmp_path: Path, mbt: Door) -> None:
     assert json.loads((tmp_path / "report.json").read_text())["splits"]["train"]["reasons"][0]["code"] == code
 
 
-def test_worst_and_best_classes(tmp_path: Path) -> None:
-    """Forty classes: the first fifteen from each end, and all of them folded."""
+def test_classes_with_the_lowest_and_highest_survival(tmp_path: Path) -> None:
+    """Of forty classes, fifteen from each end are visible, and all of them in a folded table."""
     labels = LabelSet(tuple(Label(f"id{i}", f"Class {i}") for i in range(40)))
     clips = [Clip(f"k{i}_{j}", "v", 0, 1000, "train", (i,)) for i in range(40) for j in range(40)]
     write_plan(tmp_path, Plan(dataset="hand", task="multilabel"), labels, clip_table(clips))
-    media = good(tmp_path, "one")
-    noted(
+    media = success(tmp_path, "one")
+    write_ledger(
         tmp_path,
         *(
-            replace(media, key=f"k{i}_{j}") if j < i else bad(f"k{i}_{j}", "perm.private", "permanent", final=True)
+            replace(media, key=f"k{i}_{j}") if j < i else failure(f"k{i}_{j}", "perm.private", "permanent", final=True)
             for i in range(40)
             for j in range(40)
         ),
     )
     text = page(make_report(tmp_path, NOW))
-    worst, best, everything = (re.findall(r"<td>Class (\d+)</td>", part) for part in re.split("<h3>Best|<details>", text))
-    assert list(map(int, worst)) == list(range(15))
-    assert list(map(int, best)) == list(range(39, 24, -1))
+    lowest, highest, everything = (
+        re.findall(r"<td>Class (\d+)</td>", part) for part in re.split("<h3>Highest|<details>", text)
+    )
+    assert list(map(int, lowest)) == list(range(15))
+    assert list(map(int, highest)) == list(range(39, 24, -1))
     assert list(map(int, everything)) == list(range(40))
     assert re.search(r"<td>Class 10</td>(<td class=\"n\">[^<]+</td>){3}<td class=\"n\">25.0%</td>", text)
 
 
-def test_it_takes_no_lock_and_reads_while_a_run_writes(tmp_path: Path) -> None:
+def test_a_report_during_a_run(tmp_path: Path) -> None:
     from mbt.manifests.atomic import exclusive_writer
 
     keys = planned(tmp_path, [(0,), (1,)])
     with exclusive_writer(tmp_path), LedgerWriter(tmp_path, "fetch-0") as writer:
-        writer.append([replace(good(tmp_path, keys[0]), time=time.time())])
+        writer.append([replace(success(tmp_path, keys[0]), time=time.time())])
         report = write_report(tmp_path, tmp_path)
     assert (report.splits["train"].there, report.splits["train"].to_ask) == (1, 1)
     assert Report.model_validate_json((tmp_path / "report.json").read_bytes()) == report
@@ -461,7 +465,7 @@ def test_a_folder_without_a_plan_is_one_line(tmp_path: Path, mbt: Door) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, mbt: Door) -> None:
+def test_an_unwritable_folder_is_one_line(tmp_path: Path, mbt: Door) -> None:
     planned(tmp_path / "set", [()])
     (tmp_path / "file").touch()
     done = mbt("prep", "report", tmp_path / "set", "--out", tmp_path / "file" / "below")

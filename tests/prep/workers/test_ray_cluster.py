@@ -71,7 +71,7 @@ def test_killing_a_node_loses_no_shard(
     )
     assert done.returncode == 0, done.stderr
     assert not killer.is_alive()
-    assert f"pack: train: {CLIPS - 1} samples in {CLIPS // 2} shards, 1 clips failed" in done.stdout
+    assert f"pack: train: {CLIPS - 1} samples in {CLIPS // 2} shards, 1 clip failed" in done.stdout
     assert digests(out) == digests(whole)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mbt.train.data.batch import RawBatch
 from mbt.train.data.decode import decode
-from mbt.train.data.random_access import centred
+from mbt.train.data.views import eval_plan
 from tests.train.data.test_random_access import bilinear
 
 LANDSCAPE, PORTRAIT = (90, 120), (120, 90)
@@ -27,7 +27,7 @@ def jpeg(height: int, width: int) -> bytes:
 def decoded(file: bytes, cover: tuple[int, int] | None, crop: tuple[int, int], x: float, y: float, scale: float) -> np.ndarray:
     """The crop that DALI makes, (3, H, W) of 0..255."""
     one = np.ones(1)
-    plan = replace(centred(np.zeros(1, np.int64)), crop_x=x * one, crop_y=y * one, scale=np.full((1, 2), scale))
+    plan = replace(eval_plan(np.zeros(1, np.int64)), crop_x=x * one, crop_y=y * one, scale=np.full((1, 2), scale))
     batches = iter([RawBatch(plan, [file], None)])
     [(_, images)] = decode(lambda: next(batches, None), 1, cover, crop, torch.device("cpu"), 1, scale != 1)
     return (images[0].numpy() + 1) * 127.5
