@@ -42,13 +42,14 @@ def start_ranks(ranks: int, arguments: Sequence[str]) -> int:
         The exit code: 0; or that of the rank that failed, 1 if a signal killed it; or 128 + N if signal N stopped this process.
 
     Raises:
-        ConfigError: this machine has fewer GPUs, or another launcher started this process.
+        ConfigError: this machine has fewer GPUs, or without GPUs fewer cores; or another launcher started this process.
     """
     if "RANK" in os.environ:
         raise ConfigError("--gpus starts ranks, but a launcher already started this process as one", "Drop --gpus")
-    if torch.cuda.is_available() and ranks > torch.cuda.device_count():
-        raise ConfigError(f"--gpus {ranks}: this machine has {torch.cuda.device_count()}", "Ask for that many or fewer")
-    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // ranks, 1)))
+    unit, available = ("GPUs", torch.cuda.device_count()) if torch.cuda.is_available() else ("CPU cores", _num_cores())
+    if ranks > available:
+        raise ConfigError(f"--gpus {ranks}: this machine has {available} {unit}", f"Use --gpus {available} or fewer")
+    os.environ.setdefault("OMP_NUM_THREADS", str(_num_cores() // ranks))
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     for number in SIGNALS:
         signal.signal(number, _forward)
@@ -72,6 +73,10 @@ def start_ranks(ranks: int, arguments: Sequence[str]) -> int:
         except SignalException as stopped:
             return 128 + stopped.sigval
     return 0
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def _report(failed: ChildFailedError, ranks: int, logs: Path) -> int:

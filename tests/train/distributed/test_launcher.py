@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from mbt.manifests.errors import ConfigError
 from mbt.train.distributed.launcher import start_ranks
@@ -92,6 +93,13 @@ def test_an_error_of_all_ranks_is_printed_once(tmp_path: Path) -> None:
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("error: ")
+
+
+def test_no_more_ranks_than_cores_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"--gpus 99: this machine has 3 CPU cores\. Use --gpus 3 or fewer"):
+        start_ranks(99, ["train"])
 
 
 def test_a_rank_cannot_start_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
