@@ -3,17 +3,26 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: demo test docs env
+# One worker per core, at most four; the tests of one file share a worker, and so its fixtures.
+PYTEST := $(VENV)/bin/pytest --numprocesses logical --maxprocesses 4 --dist loadscope
+
+.PHONY: demo test quick lint docs env
 .DEFAULT_GOAL := test
 
 demo: env
 	$(VENV)/bin/mbt demo
 
-test: env
+test: lint
+	$(PYTEST)
+
+# What to run while working: everything but the tests marked slow.
+quick: lint
+	$(PYTEST) -m "not slow"
+
+lint: env
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/pytest
 
 # The notice that is switched off is about a future MkDocs, which constraints.txt excludes.
 docs: env
