@@ -10,7 +10,7 @@ from mbt.demo.clips import CLIP_SECONDS, COMBINATIONS, DemoClip, Factors, media_
 from mbt.demo.variants import BOTTLENECK, VARIANTS
 from mbt.rollout import attention_rollout
 from mbt.train.engine.engine import pick_device
-from mbt.train.inference.predict import decode_span, predict, views
+from mbt.train.inference.predict import decode_span, eval_views, predict
 from mbt.train.models.model_folder import load_trained
 
 CROPS = 4
@@ -24,8 +24,8 @@ SHOWN: dict[str, tuple[Factors, Factors]] = {
         Factors("green", "disc", "resting", "noise", "pulsed"),
     ),
     "matched": (
-        Factors("red", "ring", "resting", "low-tone", "pulsed"),
-        Factors("red", "ring", "resting", "noise", "pulsed"),
+        Factors("red", "ring", "swinging", "low-tone", "pulsed"),
+        Factors("red", "ring", "swinging", "noise", "pulsed"),
     ),
 }
 """Two clips for each kind of label; they differ only in what decides it."""
@@ -99,7 +99,7 @@ def attend(checkpoint: Path, files: list[Path]) -> list[View]:
     model.to(device)
     found = []
     for file in files:
-        batch = views(decode_span(file, 0.0, CLIP_SECONDS, preprocessor.inputs), preprocessor.inputs, 1, device)
+        batch = eval_views(decode_span(file, 0.0, CLIP_SECONDS, preprocessor.inputs), preprocessor.inputs, 1, device)
         assert batch.rgb is not None
         assert batch.spec is not None
         attention = attention_rollout(model, batch.rgb, batch.spec)

@@ -39,7 +39,8 @@ h2 { font-size: 1.3rem; margin-top: 2.5rem; }
 h3 { font-size: 1.05rem; margin: 2rem 0 0; }
 h4 { font-size: 1rem; font-weight: 600; margin: 0; }
 p { max-width: 44rem; }
-img { display: block; width: 100%; height: auto; background: #fff; border: 1px solid var(--line); border-radius: 6px; }
+img { display: block; width: 100%; height: auto; margin-bottom: .75rem; background: #fff; border: 1px solid var(--line);
+      border-radius: 6px; }
 figure { margin: 0; } figcaption, .soft { color: var(--soft); font-size: .875rem; }
 table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .875rem; }
 caption { text-align: left; color: var(--soft); padding-bottom: .25rem; }
@@ -115,7 +116,7 @@ def _score_table(scores: Mapping[str, Scores]) -> str:
 
 
 def _kind_parts(kind: str, examples: Sequence[Example]) -> Iterator[str]:
-    yield f"<h3>Labels that are {escape(kind)}</h3>\n<p>{escape(INTRODUCTIONS[kind])}</p>"
+    yield f"<h3>{escape(kind.capitalize())} labels</h3>\n<p>{escape(INTRODUCTIONS[kind])}</p>"
     yield '<div class="pair">'
     for example in examples:
         content = example.clip.factors

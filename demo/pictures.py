@@ -2,13 +2,16 @@
 
 import io
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from mbt.demo.examples import View
 from mbt.demo.scores import Scores
+from mbt.manifests.atomic import write_bytes
 from mbt.manifests.shards import MEL_RATE
 from mbt.train.evaluation.figures import HEAT, OPACITY
 
@@ -26,7 +29,9 @@ def score_chart(scores: Mapping[str, Scores]) -> Figure:
     axes = figure.subplots()
     step = len(scores) + GAP
     for number, ((name, row), color) in enumerate(zip(scores.items(), COLORS, strict=True)):
-        bars = axes.barh([group * step + number for group in range(len(columns))], row.values(), 0.86, color=color, label=name)
+        bars = axes.barh(
+            [group * step + number for group in range(len(columns))], list(row.values()), 0.86, color=color, label=name
+        )
         axes.bar_label(bars, [f"{score:.2f}" for score in row.values()], padding=3)
     middle = (len(scores) - 1) / 2
     axes.set_yticks([group * step + middle for group in range(len(columns))], columns)
@@ -43,7 +48,7 @@ def score_chart(scores: Mapping[str, Scores]) -> Figure:
 def view_picture(view: View) -> Figure:
     """Frames and spectrogram of a view, each with the attention overlaid below; colors are relative to the mean."""
     figure = Figure(figsize=(4.8, 5.2), dpi=VIEW_DPI, layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(2.7, 2.5)).flat
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=(2.7, 2.5)).flat
     frames, maps = view.frames, view.rgb_attention / view.rgb_attention.mean()
     rows = upper.subplots(2, len(frames))
     for number, frame in enumerate(frames):
@@ -61,7 +66,7 @@ def view_picture(view: View) -> Figure:
         axes.set_title(title, loc="left")
         axes.set_yticks([])
     _overlay(attended, (view.spec_attention / view.spec_attention.mean()).T, **place)
-    attended.set_xlabel("time, s")
+    attended.set_xlabel("time in the view, s")
     return figure
 
 
@@ -74,3 +79,12 @@ def png(figure: Figure) -> bytes:
     data = io.BytesIO()
     figure.savefig(data, format="png")
     return data.getvalue()
+
+
+def shrink(path: Path) -> None:
+    """Rewrite a PNG with a palette of 256 colors: about a third of the bytes."""
+    with Image.open(path) as image:
+        small = image.convert("RGB").quantize(256)
+    data = io.BytesIO()
+    small.save(data, format="png", optimize=True)
+    write_bytes(path, data.getvalue())

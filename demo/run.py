@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from mbt.demo.clips import media_file, render
 from mbt.demo.examples import CROPS, predict_examples, shown_clips
 from mbt.demo.page import demo_page
-from mbt.demo.pictures import png, score_chart
+from mbt.demo.pictures import png, score_chart, shrink
 from mbt.demo.scores import score_table, scores_by_kind
 from mbt.demo.variants import BOTTLENECK, VARIANTS, train_variants
 from mbt.manifests.atomic import write_bytes, write_text
@@ -73,6 +73,8 @@ def _write_pictures(command: click.Command, out: Path, chart: Figure) -> None:
     _run(command, "shards", "show", out / "shards", f"{clip.video_id}_0", "--out", pictures / "samples.png")
     checkpoint = ["--checkpoint", out / "runs" / BOTTLENECK.folder]
     _run(command, "explain", media_file(out / "clips", clip), *checkpoint, "--out", pictures / "attention.png")
+    for name in ("samples.png", "attention.png"):
+        shrink(pictures / name)
 
 
 def next_commands(out: Path) -> dict[str, str]:
@@ -80,7 +82,7 @@ def next_commands(out: Path) -> dict[str, str]:
     clip, run = out / "clips" / "media" / "eval-0000.mp4", out / "runs" / BOTTLENECK.folder
     mbt = _mbt()
     tensorboard = "tensorboard" if mbt == ["mbt"] else str(Path(sys.executable).with_name("tensorboard"))
-    commands = {
+    commands: dict[str, list[object]] = {
         "Label a clip with the trained model": [*mbt, "predict", clip, "--checkpoint", run],
         "Draw where the model looks and listens": [*mbt, "explain", clip, "--checkpoint", run],
         "Compare the training curves": [tensorboard, "--logdir", out / "runs"],

@@ -49,13 +49,16 @@ def train_variants(shards: Path, runs: Path, seed: int, cores: int) -> None:
     runs.mkdir(parents=True, exist_ok=True)
     jobs = min(cores, len(VARIANTS))
     environment = {**os.environ, "OMP_NUM_THREADS": str(cores // jobs)}
+    commands = {variant: _command(variant, shards, runs, seed) for variant in VARIANTS}
+    for words in commands.values():
+        click.echo(f"$ mbt {shlex.join(words)}")
     waiting, running = list(VARIANTS), dict[Variant, subprocess.Popen[bytes]]()
     with progress(len(VARIANTS), "train", "model") as bar:
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
                     variant = waiting.pop()
-                    running[variant] = _start(variant, shards, runs, seed, environment)
+                    running[variant] = _start(commands[variant], _log(runs, variant), environment)
                 for variant in [variant for variant, process in running.items() if process.poll() is not None]:
                     _check(variant, running.pop(variant).returncode, _log(runs, variant))
                     bar.update()
@@ -67,14 +70,26 @@ def train_variants(shards: Path, runs: Path, seed: int, cores: int) -> None:
                 process.wait()
 
 
-def _start(variant: Variant, shards: Path, runs: Path, seed: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+def _command(variant: Variant, shards: Path, runs: Path, seed: int) -> list[str]:
     settings = [part for setting in (*variant.settings, f"train.seed={seed}") for part in ("--set", setting)]
-    words = ["train", "--data", str(shards), "--recipe", "demo", *settings, "--out", str(runs / variant.folder)]
-    words += ["--resume", "auto"]
-    click.echo(f"$ mbt {shlex.join(words)}")
-    with _log(runs, variant).open("wb") as log:
-        command = [sys.executable, "-m", "mbt", *words]
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+    return [
+        "train",
+        "--data",
+        str(shards),
+        "--recipe",
+        "demo",
+        *settings,
+        "--out",
+        str(runs / variant.folder),
+        "--resume",
+        "auto",
+    ]
+
+
+def _start(words: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "mbt", *words]
+    with log.open("wb") as file:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment)
 
 
 def _log(runs: Path, variant: Variant) -> Path:
