@@ -1,4 +1,4 @@
-"""A rendered data set and the demonstration on it.
+"""A rendered dataset, and the demonstration on it.
 
-In: a seed. Out: clips with labels, four trained models, and a comparison.
+In: a seed. Out: clips with labels, four trained models, and a page that compares them.
 """

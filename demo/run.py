@@ -1,4 +1,4 @@
-"""`mbt demo`: the whole road in small, by the ordinary commands on rendered clips."""
+"""`mbt demo`: from rendered clips to trained models and a page of results, by the ordinary commands."""
 
 import json
 import os
@@ -6,67 +6,57 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import click
+from matplotlib.figure import Figure
 
-from mbt.demo.clips import render
+from mbt.demo.clips import media_file, render
+from mbt.demo.examples import CROPS, predict_examples, shown_clips
+from mbt.demo.page import demo_page
+from mbt.demo.pictures import png, score_chart, shrink
+from mbt.demo.scores import score_table, scores_by_kind
+from mbt.demo.variants import BOTTLENECK, VARIANTS, train_variants
+from mbt.manifests.atomic import write_bytes, write_text
 
-KINDS = ("seen", "heard", "matched")
-NUM_TRAIN, NUM_EVAL = 504, 144
+NUM_TRAIN, NUM_EVAL = 288, 72
 SHORT_SIDE = 64
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One of the models that are compared: its name, and what it sets in the recipe."""
-
-    name: str
-    settings: tuple[str, ...]
-
-
-VARIANTS = (
-    Variant("video only", ('model.modalities=["rgb"]',)),
-    Variant("audio only", ('model.modalities=["spec"]',)),
-    Variant("late fusion", ("model.fusion_layer=4",)),
-    Variant("bottleneck fusion", ()),
-)
-
-
 def run_demo(command: click.Command, out: Path, seed: int) -> None:
-    """Render clips, pack them, train and evaluate four models by `command`, and print one table.
+    """Render clips, pack them, train and evaluate four models by `command`, and write a page that compares them.
 
-    What an earlier, interrupted call finished is kept.
+    Results of an earlier call that was interrupted are kept.
 
     Args:
         command: the command line itself.
-        out: folder for everything.
-        seed: of clips and trainings.
+        out: folder for all files; the page is `out`/report.html.
+        seed: random seed of the clips and of the trainings.
 
     Raises:
-        MbtError: as the commands do.
+        MbtError: a command failed.
     """
     start = time.monotonic()
-    workers = len(os.sched_getaffinity(0))
-    clips, shards = out / "clips", out / "shards"
-    rendered = render(clips, seed, NUM_TRAIN, NUM_EVAL, workers)
-    click.echo(f"demo: {NUM_TRAIN + NUM_EVAL} clips of what is seen and heard in {clips} ({rendered} rendered now)")
+    cores = len(os.sched_getaffinity(0))
+    clips, shards, runs = out / "clips", out / "shards", out / "runs"
+    rendered = render(clips, seed, NUM_TRAIN, NUM_EVAL, cores)
+    click.echo(f"demo: {NUM_TRAIN + NUM_EVAL} labeled clips in {clips} ({rendered} rendered now)")
     lists = ["--list", clips / "clips.csv", "--labels", clips / "labels.csv", "--source", clips / "media"]
     _run(command, "prep", "custom", "--name", "demo", *lists, "--short-side", SHORT_SIDE, "--out", shards)
-    reports = {variant.name: _train_and_evaluate(command, variant, shards, out / "runs", seed) for variant in VARIANTS}
-    click.echo(f"\n{_table(reports)}\n\ndemo: done in {time.monotonic() - start:.0f} s\n\n{_next(out)}")
-
-
-def _train_and_evaluate(command: click.Command, variant: Variant, shards: Path, runs: Path, seed: int) -> dict[str, Any]:
-    run = runs / variant.name.replace(" ", "-")
-    settings = [part for setting in (*variant.settings, f"train.seed={seed}") for part in ("--set", setting)]
-    _run(command, "train", "--data", shards, "--recipe", "demo", *settings, "--out", run, "--resume", "auto")
-    report = run / "eval.json"
-    _run(command, "eval", "--checkpoint", run, "--data", shards, "--crops", 4, "--out", report)
-    return json.loads(report.read_bytes())
+    click.echo()
+    train_variants(shards, runs, seed, cores)
+    scores = {}
+    for variant in VARIANTS:
+        run = runs / variant.folder
+        report = run / "eval.json"
+        _run(command, "eval", "--checkpoint", run, "--data", shards, "--crops", CROPS, "--out", report)
+        scores[variant.name] = scores_by_kind(json.loads(report.read_bytes()))
+    page = out / "report.html"
+    _write_pictures(command, out, score_chart(scores))
+    commands = next_commands(out)
+    write_text(page, demo_page(scores, predict_examples(clips, runs), commands))
+    click.echo(f"\n{score_table(scores)}\n\n{_conclusion(page, commands)}\n\ndemo: done in {time.monotonic() - start:.0f} s")
 
 
 def _run(command: click.Command, *arguments: object) -> None:
@@ -75,27 +65,49 @@ def _run(command: click.Command, *arguments: object) -> None:
     command.main(words, prog_name="mbt", standalone_mode=False)
 
 
-def _table(reports: dict[str, dict[str, Any]]) -> str:
-    lines = ["mAP on held-out clips", "", f"{'model':<18}{'all':>9}" + "".join(f"{kind:>9}" for kind in KINDS)]
-    for name, report in reports.items():
-        scores = [report["mAP"], *(kind_map(report, kind) for kind in KINDS)]
-        lines.append(f"{name:<18}" + "".join(f"{score:9.3f}" for score in scores))
-    return "\n".join(lines)
+def _write_pictures(command: click.Command, out: Path, chart: Figure) -> None:
+    """Write the chart, a contact sheet of a clip and the attention to it into `out`/pictures."""
+    clip, pictures = shown_clips()["matched"][0], out / "pictures"
+    pictures.mkdir(exist_ok=True)
+    write_bytes(pictures / "demo.png", png(chart))
+    _run(command, "shards", "show", out / "shards", f"{clip.video_id}_0", "--out", pictures / "samples.png")
+    checkpoint = ["--checkpoint", out / "runs" / BOTTLENECK.folder]
+    _run(command, "explain", media_file(out / "clips", clip), *checkpoint, "--out", pictures / "attention.png")
+    for name in ("samples.png", "attention.png"):
+        shrink(pictures / name)
 
 
-def kind_map(report: dict[str, Any], kind: str) -> float:
-    """Mean average precision over the labels of a kind: `seen`, `heard` or `matched`."""
-    scores: Sequence[float] = [c["average_precision"] for c in report["classes"] if c["id"].startswith(f"{kind}:")]
-    return sum(scores) / len(scores)
+def next_commands(out: Path) -> dict[str, str]:
+    """What to do after the demo: a command for each purpose."""
+    clip, run = out / "clips" / "media" / "eval-0000.mp4", out / "runs" / BOTTLENECK.folder
+    mbt = _mbt()
+    tensorboard = "tensorboard" if mbt == ["mbt"] else str(Path(sys.executable).with_name("tensorboard"))
+    commands: dict[str, list[object]] = {
+        "Label a clip with the trained model": [*mbt, "predict", clip, "--checkpoint", run],
+        "Draw where the model looks and listens": [*mbt, "explain", clip, "--checkpoint", run],
+        "Compare the training curves": [tensorboard, "--logdir", out / "runs"],
+        "Prepare the first 100 clips of AudioSet (downloads from YouTube)": [
+            *(*mbt, "prep", "audioset", "--subset", "balanced", "--limit", "100", "--out", "audioset")
+        ],
+        "Prepare your own clips": [*mbt, "prep", "custom", "--help"],
+    }
+    return {purpose: shlex.join(map(str, words)) for purpose, words in commands.items()}
 
 
-def _next(out: Path) -> str:
-    mbt = "mbt" if shutil.which("mbt") else sys.argv[0]
-    return f"""A matched label holds for certain pairs of a colour and a sound: neither stream alone, nor a sum of their scores,
-can tell it; the bottleneck tokens can. Next:
+def _mbt() -> list[str]:
+    """The words that start mbt in this environment."""
+    if shutil.which("mbt"):
+        return ["mbt"]
+    return [sys.argv[0]] if Path(sys.argv[0]).name == "mbt" else [sys.executable, "-m", "mbt"]
 
-  {mbt} predict {out}/clips/media/eval-0000.mp4 --checkpoint {out}/runs/bottleneck-fusion
-  {Path(mbt).with_name("tensorboard")} --logdir {out}/runs
-  {mbt} prep audioset --subset balanced --limit 100 --out audioset
-  {mbt} prep custom --help          # your own clips
-"""
+
+def _conclusion(page: Path, commands: Mapping[str, str]) -> str:
+    listed = "\n".join(f"  {command}\n      {purpose}" for purpose, command in commands.items())
+    return f"""A matched label depends on a color and a sound together. No single stream can predict it, and no sum of the
+scores of two streams can either; a few bottleneck tokens that both streams share can.
+
+Open {page} in a browser: the scores as a chart, with predictions and attention for six held-out clips.
+
+Next:
+
+{listed}"""
