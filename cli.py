@@ -6,11 +6,18 @@ from typing import Any
 
 import click
 
-from mbt.prep.command_line import Command, Location, audioset_options, custom_options, lanes_option, removed_option
+from mbt.prep.command_line import (
+    COUNT,
+    FILE,
+    FOLDER,
+    Command,
+    Location,
+    audioset_options,
+    custom_options,
+    lanes_option,
+    removed_option,
+)
 
-FOLDER = click.Path(file_okay=False, path_type=Path)
-FILE = click.Path(dir_okay=False, path_type=Path)
-COUNT = click.IntRange(min=1)
 RUNS = Path("runs")
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
 dataset_argument = click.argument("folder", metavar="DIR", type=FOLDER)

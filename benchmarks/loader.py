@@ -41,6 +41,7 @@ from mbt.train.sampling.inputs import Inputs
 from mbt.train.sampling.order import Streamed
 from mbt.train.sampling.plan import StepPlan, TrainPlan
 
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 SPLIT = "train"
 HALF_RANGE = 127.5
 CHILD = "import sys, benchmarks.loader as b; print(b.child(*sys.argv[1:]))"
@@ -361,20 +362,15 @@ def _ratio(own: Row, other: Row) -> float:
 def packed(folder: Path, media: Path | None, count: int) -> Path:
     """Pack `count` clips of these media files, or of rendered ones; returns the dataset folder."""
     clips = Clips.of(folder / "clips", media_files(media) if media else render(folder / "rendered", count), count)
-    lists = ["--list", str(clips.folder / "clips.csv"), "--labels", str(clips.folder / "labels.csv")]
-    command = [sys.executable, "-m", "mbt", "prep", "custom", *lists]
-    out = folder / "set"
-    subprocess.run([*command, "--source", str(clips.folder / "media"), "--out", str(out)], check=True, cwd=ROOT)
-    return out
+    lists = ["--list", clips.folder / "clips.csv", "--labels", clips.folder / "labels.csv"]
+    places = ["--source", clips.folder / "media", "--out", folder / "set"]
+    subprocess.run([sys.executable, "-m", "mbt", "prep", "custom", *lists, *places], check=True, cwd=ROOT)
+    return folder / "set"
 
 
 @click.command(context_settings={"show_default": True})
-@click.option(
-    "--data", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Dataset folder; rendered if omitted."
-)
-@click.option(
-    "--clips", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of media files to pack instead."
-)
+@click.option("--data", type=FOLDER, help="Dataset folder; rendered if omitted.")
+@click.option("--clips", type=FOLDER, help="Folder of media files to pack instead.")
 @click.option("--count", type=click.IntRange(min=2), default=64, help="Number of clips to pack.")
 @click.option("--batches", "number", type=click.IntRange(min=2), default=24, help="Batches per run.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=16)

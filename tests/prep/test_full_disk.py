@@ -89,7 +89,7 @@ def test_a_file_beyond_the_size_limit(collection: Collection, tmp_path: Path, mb
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert outcome.code == 2, outcome.err
-    assert "-000000.tar: the file is larger than the file system allows. " in outcome.err.splitlines()[-1]
+    assert "-000000.tar: the file is too large for the file system. " in outcome.err.splitlines()[-1]
     assert not list(out.glob("*.tar"))
     assert mbt(*collection.arguments(out, *options)).code == 0
     assert mbt("shards", "verify", out, "--workers", 1).code == 0

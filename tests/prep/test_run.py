@@ -356,7 +356,7 @@ def test_nothing_but_bad_clips_is_an_error_with_every_reason(collection: Collect
     bad = few(tmp_path, collection, "silent,0,2,train,a", "broken,0,2,train,a", "absent,0,2,train,a")
     outcome = mbt(*bad.arguments(tmp_path / "out"))
     assert outcome.code == 2
-    assert "no clip of" in outcome.err.splitlines()[-1]
+    assert "no clip could be packed; the first failure is" in outcome.err.splitlines()[-1]
     assert failed(tmp_path / "out") == FAILED
     assert not (tmp_path / "out/dataset.json").exists()
 

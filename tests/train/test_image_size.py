@@ -40,8 +40,8 @@ def test_it_sees_the_middle_of_the_resized_frame(run: Path, shards: Path, media:
     """Frames of 86 x 64 become 64 x 47, the smallest size that covers 64 x 32."""
     drawn = []
     with pytest.MonkeyPatch.context() as patch:
-        real = explaining.explanation
-        patch.setattr(explaining, "explanation", lambda *given: drawn.append(given) or real(*given))
+        real = explaining.attention_figure
+        patch.setattr(explaining, "attention_figure", lambda *given: drawn.append(given) or real(*given))
         with ShardReader(shards, "eval") as reader:
             clip = media / "media" / f"{reader.key(0).rpartition('_')[0]}.mp4"
             (jpeg,) = reader[0].frames([10])
