@@ -82,9 +82,9 @@ def png(figure: Figure) -> bytes:
 
 
 def shrink(path: Path) -> None:
-    """Rewrite a PNG with a palette of 256 colors: about a third of the bytes."""
+    """Rewrite a PNG at three fifths of its width and height."""
     with Image.open(path) as image:
-        small = image.convert("RGB").quantize(256)
+        small = image.convert("RGB").resize((image.width * 3 // 5, image.height * 3 // 5), Image.Resampling.LANCZOS)
     data = io.BytesIO()
     small.save(data, format="png", optimize=True)
     write_bytes(path, data.getvalue())
