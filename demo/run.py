@@ -73,8 +73,7 @@ def _write_pictures(command: click.Command, out: Path, chart: Figure) -> None:
     _run(command, "shards", "show", out / "shards", f"{clip.video_id}_0", "--out", pictures / "samples.png")
     checkpoint = ["--checkpoint", out / "runs" / BOTTLENECK.folder]
     _run(command, "explain", media_file(out / "clips", clip), *checkpoint, "--out", pictures / "attention.png")
-    for name in ("samples.png", "attention.png"):
-        shrink(pictures / name)
+    shrink(pictures / "attention.png")
 
 
 def next_commands(out: Path) -> dict[str, str]:
