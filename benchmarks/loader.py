@@ -362,8 +362,8 @@ def _ratio(own: Row, other: Row) -> float:
 def packed(folder: Path, media: Path | None, count: int) -> Path:
     """Pack `count` clips of these media files, or of rendered ones; returns the dataset folder."""
     clips = Clips.of(folder / "clips", media_files(media) if media else render(folder / "rendered", count), count)
-    lists = ["--list", clips.folder / "clips.csv", "--labels", clips.folder / "labels.csv"]
-    places = ["--source", clips.folder / "media", "--out", folder / "set"]
+    lists: list[str | Path] = ["--list", clips.folder / "clips.csv", "--labels", clips.folder / "labels.csv"]
+    places: list[str | Path] = ["--source", clips.folder / "media", "--out", folder / "set"]
     subprocess.run([sys.executable, "-m", "mbt", "prep", "custom", *lists, *places], check=True, cwd=ROOT)
     return folder / "set"
 

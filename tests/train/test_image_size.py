@@ -51,8 +51,8 @@ def test_it_sees_the_middle_of_the_resized_frame(run: Path, shards: Path, media:
     expected = np.asarray(picture, np.float64)[8:40]
     assert seen.frames.shape == (4, 32, 64, 3)
     assert abs(seen.frames[0] - expected).max() <= 1.5
-    assert seen.shares.shape == (2, 2, 4)
-    assert heard.shares.shape == (10, 2)
+    assert seen.attention.shape == (2, 2, 4)
+    assert heard.attention.shape == (10, 2)
     panels = real("", seen, None).axes
     assert {tuple(image.get_extent()) for panel in panels[:4] for image in panel.images} == {(0.0, 2.0, 1.0, 0.0)}
     assert predict(run, [clip], 0.0, 10.0, crops=1, top=5)[0] == labels
