@@ -1,6 +1,7 @@
-"""The peer: MBT in JAX and Flax, in small blocks of its own, with the weights of a given torch model.
+"""An independent implementation of MBT in JAX and Flax, with the weights of a given torch model.
 
-It has what MBT-B has: two streams with own blocks, bottleneck fusion by the mean, a CLS token for each stream, no dropout.
+It covers the architecture of MBT-B: separate blocks for two streams, bottleneck fusion by the mean, a CLS token per stream, no
+dropout.
 """
 
 import os
@@ -15,7 +16,9 @@ from mbt import MBT, MBTConfig
 from mbt.config import Modality
 from mbt.encoder import LAYER_NORM_EPS
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # Before jax: it takes most of a GPU's memory otherwise.
+os.environ.setdefault(
+    "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
+)  # Set before importing jax, which would reserve most of the GPU's memory.
 
 import jax
 import jax.numpy as jnp
@@ -27,16 +30,16 @@ OWNER = re.compile(r"(tokens\.\w+|encoder\.blocks\.\w+\.\d+|encoder\.\w+|head)\.
 
 @jax.checkpoint
 def attend_in_head(query: Array, key: Array, value: Array) -> Array:
-    """Attention of one head of one clip, (N, d), softmax in float32; the backward pass computes the (N, N) scores anew."""
+    """Attention of one head of one clip, (N, d), with softmax in float32; the backward pass recomputes the (N, N) scores."""
     scores = (query * query.shape[-1] ** -0.5) @ key.T
     return jax.nn.softmax(scores.astype(jnp.float32)).astype(value.dtype) @ value
 
 
 def attend(query: Array, key: Array, value: Array) -> Array:
-    """Attention over (B, N, H, d), in the fastest way that plain JAX has.
+    """Attention over (B, N, H, d), in the fastest way that plain JAX offers.
 
-    On GPUs that is `jax.nn.dot_product_attention`, by cuDNN in bfloat16. On CPUs its scores of all heads fit no cache, and one
-    head after the other takes a fraction of its time.
+    On GPUs that is `jax.nn.dot_product_attention`, with cuDNN in bfloat16. On CPUs the scores of all heads exceed the cache, so
+    computing one head at a time is several times faster.
     """
     if jax.default_backend() == "gpu":
         return jax.nn.dot_product_attention(query, key, value, implementation="cudnn" if query.dtype == jnp.bfloat16 else "xla")
@@ -104,14 +107,14 @@ class Tokens(nn.Module):
 
 
 class FlaxMBT(nn.Module):
-    """MBT of a configuration with the fields of MBT-B, whatever its sizes; `dtype` is what it computes in."""
+    """MBT of any size, otherwise configured as MBT-B; computes in `dtype`."""
 
     config: MBTConfig
     dtype: Any
 
     @nn.compact
     def __call__(self, rgb: Array, spec: Array) -> dict[Modality, Array]:
-        """Rgb (B, F, H, W, 3) and spec (B, T, M) to logits (B, num_classes) of each modality."""
+        """Map rgb (B, F, H, W, 3) and spec (B, T, M) to the logits (B, num_classes) of each modality."""
         config, inputs = self.config, {"rgb": rgb, "spec": jnp.repeat(spec[..., None], 3, axis=-1)}
         width, patches = config.hidden_size, {"rgb": config.tubelet, "spec": config.spec_patch}
         streams = {m: Tokens(patches[m], width, self.dtype, name=f"tokens.{m}")(inputs[m]) for m in config.modalities}
@@ -131,7 +134,7 @@ class FlaxMBT(nn.Module):
 
 
 def flax_weights(model: MBT) -> dict[str, Any]:
-    """Weights of `model` as `FlaxMBT` has them, float32."""
+    """Weights of `model` under the names of `FlaxMBT`, float32."""
     weights: dict[str, Any] = {}
     for name, tensor in model.state_dict().items():
         match = OWNER.fullmatch(name)
@@ -151,18 +154,18 @@ def flax_weights(model: MBT) -> dict[str, Any]:
 
 
 class FlaxPeer:
-    """The peer, compiled, with inputs of its own.
+    """The compiled Flax model and its inputs.
 
     Args:
-        model: gives configuration and weights.
+        model: source of configuration and weights.
         rgb: (B, F, 3, H, W).
         spec: (B, T, M).
         targets: (B, num_classes), multi-hot.
         dtype: `float32`, or `bfloat16` with float32 weights, as in torch's autocast.
 
     Attributes:
-        logits_by_modality: gives (B, num_classes) of each modality.
-        gradients: gives those of the training loss, as `flax_weights` has the weights.
+        logits_by_modality: function that returns the logits (B, num_classes) of each modality.
+        gradients: function that returns the gradients of the training loss, in the structure of `flax_weights`.
     """
 
     def __init__(self, model: MBT, rgb: Tensor, spec: Tensor, targets: Tensor, dtype: str) -> None:
@@ -182,15 +185,15 @@ class FlaxPeer:
 
 
 def product(size: int, dtype: str) -> Callable[[], Array]:
-    """Gives the product of two random matrices of `size` rows and columns."""
+    """A function that multiplies two random matrices of `size` rows and columns."""
     return compiled(jnp.matmul, dtype, *(jax.random.normal(jax.random.key(i), (size, size), dtype) for i in range(2)))
 
 
 def compiled(function: Callable[..., Any], dtype: str, *arguments: Any) -> Callable[[], Any]:
-    """`function` of `arguments`, returning when the result is there; in float32 without TF32, as torch's default is.
+    """A compiled call of `function(*arguments)` that blocks until the result is ready; float32 does not use TF32, as in torch.
 
     Raises:
-        MemoryError: (when called) the device has too little memory.
+        MemoryError: when called, if the device runs out of memory.
     """
     jitted, precision = jax.jit(function), "highest" if dtype == "float32" else "default"
 
@@ -207,7 +210,7 @@ def compiled(function: Callable[..., Any], dtype: str, *arguments: Any) -> Calla
 
 
 def runs_on(device: str) -> bool:
-    """Bind JAX to a kind of device, `cpu` or `cuda`, before anything else; whether it sees one."""
+    """Select JAX's platform, `cpu` or `cuda`, and return whether it has a device; must precede any other use of JAX."""
     jax.config.update("jax_platforms", device)
     try:
         return bool(jax.devices())

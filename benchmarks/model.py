@@ -1,6 +1,6 @@
 """Speed of MBT-B on the paper's input: `python -m benchmarks.model` prints one table.
 
-All contenders take turns: a round calls each of them once, so that what else the machine does hits them alike.
+Each round calls every contender once, so that other load on the machine affects all of them equally.
 """
 
 import os
@@ -28,30 +28,30 @@ from mbt.train.engine.losses import training_loss
 Dtype = Literal["float32", "bfloat16"]
 Work = Literal["matrix product", "forward", "forward + backward"]
 Call = Callable[[], object]
-"""Returns when its work is done."""
+"""A function that returns once its work has finished, also on a GPU."""
 
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
 PEAK_TFLOPS = {"NVIDIA H100 80GB HBM3": 989, "NVIDIA H200": 989}
-"""Dense bfloat16 by the data sheets of the H100 and the H200 with SXM socket."""
+"""Dense bfloat16 peak by the data sheets of the SXM versions of the H100 and the H200."""
 
 
 class UnavailableError(Exception):
-    """A contender cannot run here; the message says why."""
+    """A contender cannot run on this machine; the message says why."""
 
 
 @dataclass
 class Row:
-    """A contender and its times.
+    """One contender, one kind of work, and its times.
 
     Attributes:
-        dtype: of the computation; weights are float32 in any case.
-        work: what is done.
-        name: who does it.
-        clips: in a call; a matrix product counts as one.
-        flops: of a call; backward counts as two forwards, for all alike.
-        prepare: gives the call; raises UnavailableError where it cannot.
-        seconds: of each call.
-        problem: why there are none, or no more.
+        dtype: dtype of the computation; weights are always float32.
+        work: the kind of work.
+        name: name of the contender.
+        clips: clips per call; a matrix product counts as one clip.
+        flops: FLOPs per call; for every contender, a backward pass counts as two forward passes.
+        prepare: returns the function to time; raises UnavailableError if it cannot run here.
+        seconds: duration of each timed call.
+        problem: why the contender could not run or had to stop; empty if it ran.
     """
 
     dtype: Dtype
@@ -65,30 +65,30 @@ class Row:
 
     @property
     def label(self) -> str:
-        """What names the row."""
+        """Name of the row; unique in the table."""
         return f"{self.dtype} {self.work} {self.name}"
 
     @property
-    def is_yardstick(self) -> bool:
-        """Whether the others' speed is given as a share of this one's."""
+    def is_reference(self) -> bool:
+        """Whether the other rows of this dtype give their speed as a share of this row's."""
         return self.work == "matrix product" and self.name == "torch"
 
     @property
     def flop_rate(self) -> float:
-        """FLOP/s of the median call."""
+        """FLOP/s of the median call, from nominal FLOPs."""
         return self.flops / statistics.median(self.seconds)
 
 
 @dataclass(frozen=True)
 class Task:
-    """What all contenders are given.
+    """The model and inputs that all contenders get.
 
     Attributes:
-        model: in training mode, without dropout and stochastic depth; evaluation would be the same work.
+        model: in training mode, but without dropout and stochastic depth, so that evaluation would cost the same.
         rgb: (B, F, 3, H, W).
         spec: (B, T, M).
         targets: (B, num_classes), multi-hot.
-        product_size: rows and columns of the matrices of the product.
+        product_size: rows and columns of the matrices in the matrix product.
     """
 
     model: MBT
@@ -99,14 +99,14 @@ class Task:
 
     @classmethod
     def random(cls, config: MBTConfig, device: torch.device, batch: int, product_size: int) -> "Task":
-        """Random weights and inputs on `device`."""
+        """A task with random weights and inputs on `device`."""
         torch.manual_seed(0)
         rgb = torch.rand(batch, config.num_frames, 3, *config.image_shape) * 2 - 1
         spec, targets = torch.randn(batch, *config.spec_shape), torch.rand(batch, config.num_classes).round()
         return cls(MBT(config).to(device).train(), rgb.to(device), spec.to(device), targets.to(device), product_size)
 
     def rows(self) -> Iterator[Row]:
-        """All contenders."""
+        """One row for each contender, dtype and kind of work."""
         clips = len(self.rgb)
         forward = clips * forward_flops(self.model.config)
         works: tuple[tuple[Work, int], ...] = (("forward", forward), ("forward + backward", 3 * forward))
@@ -119,7 +119,7 @@ class Task:
 
     def _torch_product(self, dtype: Dtype) -> Call:
         a, b = torch.randn(2, self.product_size, self.product_size, device=self.rgb.device).to(getattr(torch, dtype))
-        return self._finished(lambda: a @ b)
+        return self._synchronized(lambda: a @ b)
 
     def _jax_product(self, dtype: Dtype) -> Call:
         return self._flax_peer().product(self.product_size, dtype)
@@ -129,7 +129,7 @@ class Task:
 
     def _compiled(self, dtype: Dtype, work: Work) -> Call:
         if not shutil.which(os.environ.get("CXX", "g++")):
-            raise UnavailableError("torch.compile needs a C++ compiler: g++, or what CXX names")
+            raise UnavailableError("torch.compile needs a C++ compiler: install g++ or set CXX")
         return self._torch(torch.compile(self.model.logits_by_modality, fullgraph=True), dtype, work)
 
     def _torch(self, logits: Callable[[Tensor, Tensor], dict[str, Tensor]], dtype: Dtype, work: Work) -> Call:
@@ -146,7 +146,7 @@ class Task:
             loss.backward()
             self.model.zero_grad()
 
-        return self._finished(forward if work == "forward" else forward_backward)
+        return self._synchronized(forward if work == "forward" else forward_backward)
 
     def _jax(self, dtype: Dtype, work: Work) -> Call:
         peer = self._flax_peer().FlaxPeer(self.model, self.rgb, self.spec, self.targets, dtype)
@@ -160,10 +160,10 @@ class Task:
                 raise
             raise UnavailableError(f"{error.name} is not installed") from None
         if not flax_peer.runs_on(self.rgb.device.type):
-            raise UnavailableError(f"jax sees no {self.rgb.device.type} device")
+            raise UnavailableError(f"jax finds no {self.rgb.device.type} device")
         return flax_peer
 
-    def _finished(self, call: Call) -> Call:
+    def _synchronized(self, call: Call) -> Call:
         def run() -> None:
             call()
             if self.rgb.is_cuda:
@@ -173,7 +173,7 @@ class Task:
 
 
 def forward_flops(config: MBTConfig) -> int:
-    """FLOPs of one clip's forward pass as torch counts them: two for each multiply-add."""
+    """FLOPs of one clip's forward pass, as counted by torch: two per multiply-add."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         rgb = torch.empty(1, config.num_frames, 3, *config.image_shape)
         MBT(config)(rgb, torch.empty(1, *config.spec_shape))
@@ -181,17 +181,17 @@ def forward_flops(config: MBTConfig) -> int:
 
 
 def measure(rows: Sequence[Row], rounds: int) -> None:
-    """Fill in `seconds` or `problem` of each row: one call that is not timed, then one in each round."""
+    """Fill in `seconds` or `problem` of each row: one untimed call, then one timed call per round."""
     calls: dict[str, Call] = {}
     with progress(len(rows) * (1 + rounds), "benchmark", "call") as bar:
         for row in rows:
-            with noting_problems(row):
+            with recording_problem(row):
                 calls[row.label] = row.prepare()
                 calls[row.label]()
             bar.update()
         for row in list(rows) * rounds:
             if not row.problem:
-                with noting_problems(row):
+                with recording_problem(row):
                     start = time.perf_counter()
                     calls[row.label]()
                     row.seconds.append(time.perf_counter() - start)
@@ -199,24 +199,24 @@ def measure(rows: Sequence[Row], rounds: int) -> None:
 
 
 @contextmanager
-def noting_problems(row: Row) -> Iterator[None]:
-    """Puts what keeps a contender from running into its row."""
+def recording_problem(row: Row) -> Iterator[None]:
+    """Record in `row` why its contender is unavailable or ran out of memory."""
     try:
         yield
     except UnavailableError as error:
         row.problem = str(error)
     except (torch.OutOfMemoryError, MemoryError):
-        row.problem = "out of memory: take a smaller --batch"
+        row.problem = "out of memory; use a smaller --batch"
 
 
 def table(rows: Sequence[Row], device_name: str) -> str:
-    """All rows as text: milliseconds of the median, fastest and slowest call, and what the median comes to.
+    """The rows as text: milliseconds per clip of the median, fastest and slowest call, and the speed of the median call.
 
     Args:
-        rows: measured.
-        device_name: as torch names it; decides whether there is a column of MFU.
+        rows: rows that were measured.
+        device_name: device name as torch reports it; devices of known peak speed get a column for MFU.
     """
-    product = {row.dtype: row.flop_rate for row in rows if row.is_yardstick}
+    product = {row.dtype: row.flop_rate for row in rows if row.is_reference}
     peak = PEAK_TFLOPS.get(device_name)
     columns = f"{'ms/clip':>10}{'min':>10}{'max':>10}{'TFLOP/s':>10}{'share':>9}" + ("      MFU" if peak else "")
     lines = [f"{'dtype':<10}{'work':<20}{'by':<16}{columns}"]
@@ -232,35 +232,35 @@ def table(rows: Sequence[Row], device_name: str) -> str:
 
 
 def report(config: MBTConfig, device: str, batch: int, product_size: int, repeats: int, skip: Sequence[str]) -> str:
-    """Run the benchmark and put it into words.
+    """Run the benchmark and return its report as text.
 
     Args:
-        config: without dropout and stochastic depth.
+        config: configuration without dropout and stochastic depth.
         device: `cpu` or `cuda`.
-        batch: clips at a time.
-        product_size: rows and columns of the matrices of the product.
-        repeats: rounds.
-        skip: leave out rows with any of these in their label; torch's matrix products stay.
+        batch: clips per call.
+        product_size: rows and columns of the matrices in the matrix product.
+        repeats: number of rounds.
+        skip: skip rows whose label contains any of these texts; torch's matrix products always run.
     """
     task = Task.random(config, torch.device(device), batch, product_size)
-    rows = [row for row in task.rows() if row.is_yardstick or not any(words in row.label for words in skip)]
+    rows = [row for row in task.rows() if row.is_reference or not any(text in row.label for text in skip)]
     measure(rows, repeats)
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU ({torch.backends.cpu.get_cpu_capability()})"
     return f"""\
 {name}, {torch.get_num_threads()} threads, torch {torch.__version__}, batch {batch}, median of {repeats} rounds
-{forward_flops(config) / 1e9:.1f} GFLOP a clip forward, three times that with backward
-share: of the TFLOP/s of torch's product of two matrices of {product_size} x {product_size} in the same dtype
+{forward_flops(config) / 1e9:.1f} GFLOP per clip for the forward pass, three times as many with the backward pass
+share: TFLOP/s relative to torch's product of two {product_size} x {product_size} matrices of the same dtype
 
 {table(rows, name)}"""
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="auto: a GPU if there is one.")
-@click.option("--batch", type=click.IntRange(min=1), help="Clips at a time; by default 64 on a GPU, 1 on a CPU.")
-@click.option("--repeats", type=click.IntRange(min=1), default=3, help="Rounds.")
-@click.option("--skip", multiple=True, metavar="WORDS", help="Leave out rows with these words, such as 'float32 forward'.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="auto: a GPU if available.")
+@click.option("--batch", type=click.IntRange(min=1), help="Clips per call; by default 64 on a GPU, 1 on a CPU.")
+@click.option("--repeats", type=click.IntRange(min=1), default=3, help="Number of rounds.")
+@click.option("--skip", multiple=True, metavar="TEXT", help="Skip rows whose name contains TEXT, such as 'float32 forward'.")
 def main(device: str, batch: int | None, repeats: int, skip: tuple[str, ...]) -> None:
-    """Time MBT-B in torch and in JAX beside the device's large matrix product."""
+    """Time MBT-B in PyTorch and JAX, and compare it with a large matrix product on the same device."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     default_batch, product_size = (64, 8192) if device == "cuda" else (1, 4096)
@@ -268,5 +268,5 @@ def main(device: str, batch: int | None, repeats: int, skip: tuple[str, ...]) ->
 
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).parents[1])  # So that it runs as a script too.
+    sys.path[0] = str(Path(__file__).parents[1])  # Lets `python benchmarks/model.py` import benchmarks.
     main()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mbt.prep.report.model import LaneReport, Rest
+from mbt.prep.report.model import LaneReport, Pause
 from mbt.prep.state.failure_codes import HOUR_S, Action
 from mbt.prep.state.ledger import STOPPING_ACTIONS, Attempt, LedgerReader
 
@@ -86,9 +86,9 @@ def _hourly(times: np.ndarray) -> float | None:
     return len(at_work) / float(at_work.sum()) * HOUR_S if at_work.sum() > SAME_VIDEO_S else None
 
 
-def _current_pause(refusals: Sequence[Attempt], last_s: float, now: float) -> Rest | None:
+def _current_pause(refusals: Sequence[Attempt], last_s: float, now: float) -> Pause | None:
     """The last pause, unless it is over or the lane was used since, as a new run may do."""
     if not refusals or refusals[-1].not_before <= now or last_s - refusals[-1].time > SAME_VIDEO_S:
         return None
     last = refusals[-1]
-    return Rest(until=datetime.fromtimestamp(last.not_before, UTC), code=last.code, message=last.message)
+    return Pause(until=datetime.fromtimestamp(last.not_before, UTC), code=last.code, message=last.message)

@@ -122,7 +122,7 @@ class Pace(Frozen):
     spans: tuple[Span, ...]
 
 
-class Rest(Frozen):
+class Pause(Frozen):
     """The pause of a lane: its end, and the code and message of the last refusal."""
 
     until: AwareDatetime
@@ -155,7 +155,7 @@ class LaneReport(Frozen):
     last_hour: int
     hourly: float | None
     rests: int
-    resting: Rest | None
+    resting: Pause | None
 
 
 class Report(Frozen):

@@ -1,4 +1,4 @@
-"""The benchmark at a tiny size: what its rows say, and that the peer in JAX computes what the model computes."""
+"""The benchmark at a tiny size: the content of its table, and agreement between the JAX peer and the model."""
 
 import functools
 import sys
@@ -13,7 +13,7 @@ from mbt.train.engine.losses import training_loss
 from tests.tiny import CONFIG
 
 TINY = replace(CONFIG, num_layers=3)
-"""Two layers are fused: what bottlenecks pass on counts."""
+"""Two fused layers: what the first writes to the bottleneck tokens, the second reads."""
 NAMES = {
     "matrix product": ("torch", "jax"),
     "forward": ("torch eager", "torch compiled", "jax"),
@@ -24,14 +24,14 @@ LABELS = [f"{dtype} {work} {name}" for dtype in ("float32", "bfloat16") for work
 
 @pytest.fixture(autouse=True)
 def quick_compile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.compile traces, and compiles nothing."""
+    """Make torch.compile trace without compiling."""
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
 
 
 @pytest.fixture
 def without_jax(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Importing JAX fails."""
+    """Make the import of JAX fail."""
     monkeypatch.setitem(sys.modules, "jax", None)
     monkeypatch.delitem(sys.modules, "benchmarks.flax_peer", raising=False)
 
@@ -42,7 +42,7 @@ def row(seconds: list[float], **fields: object) -> Row:
 
 
 @pytest.mark.usefixtures("without_jax")
-def test_every_row_has_its_times_or_says_why_not() -> None:
+def test_every_row_shows_times_or_a_reason() -> None:
     text = report(TINY, "cpu", batch=2, product_size=64, repeats=2, skip=["backward jax"])
     rows = {" ".join(line[:46].split()): line[46:] for line in text.splitlines() if line.startswith(("float32", "bfloat16"))}
     assert list(rows) == [label for label in LABELS if "backward jax" not in label]
@@ -56,7 +56,7 @@ def test_every_row_has_its_times_or_says_why_not() -> None:
             assert share >= 0
 
 
-def test_cells_come_from_the_median_call() -> None:
+def test_cells_are_computed_from_the_median_call() -> None:
     rows = [row([0.5], work="matrix product", name="torch", clips=1), row([1.0, 8.0, 2.0]), row([], name="jax")]
     rows[2].problem = "jax is not installed"
     header, product, eager, jax = table(rows, "NVIDIA H200").splitlines()
@@ -67,7 +67,7 @@ def test_cells_come_from_the_median_call() -> None:
     assert "MFU" not in table(rows, "CPU")
 
 
-def test_contenders_take_turns_after_a_call_that_is_not_timed() -> None:
+def test_contenders_alternate_after_one_untimed_call_each() -> None:
     called = []
     rows = [Row("float32", "forward", name, 1, 1, lambda name=name: lambda: called.append(name)) for name in "ab"]
     measure(rows, rounds=2)
@@ -76,24 +76,24 @@ def test_contenders_take_turns_after_a_call_that_is_not_timed() -> None:
 
 
 @pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
-def test_memory_that_does_not_suffice_is_said(error: type[Exception]) -> None:
+def test_out_of_memory_is_reported(error: type[Exception]) -> None:
     def call() -> None:
         raise error
 
     full = Row("float32", "forward", "jax", 1, 1, lambda: call)
     measure([full], rounds=2)
-    assert full.problem == "out of memory: take a smaller --batch"
+    assert full.problem == "out of memory; use a smaller --batch"
     assert full.seconds == []
 
 
-def test_a_missing_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     rows = [each for each in Task.random(TINY, torch.device("cpu"), 1, 8).rows() if each.name == "torch compiled"]
     measure(rows, rounds=1)
-    assert {each.problem for each in rows} == {"torch.compile needs a C++ compiler: g++, or what CXX names"}
+    assert {each.problem for each in rows} == {"torch.compile needs a C++ compiler: install g++ or set CXX"}
 
 
-def test_flops_of_mbt_b_are_those_of_its_products() -> None:
+def test_flops_of_mbt_b_are_those_of_its_matrix_products() -> None:
     def layer(tokens: int) -> int:
         projections = 4 * 2 * tokens * 768 * 768
         return projections + 2 * 2 * tokens * 768 * 3072 + 2 * 2 * tokens * tokens * 768
@@ -104,7 +104,7 @@ def test_flops_of_mbt_b_are_those_of_its_products() -> None:
 
 
 @pytest.mark.parametrize("image_size", [32, (32, 48)])
-def test_the_peer_computes_logits_and_gradients_of_the_model(image_size: int | tuple[int, int]) -> None:
+def test_the_peer_computes_the_models_logits_and_gradients(image_size: int | tuple[int, int]) -> None:
     pytest.importorskip("flax")
     from benchmarks.flax_peer import FlaxPeer, flax_weights
 
