@@ -1,4 +1,4 @@
-"""Fixtures of the rooms manifests and prep: rendered media, a packed dataset, a loopback server, the door."""
+"""Fixtures for manifests and prep: rendered media, a packed dataset, HTTP and S3 servers, the command line."""
 
 import contextlib
 import io
@@ -38,21 +38,21 @@ def real_clips() -> Path:
 
 
 def each_real_clip(parameters: Iterable[Any]) -> list[Any]:
-    """Parameters of a test on real clips; without the clips a single one, so that the test is skipped once."""
+    """Parameters of a test on real clips; only the first if there are no clips, so that the test is skipped once."""
     found = list(parameters)
     return found if (CLIPS / "README.md").is_file() else found[:1]
 
 
 @pytest.fixture(scope="session")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Spec], Path]:
-    """Renders a spec once a session."""
+    """A function that renders a spec, once per session."""
     folder = tmp_path_factory.mktemp("media")
     return cache(lambda spec: render(folder, spec))
 
 
 @dataclass
 class Outcome:
-    """What a run of the command line came to."""
+    """The result of one command line."""
 
     code: int
     out: str
@@ -64,7 +64,7 @@ Door = Callable[..., Outcome]
 
 @pytest.fixture(scope="session")
 def mbt() -> Door:
-    """Runs the command line in this process, through its `main`."""
+    """A function that runs a command line in this process, through `cli.main`."""
     from mbt import cli
 
     def run(*arguments: object) -> Outcome:
@@ -85,7 +85,7 @@ def mbt() -> Door:
 
 @dataclass
 class LoopbackServer:
-    """An HTTP server on 127.0.0.1; `answer` decides what a request gets, `requests` keeps path and Range of each."""
+    """An HTTP server on 127.0.0.1; `answer` responds to requests, `requests` lists the path and Range header of each."""
 
     url: str
     answer: Callable[[BaseHTTPRequestHandler], None]
@@ -98,7 +98,7 @@ def refuse(request: BaseHTTPRequestHandler) -> None:
 
 
 def serving(files: dict[str, bytes], codes: dict[str, int] | None = None) -> Callable[[BaseHTTPRequestHandler], None]:
-    """An answer that serves these paths, and these status codes for others."""
+    """A handler that serves `files` by path, and answers other paths with their status in `codes`, or 404."""
 
     def answer(request: BaseHTTPRequestHandler) -> None:
         if request.path not in files:
@@ -117,7 +117,7 @@ def serving(files: dict[str, bytes], codes: dict[str, int] | None = None) -> Cal
 
 @pytest.fixture
 def server() -> Iterator[LoopbackServer]:
-    """A loopback server that answers 404 until told otherwise."""
+    """A loopback server that answers 404 until a test sets its `answer`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -142,7 +142,7 @@ def server() -> Iterator[LoopbackServer]:
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
-    """The address of an S3 server: one a session, as fsspec keeps its connections."""
+    """The address of an S3 server; one per session, since fsspec caches its connections."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -152,7 +152,7 @@ def s3() -> Iterator[str]:
 
 @pytest.fixture
 def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator["boto3.resources.base.ServiceResource"]:
-    """An empty bucket `shards` of that server, which is what this process takes for S3."""
+    """An empty bucket `shards` on the S3 server, to which this process's S3 settings point."""
     for name, value in {
         "AWS_ENDPOINT_URL": s3,
         "AWS_ACCESS_KEY_ID": "id",
@@ -174,7 +174,7 @@ class Collection:
         source: the media files.
         clips: the list of clips.
         labels: the list of labels.
-        content: for each key that can be packed, the rendered file's spec and the time in the file at which the clip begins.
+        content: for each key that can be packed, the rendered file's spec and the start of the clip in the file, in seconds.
     """
 
     source: Path
@@ -183,7 +183,7 @@ class Collection:
     content: dict[str, tuple[Spec, float]]
 
     def arguments(self, out: Path, *more: object) -> list[object]:
-        """Arguments of `mbt` that pack it into `out`, two samples a shard."""
+        """Arguments of `mbt` that pack the collection into `out`, with two samples per shard."""
         lists = ["--list", self.clips, "--labels", self.labels, "--source", self.source]
         return ["prep", "custom", *lists, "--out", out, "--shard-samples", 2, "--workers", 2, *more]
 
@@ -215,7 +215,7 @@ SPECS = {
 
 @pytest.fixture(scope="session")
 def collection(tmp_path_factory: pytest.TempPathFactory) -> Collection:
-    """Eight clips that can be packed, in every way of naming files, and three that cannot."""
+    """Eight clips that can be packed, with every supported form of file name, and three that cannot."""
     folder = tmp_path_factory.mktemp("collection")
     for spec in SPECS.values():
         render(folder / "media", spec)
@@ -237,7 +237,7 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Collection:
 
 @pytest.fixture(scope="session")
 def packed(collection: Collection, mbt: Door, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The collection as a dataset folder; tests only read it."""
+    """The collection as a packed dataset folder, which tests must not change."""
     out = tmp_path_factory.mktemp("packed") / "dataset"
     outcome = mbt(*collection.arguments(out))
     assert outcome.code == 0, outcome.err

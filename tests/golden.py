@@ -1,4 +1,4 @@
-"""Outputs of the official implementation: parameters, inputs and outputs of small models; see tests/goldens/README.md."""
+"""Golden files: parameters, inputs and outputs of small models of the official implementation; see tests/goldens/README.md."""
 
 import io
 import json
@@ -28,12 +28,12 @@ class Golden:
         self.about = index()[name]
 
     def under(self, prefix: str) -> dict[str, np.ndarray]:
-        """Arrays whose name starts with `prefix/`, keyed by the rest of the name."""
+        """Arrays whose names start with `prefix/`, keyed by the rest of the name."""
         return {key[len(prefix) + 1 :]: array for key, array in self.arrays.items() if key.startswith(f"{prefix}/")}
 
     @cached_property
     def config(self) -> MBTConfig:
-        """The configuration, read from the index alone: nothing is inferred from shapes."""
+        """The model's configuration, from the index only; nothing is inferred from shapes."""
         official = self.about["model"]
         modalities = tuple(m for m, name in NAMES.items() if name in official["modality_fusion"])
         height, width, *frames = official["patches_size"]
@@ -41,10 +41,10 @@ class Golden:
         inputs = self.about["inputs"]
         fields: dict[str, Any] = {}
         if "rgb" in inputs:
-            shown = inputs["rgb"][1]
+            frame_count = inputs["rgb"][1]
             if official["temporal_encoding"]["method"] == "temporal_sampling":
-                shown = official["temporal_encoding"]["n_sampled_frames"]
-            fields |= {"num_frames": shown, "image_size": inputs["rgb"][2], "tubelet": tubelet}
+                frame_count = official["temporal_encoding"]["n_sampled_frames"]
+            fields |= {"num_frames": frame_count, "image_size": inputs["rgb"][2], "tubelet": tubelet}
         if "spectrogram" in inputs:
             fields |= {"spec_shape": tuple(inputs["spectrogram"][1:3]), "spec_patch": (height, width)}
         if official["use_bottleneck"]:
@@ -68,7 +68,7 @@ class Golden:
         )
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
-        """Flax parameters (or their gradients) below `prefix`, by our names."""
+        """Flax parameters (or their gradients) under `prefix`, keyed by the names in our model."""
         return from_scenic(self.under(prefix), self.config)[1]
 
     def model(self, prefix: str = "params") -> MBT:
@@ -78,7 +78,7 @@ class Golden:
         return model
 
     def inputs(self, prefix: str = "inputs") -> dict[str, Tensor]:
-        """Inputs in the layout of our model."""
+        """The inputs in our model's layout."""
         given = {m: self.arrays[f"{prefix}/{name}"] for m, name in NAMES.items() if f"{prefix}/{name}" in self.arrays}
         inputs = {}
         if "rgb" in given:
@@ -89,7 +89,7 @@ class Golden:
         return inputs
 
     def targets(self, prefix: str = "labels") -> dict[str, Tensor]:
-        """Labels, keyed by our names of the modalities."""
+        """The labels, keyed by our names for the modalities."""
         names = {"rgb": "rgb", "spectrogram": "spec", "all": "all"}
         return {names[name]: torch.from_numpy(labels) for name, labels in self.under(prefix).items() if name in names}
 
@@ -101,12 +101,12 @@ def index() -> dict[str, dict[str, Any]]:
 
 
 def golden_bytes(name: str) -> bytes:
-    """Content of a golden file, uncompressed."""
+    """The uncompressed content of a golden file."""
     return lzma.decompress((FOLDER / f"{name}.xz").read_bytes())
 
 
 def golden_file(name: str, folder: Path) -> Path:
-    """Write a golden file, uncompressed, to `folder`, for code that reads from a path."""
+    """Write an uncompressed golden file to `folder`, for code that reads from a path."""
     path = folder / name
     path.write_bytes(golden_bytes(name))
     return path

@@ -39,9 +39,9 @@ VARIANTS = (
     {"modalities": ("spec",)},
     {"test_with_bottlenecks": False},
 )
-"""Fields of configurations, one for each way through the encoder that needs no other sizes."""
+"""Changed fields of a configuration, one set for each path through the encoder that needs no other sizes."""
 
 
 def tiny(*settings: str) -> Recipe:
-    """The demo's recipe, smaller."""
+    """The demo's recipe at a smaller size, with `settings`."""
     return load_recipe("demo", (*TINY, *settings))

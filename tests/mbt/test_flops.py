@@ -1,4 +1,4 @@
-"""FLOPs by formula, against torch's own counter."""
+"""FLOPs by formula, compared with torch's counter."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -27,12 +27,12 @@ ODD = {
     "fusion_layer": 2,
     "num_bottlenecks": 3,
 }
-"""No two sizes alike, and a spectrogram that is no whole number of patches."""
+"""All sizes differ, and the spectrogram's are not divisible by its patches."""
 TOKENS = {"rgb": 6 * 3 * 6 + 1, "spec": 9 * 5 + 1}
 
 
 def counted(model: MBT, rgb: Tensor, spec: Tensor) -> FlopCounterMode:
-    """What torch counts in a forward pass; on the meta device attention is made of matrix products, which it knows."""
+    """torch's count for a forward pass; on the meta device attention consists of matrix products, which torch counts."""
     given = {"rgb": rgb, "spec": spec}
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model(**{m: given[m] for m in model.config.modalities})
@@ -40,7 +40,7 @@ def counted(model: MBT, rgb: Tensor, spec: Tensor) -> FlopCounterMode:
 
 
 def on_meta(config: MBTConfig) -> tuple[MBT, Tensor, Tensor]:
-    """A model and the input of one clip, without memory."""
+    """A model and the input of one clip on the meta device, which allocates no memory."""
     with torch.device("meta"):
         rgb = torch.empty(1, config.num_frames, 3, *config.image_shape)
         return MBT(config).eval(), rgb, torch.empty(1, *config.spec_shape)
@@ -58,15 +58,15 @@ def test_formulas_agree_with_torchs_counter(fields: dict[str, object], classifie
     assert clip_flops(config).total == pytest.approx(total, rel=1e-12)
 
 
-def test_attention_is_counted() -> None:
-    """The counter sees the attention's matrix products; with a fused kernel that it does not know it would not."""
+def test_torchs_counter_sees_attention() -> None:
+    """It would miss a fused attention kernel that it does not know."""
     config = MBTConfig(**ODD)
     by_kind = counted(*on_meta(config)).get_flop_counts()["Global"]
     expected = sum(4 * 36 * (2 * n**2 + 3 * (n + 3) ** 2) for n in TOKENS.values())
     assert {str(kind): number for kind, number in by_kind.items()}["aten.bmm"] == expected
 
 
-def test_parts_are_those_of_the_modules() -> None:
+def test_parts_match_torchs_counts_by_module() -> None:
     config = MBTConfig(**ODD, representation_size=11)
     by_module = counted(*on_meta(config)).get_flop_counts()
 
@@ -82,7 +82,7 @@ def test_parts_are_those_of_the_modules() -> None:
 
 @pytest.mark.parametrize("share_encoder", [False, True])
 def test_official_attention_runs_the_layer_on_the_context_too(share_encoder: bool) -> None:
-    """The official code (scenic, projects/mbt/model.py: [others ; x] through the block, the last tokens kept), counted."""
+    """The official code (scenic, projects/mbt/model.py) runs [others ; x] through the block and keeps the last tokens."""
     config = MBTConfig(**ODD, fusion="attention", share_encoder=share_encoder)
 
     def whole(block: Block, x: Tensor, others: Tensor | None) -> Tensor:
@@ -99,14 +99,14 @@ def test_official_attention_runs_the_layer_on_the_context_too(share_encoder: boo
     ("fields", "gflop"),
     [({}, 437), ({"num_frames": 32, "tubelet": (2, 16, 16)}, 986)],
 )
-def test_full_size_is_what_xla_counts_for_the_official_module(fields: dict[str, object], gflop: float) -> None:
-    """XLA counts element-wise work as well: ours is below, by less than 3 %."""
+def test_full_size_is_just_below_xlas_count_for_the_official_module(fields: dict[str, object], gflop: float) -> None:
+    """XLA counts element-wise operations too, so our count is lower, by less than 3%."""
     total = clip_flops(MBTConfig(num_classes=527, num_bottlenecks=5, **fields)).total / 1e9
     assert 0.97 * gflop < total < gflop
 
 
 def test_figure_3() -> None:
-    """Bottleneck fusion is flat in L_f; for early fusion it costs less than half of attention (paper, Sec. 4.3.1)."""
+    """The cost of bottleneck fusion hardly depends on L_f; in early fusion it is less than half of attention's (Sec. 4.3.1)."""
     rows = fusion_layer_sweep(MBTConfig(num_classes=527, spec_shape=(400, 128)))
     assert [row.fusion_layer for row in rows] == list(range(13))
     bottleneck = [row.bottleneck.total for row in rows]
@@ -118,7 +118,7 @@ def test_figure_3() -> None:
     assert rows[12].bottleneck.total == rows[12].attention.total == rows[12].official_attention.total
 
 
-def test_the_sweep_takes_no_notice_of_the_fusion_given() -> None:
+def test_the_sweep_ignores_the_configurations_fusion() -> None:
     config = MBTConfig(**ODD)
     rows = fusion_layer_sweep(config)
     assert fusion_layer_sweep(replace(config, fusion="attention", fusion_layer=4)) == rows

@@ -1,4 +1,4 @@
-"""The linear layer computes what torch's does, by whichever library."""
+"""The linear layer agrees with torch's, whether oneDNN computes it or not."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from tests.mbt.test_model import inputs, small
 
 @pytest.fixture
 def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By oneDNN, however small the layer is."""
+    """Use oneDNN for layers of any size."""
     if not torch.backends.mkldnn.is_available():
         pytest.skip("torch is built without oneDNN")
     monkeypatch.setattr(linear, "MIN_WEIGHTS", 1)
@@ -35,17 +35,17 @@ def test_logits_and_gradients_are_those_of_torch(fields: dict[str, object], monk
 
 
 @pytest.mark.usefixtures("onednn")
-def test_it_is_by_onednn_in_eager_float32_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, taken = Linear(8, 4), []
-    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: taken.append(x.dtype) or x[..., :4])
+def test_onednn_is_used_only_in_eager_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, by_torch = Linear(8, 4), []
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: by_torch.append(x.dtype) or x[..., :4])
     layer(torch.randn(2, 3, 8))
-    assert not taken
+    assert not by_torch
     with torch.autocast("cpu", torch.bfloat16):
         layer(torch.randn(2, 8))
     Linear(8, 4).double()(torch.randn(2, 8).double())
     monkeypatch.setattr(linear, "MIN_WEIGHTS", 33)
     layer(torch.randn(2, 8))
-    assert taken == [torch.float32, torch.float64, torch.float32]
+    assert by_torch == [torch.float32, torch.float64, torch.float32]
 
 
 @pytest.mark.usefixtures("onednn")
@@ -57,7 +57,7 @@ def test_strided_and_expanded_inputs() -> None:
 
 @pytest.mark.usefixtures("onednn")
 def test_a_replaced_function_never_gets_onednns_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DeepSpeed replaces torch.nn.functional.linear by one that computes `input.matmul(weight.t())`."""
+    """DeepSpeed replaces torch.nn.functional.linear with a function that computes `input.matmul(weight.t())`."""
     layer, x = Linear(8, 4), torch.randn(2, 8)
     expected = layer(x)
     monkeypatch.setattr(torch.nn.functional, "linear", lambda x, weight, bias=None: x.matmul(weight.t()) + bias)

@@ -1,4 +1,4 @@
-"""The model: sizes, flow of information between the streams, and configuration errors."""
+"""The model: parameter counts, information flow between the streams, and configuration errors."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ SMALL = {
 
 
 def small(**fields: object) -> MBT:
-    """A small model with a head that is not zero."""
+    """A small model with a random head; a new model's head is zero."""
     torch.manual_seed(0)
     model = MBT(MBTConfig(**{**SMALL, **fields})).eval()
     torch.nn.init.normal_(model.head.weight)
@@ -36,7 +36,7 @@ def inputs(batch: int = 2) -> dict[str, torch.Tensor]:
     }
 
 
-def test_parameters_of_mbt_b_are_those_of_the_official_module() -> None:
+def test_mbt_b_has_as_many_parameters_as_the_official_module() -> None:
     """The official code adds a fifth bottleneck token to the paper's four."""
     with torch.device("meta"):
         paper = MBT(MBTConfig(num_classes=527))
@@ -47,7 +47,7 @@ def test_parameters_of_mbt_b_are_those_of_the_official_module() -> None:
     assert sum(p.numel() for p in released.parameters()) == 175_009_295
 
 
-def test_parameters_of_the_single_modality_models() -> None:
+def test_parameter_counts_of_single_modality_models() -> None:
     with torch.device("meta"):
         rgb = MBT(MBTConfig(num_classes=527, modalities=("rgb",), num_frames=32, tubelet=(2, 16, 16)))
         spec = MBT(MBTConfig(num_classes=527, modalities=("spec",)))
@@ -81,12 +81,12 @@ def test_every_variant_runs_forward_and_backward(fields: dict[str, object], clas
     logits.square().sum().backward()
     unused = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()}
     late = model.config.fusion_layer == model.config.num_layers
-    # A shift of all keys changes no softmax: the gradient of key biases is zero but for rounding.
+    # Shifting all keys does not change the softmax, so the gradient of key biases is zero up to rounding.
     assert {name for name in unused if not name.endswith("key.bias")} == ({"encoder.bottleneck"} if late else set())
 
 
 def reach(model: MBT, logits_of: str, given: str) -> float:
-    """How much the logits of one stream's CLS token depend on the input of another."""
+    """How much the logits of the stream `logits_of` depend on the input of the stream `given`."""
     x = inputs()
     x[given].requires_grad_()
     model.logits_by_modality(**x)[logits_of].square().sum().backward()
@@ -94,13 +94,13 @@ def reach(model: MBT, logits_of: str, given: str) -> float:
     return 0.0 if grad is None else float(grad.abs().sum())
 
 
-def test_late_fusion_keeps_the_streams_apart() -> None:
+def test_late_fusion_keeps_the_streams_separate() -> None:
     assert reach(small(fusion_layer=4), "spec", "rgb") == 0
     assert reach(small(fusion_layer=4), "spec", "spec") > 0
 
 
-def test_bottleneck_carries_both_ways_and_needs_a_layer_to_do_so() -> None:
-    """What enters the tokens in one layer is read from them in the next: a single fused layer fuses nothing."""
+def test_bottlenecks_work_in_both_directions_after_a_second_fused_layer() -> None:
+    """A layer writes to the bottleneck tokens and the next one reads them: a single fused layer fuses nothing."""
     for a, b in (("rgb", "spec"), ("spec", "rgb")):
         assert reach(small(fusion_layer=2), a, b) > 0
         assert reach(small(fusion_layer=3), a, b) == 0
@@ -138,14 +138,14 @@ def test_drop_path_drops_whole_branches(rescale: bool, kept: float) -> None:
     assert torch.equal(DropPath(0.5, rescale).eval()(branch), branch)
 
 
-def test_without_bottlenecks_in_evaluation_the_streams_stay_apart_there() -> None:
+def test_without_test_bottlenecks_the_streams_are_separate_in_evaluation_only() -> None:
     model = small(fusion_layer=0, test_with_bottlenecks=False)
     assert reach(model, "spec", "rgb") == 0
     assert reach(model.train(), "spec", "rgb") > 0
 
 
 @pytest.mark.parametrize("fields", [{}, {"fusion": "attention"}, {"fusion": "attention", "share_encoder": True}])
-def test_activation_checkpointing_changes_nothing_but_memory(fields: dict[str, object]) -> None:
+def test_activation_checkpointing_does_not_change_gradients(fields: dict[str, object]) -> None:
     gradients = []
     for checkpointing in (False, True):
         model = small(**fields, drop_path=0.5, dropout=0.1).train()
@@ -175,7 +175,7 @@ def test_the_model_compiles_without_graph_breaks(fields: dict[str, object]) -> N
     [("Ti/16", 5.717), ("S/16", 22.051), ("B/16", 86.568), ("B/32", 88.224), ("L/16", 304.327), ("H/14", 632.046)],
 )
 def test_one_frame_and_one_modality_is_the_published_vit(name: str, millions: float) -> None:
-    """Parameters of the Vision Transformers with 1,000 classes."""
+    """`millions`: parameters of the published Vision Transformers with 1,000 classes."""
     with torch.device("meta"):
         model = MBT(MBTConfig.vit(name, num_classes=1000, modalities=("rgb",), num_frames=1))
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.0006)
@@ -187,7 +187,7 @@ def test_unknown_sizes_are_refused(name: str) -> None:
         MBTConfig.vit(name, num_classes=2)
 
 
-def test_spectrogram_rows_beyond_whole_patches_are_not_seen() -> None:
+def test_spectrogram_rows_beyond_the_last_full_patch_are_ignored() -> None:
     model = small(modalities=("spec",), spec_shape=(70, 32))
     x = torch.randn(1, 70, 32)
     changed = x.clone()
@@ -229,11 +229,11 @@ def test_missing_input_is_named() -> None:
 def test_configuration_survives_json() -> None:
     config = MBTConfig(**SMALL, tubelet=(2, 16, 16))
     assert MBTConfig.from_json(config.to_json()) == config
-    with pytest.raises(ValueError, match="colour"):
-        MBTConfig.from_json('{"num_classes": 3, "colour": 1}')
+    with pytest.raises(ValueError, match="color"):
+        MBTConfig.from_json('{"num_classes": 3, "color": 1}')
 
 
-def test_a_square_is_written_as_one_number() -> None:
+def test_a_square_image_size_is_written_as_one_number() -> None:
     square, wide = MBTConfig(**{**SMALL, "image_size": [32, 32]}), MBTConfig(**{**SMALL, "image_size": [32, 64]})
     assert square == MBTConfig(**SMALL)
     assert '"image_size": 32,' in square.to_json()
@@ -242,7 +242,7 @@ def test_a_square_is_written_as_one_number() -> None:
 
 
 def test_tokens_of_wide_frames_are_in_row_major_order() -> None:
-    """A patch that differs changes the token of its row and column alone."""
+    """Changing one patch changes only the token at its row and column."""
     model = small(image_size=(32, 64), fusion_layer=4)
     rgb = torch.zeros(1, 2, 3, 32, 64)
     changed = rgb.clone()

@@ -1,4 +1,4 @@
-"""The model gives the official implementation's outputs."""
+"""The model reproduces the official implementation's outputs."""
 
 from collections.abc import Callable
 
@@ -67,7 +67,7 @@ def test_loss_and_gradients(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["p18_grads_bneck_f2_B4_token", "p19_grads_shared_vanilla_f1_gap"])
 def test_other_losses(name: str) -> None:
-    """The official evaluation loss takes the mean logits; a masked example is in neither the sum nor the count."""
+    """The official evaluation loss uses the mean logits; a masked example counts in neither the sum nor the divisor."""
     golden = Golden(name)
     expected = golden.under("outputs")
     logits = golden.model()(**golden.inputs())
@@ -85,7 +85,7 @@ def test_other_losses(name: str) -> None:
 
 
 class MaskedDropPath(nn.Module):
-    """Drops branches by the given masks, one mask per call."""
+    """Drops branches according to the given masks, one mask per call."""
 
     def __init__(self, masks: list[np.ndarray]) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ def test_stochastic_depth() -> None:
 
 
 def test_branches_are_dropped_independently() -> None:
-    """As in the official code: for each example, stream, layer, and for attention and MLP."""
+    """As in the official code, each example, stream, layer and branch (attention or MLP) has its own draw."""
     golden = Golden("p20_droplayer_masks_bneck")
     model = golden.model().train()
     drawn: list[Tensor] = []

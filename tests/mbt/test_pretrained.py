@@ -1,4 +1,4 @@
-"""Models as folders and on the hub."""
+"""Saving models to folders, and loading them from folders and the hub."""
 
 import http.server
 import json
@@ -40,17 +40,17 @@ def folder(model: MBT, tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_a_saved_model_comes_back(model: MBT, folder: Path) -> None:
-    again = MBT.from_pretrained(folder)
-    assert again.config == model.config
-    assert not again.training
-    assert all(parameter.requires_grad for parameter in again.parameters())
+def test_a_saved_model_loads_unchanged(model: MBT, folder: Path) -> None:
+    loaded = MBT.from_pretrained(folder)
+    assert loaded.config == model.config
+    assert not loaded.training
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
     with torch.no_grad():
-        assert torch.equal(again(**inputs()), model(**inputs()))
+        assert torch.equal(loaded(**inputs()), model(**inputs()))
     assert {path.name for path in folder.iterdir()} == {"model.safetensors", "config.json", "README.md"}
 
 
-def test_the_card_is_one_of_the_hub(folder: Path) -> None:
+def test_the_hub_can_read_the_model_card(folder: Path) -> None:
     card = ModelCard.load(folder / "README.md")
     assert card.data.library_name == "mbt"
     assert "arxiv:2107.00135" in card.data.tags
@@ -64,8 +64,8 @@ def test_half_precision_files_are_read_as_float32(folder: Path) -> None:
     assert {parameter.dtype for parameter in MBT.from_pretrained(folder).parameters()} == {torch.float32}
 
 
-def test_other_inputs_resize_the_positions(model: MBT, folder: Path) -> None:
-    """Frames twice as many, at four times the pixels, and half the sound: the corners of each grid stay what they were."""
+def test_other_input_sizes_resize_the_position_embeddings(model: MBT, folder: Path) -> None:
+    """Twice as many frames of four times as many pixels, and half the audio: the corners of each grid keep their values."""
     larger = MBT.from_pretrained(folder, num_frames=4, image_size=64, spec_shape=(32, 32))
     old = model.tokens["rgb"].position[0, 1:].reshape(2, 2, 2, 16)
     new = larger.tokens["rgb"].position[0, 1:].reshape(4, 4, 4, 16)
@@ -76,8 +76,8 @@ def test_other_inputs_resize_the_positions(model: MBT, folder: Path) -> None:
     assert larger(**inputs(4, 64, 32)).shape == (2, 5)
 
 
-def test_frames_may_become_wide(model: MBT, folder: Path, tmp_path: Path) -> None:
-    """2 x 2 patches to 2 x 4: the rows stay, and a third of the way lies between the columns."""
+def test_a_model_of_square_frames_takes_wide_frames(model: MBT, folder: Path, tmp_path: Path) -> None:
+    """From 2 x 2 patches to 2 x 4: rows are unchanged, and the new columns interpolate at one and two thirds."""
     MBT.from_pretrained(folder, image_size=(32, 64)).save_pretrained(tmp_path / "wide")
     wide = MBT.from_pretrained(tmp_path / "wide")
     assert wide.config == replace(CONFIG, image_size=(32, 64))
@@ -92,7 +92,7 @@ def test_frames_may_become_wide(model: MBT, folder: Path, tmp_path: Path) -> Non
     ("seconds", "tokens"), [(2, 12 * 8), (4, 25 * 8), (6, 37 * 8), (8, 50 * 8), (3.52, 22 * 8), (10, 62 * 8)]
 )
 def test_a_model_of_eight_seconds_takes_any_window(seconds: float, tokens: int, tmp_path: Path) -> None:
-    """100 rows a second and 128 bands in patches of 16 x 16."""
+    """100 rows per second and 128 mel bands, in patches of 16 x 16."""
     eight = MBT(replace(CONFIG, spec_shape=(800, 128)))
     eight.save_pretrained(tmp_path / "eight")
     rows = round(100 * seconds)
@@ -103,13 +103,13 @@ def test_a_model_of_eight_seconds_takes_any_window(seconds: float, tokens: int, 
     assert model(rgb=inputs()["rgb"], spec=torch.randn(2, rows, 128)).shape == (2, 5)
 
 
-def test_other_classes_start_at_zero(folder: Path) -> None:
+def test_a_head_for_other_classes_starts_at_zero(folder: Path) -> None:
     other = MBT.from_pretrained(folder, num_classes=9)
     assert other(**inputs()).shape == (2, 9)
     assert not other.head.weight.any()
 
 
-def test_switches_that_change_no_tensor(folder: Path) -> None:
+def test_fields_that_do_not_affect_tensors_can_be_changed(folder: Path) -> None:
     assert MBT.from_pretrained(folder, drop_path=0.3, test_with_bottlenecks=False).config.drop_path == 0.3
 
 
@@ -158,7 +158,7 @@ def test_a_wrong_tensor_is_named(folder: Path, damage: str, message: str) -> Non
         ("config.json", b"{", "config.json is not a valid model configuration"),
         ("config.json", b"[]", "config.json is not a valid model configuration"),
         ("config.json", b'{"num_classes": "5"}', "config.json is not a valid model configuration"),
-        ("config.json", b'{"num_classes": 5, "colour": 1}', "colour"),
+        ("config.json", b'{"num_classes": 5, "color": 1}', "color"),
     ],
 )
 def test_damaged_files_are_named(folder: Path, name: str, content: bytes | None, message: str) -> None:
@@ -186,7 +186,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def hub(folder: Path) -> Iterator[str]:
-    """A server that gives files as the hub does, for `someone/mbt-small` alone."""
+    """A server that answers like the hub and has a single model, `someone/mbt-small`."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -221,18 +221,18 @@ def hub(folder: Path) -> Iterator[str]:
 LOAD = "import sys; from mbt import MBT; print(MBT.from_pretrained(sys.argv[1]).config.to_json())"
 
 
-def load_in_a_process(source: str, hub: str, cache: Path) -> subprocess.CompletedProcess[str]:
-    """The hub's address is read once, when its library is imported."""
+def load_in_new_process(source: str, hub: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    """Load a model in a new process, since the hub's library reads the hub's address only when it is imported."""
     environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
     return subprocess.run([sys.executable, "-c", LOAD, source], env=environment, capture_output=True, text=True)
 
 
-def test_a_model_of_the_hub(hub: str, tmp_path: Path) -> None:
-    done = load_in_a_process("someone/mbt-small", hub, tmp_path / "cache")
+def test_a_model_is_loaded_from_the_hub(hub: str, tmp_path: Path) -> None:
+    done = load_in_new_process("someone/mbt-small", hub, tmp_path / "cache")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == json.loads(CONFIG.to_json())
 
 
-def test_a_model_that_the_hub_does_not_have(hub: str, tmp_path: Path) -> None:
-    done = load_in_a_process("someone/else", hub, tmp_path / "cache")
+def test_a_model_missing_from_the_hub_is_named(hub: str, tmp_path: Path) -> None:
+    done = load_in_new_process("someone/else", hub, tmp_path / "cache")
     assert "OSError: cannot download someone/else from the hub" in done.stderr

@@ -1,4 +1,4 @@
-"""Attention rollout, against whole matrices of a forward pass that is stepped by hand in numpy."""
+"""Attention rollout, compared with full attention matrices from a forward pass written out in NumPy."""
 
 import numpy as np
 import pytest
@@ -82,7 +82,7 @@ class ByHand:
                 self.advance([self.block(layer, m, [m, "fsn"], [m, "fsn"])])
 
     def advance(self, results: list[tuple[dict[str, np.ndarray], np.ndarray]]) -> None:
-        """Take over what blocks gave for their tokens; where several gave a token, their mean."""
+        """Apply the blocks' results to their tokens; tokens that several blocks return get the mean."""
         matrix = np.zeros_like(self.rollout)
         for m, place in self.places.items():
             given = [(tokens[m], rows) for tokens, rows in results if m in tokens]
@@ -93,12 +93,13 @@ class ByHand:
                 matrix[place, place] = 1
         self.rollout = matrix @ self.rollout
 
-    def block(self, layer: int, m: str, asking: list[str], asked: list[str]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def block(self, layer: int, m: str, queries: list[str], keys: list[str]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Run one block: new values of the token groups `queries`, which attend to `keys`, and the rollout's matrix."""
         name = f"encoder.blocks.{'shared' if self.config.share_encoder else m}.{layer}"
-        x = np.concatenate([self.z[a] for a in asking])
-        rows, columns = (np.concatenate([self.places[a] for a in names]) for names in (asking, asked))
+        x = np.concatenate([self.z[a] for a in queries])
+        rows, columns = (np.concatenate([self.places[a] for a in names]) for names in (queries, keys))
         own = self.norm(f"{name}.norm1", x)
-        context = self.norm(f"{name}.norm1", np.concatenate([self.z[a] for a in asked]))
+        context = self.norm(f"{name}.norm1", np.concatenate([self.z[a] for a in keys]))
         size = self.config.hidden_size // self.config.num_heads
         mixed, attention = [], []
         for head in range(self.config.num_heads):
@@ -116,8 +117,8 @@ class ByHand:
         matrix = np.zeros_like(self.rollout)
         matrix[np.ix_(rows, columns)] = np.mean(attention, axis=0) / 2
         matrix[rows, rows] += 0.5
-        stops = np.cumsum([len(self.z[a]) for a in asking])[:-1]
-        return dict(zip(asking, np.split(x, stops), strict=True)), matrix
+        stops = np.cumsum([len(self.z[a]) for a in queries])[:-1]
+        return dict(zip(queries, np.split(x, stops), strict=True)), matrix
 
     def norm(self, name: str, x: np.ndarray) -> np.ndarray:
         centered = x - x.mean(1, keepdims=True)
@@ -128,7 +129,7 @@ class ByHand:
         return x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
 
     def shares(self, of: tuple[str, ...]) -> dict[str, np.ndarray]:
-        """Share of each token in the output of the streams `of`."""
+        """The share of each token in the output of the streams `of`."""
         places = [self.places[m] for m in of]
         output = np.concatenate(places) if self.config.classifier == "gap" else np.array([place[0] for place in places])
         row = self.rollout[output].mean(0)
@@ -143,7 +144,7 @@ class ByHand:
 
 @pytest.mark.parametrize("classifier", ["token", "gap"])
 @pytest.mark.parametrize("fields", [*VARIANTS, {"fusion_layer": 3}, {"tubelet": (2, 6, 4)}], ids=str)
-def test_shares_are_the_rows_of_the_product_of_whole_matrices(fields: dict[str, object], classifier: str) -> None:
+def test_shares_are_rows_of_the_product_of_the_full_matrices(fields: dict[str, object], classifier: str) -> None:
     model = small(**fields, classifier=classifier)
     given = inputs(model)
     modalities = model.config.modalities
@@ -162,7 +163,7 @@ def test_shares_are_the_rows_of_the_product_of_whole_matrices(fields: dict[str, 
 
 
 def test_shares_of_all_tokens_sum_to_one() -> None:
-    """With `gap` and no fusion tokens every token is a patch; else the patches lack what CLS and fusion tokens held."""
+    """With `gap` and no fusion tokens, every token is a patch; otherwise CLS and fusion tokens hold the remainder."""
     model = small(fusion="attention", classifier="gap")
     maps = attention_rollout(model, **inputs(model))
     np.testing.assert_allclose(sum(shares.flatten(1).sum(1) for shares in maps.values()), 1, atol=1e-6)
@@ -175,7 +176,7 @@ def test_shares_of_all_tokens_sum_to_one() -> None:
 
 
 @pytest.mark.parametrize(("of", "other"), [("rgb", "spec"), ("spec", "rgb")])
-def test_late_fusion_reads_nothing_of_the_other_stream(of: str, other: str) -> None:
+def test_with_late_fusion_the_other_stream_has_no_share(of: str, other: str) -> None:
     model = small(fusion_layer=3)
     maps = attention_rollout(model, **inputs(model), of=of)
     assert not maps[other].any()
@@ -193,12 +194,12 @@ def test_equal_attention_gives_equal_shares(fields: dict[str, object]) -> None:
     maps = attention_rollout(model, **inputs(model))
     for shares in maps.values():
         np.testing.assert_allclose(shares, shares.mean(), rtol=1e-5)
-    whole = attention_rollout(small(**fields), **inputs(model))
-    assert all(shares.std() > 0.01 * shares.mean() for shares in whole.values())
+    unequal = attention_rollout(small(**fields), **inputs(model))
+    assert all(shares.std() > 0.01 * shares.mean() for shares in unequal.values())
 
 
-def test_the_model_is_left_as_it_was() -> None:
-    """Modes, gradients and hooks; training's stochastic depth does not count, and neither does the caller's gradient mode."""
+def test_rollout_does_not_change_the_model() -> None:
+    """Modes, gradients and hooks are restored; training mode and the caller's gradient mode do not affect the result."""
     model = small(drop_path=0.9, dropout=0.5)
     expected = attention_rollout(model, **inputs(model))
     model.train()
@@ -217,7 +218,7 @@ def test_the_model_is_left_as_it_was() -> None:
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_errors_leave_nothing_behind() -> None:
+def test_rollout_restores_the_model_after_errors() -> None:
     model = small().train()
     with pytest.raises(ValueError, match="spec is not given"):
         attention_rollout(model, rgb=inputs(model)["rgb"])
@@ -229,8 +230,8 @@ def test_errors_leave_nothing_behind() -> None:
     assert not any(module._forward_pre_hooks for module in model.modules() if isinstance(module, Block))
 
 
-def test_shares_in_bfloat16_are_those_in_float32() -> None:
-    """Attention itself is computed in float32: shares still sum to 1 far beyond bfloat16's three digits."""
+def test_shares_in_bfloat16_agree_with_float32() -> None:
+    """Attention weights are computed in float32, so shares sum to 1 far more precisely than bfloat16's three digits."""
     model = small(fusion="attention", classifier="gap")
     expected = attention_rollout(model, **inputs(model))
     with torch.autocast("cpu", torch.bfloat16):

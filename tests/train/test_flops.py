@@ -1,4 +1,4 @@
-"""`mbt flops`: the configuration that options describe, and what is printed and drawn."""
+"""`mbt flops`: the configuration given by its options, the table and the figure."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def flops(*options: object) -> Result:
     return CliRunner().invoke(cli, ["flops", *map(str, options)])
 
 
-def test_a_name_and_settings_make_a_configuration() -> None:
+def test_configuration_from_a_size_and_settings() -> None:
     settings = ["fusion=attention", "tubelet=[2, 16, 16]", "share_encoder=true", "num_classes=309", "spec_shape=[400, 128]"]
     assert model_config("L/16", settings) == MBTConfig.vit(
         "L/16", 309, fusion="attention", tubelet=(2, 16, 16), share_encoder=True, spec_shape=(400, 128)
@@ -28,7 +28,7 @@ def test_a_name_and_settings_make_a_configuration() -> None:
     assert model_config("B/16") == MBTConfig(num_classes=527)
 
 
-def test_a_models_file_can_be_given(tmp_path: Path) -> None:
+def test_configuration_from_a_models_config_json(tmp_path: Path) -> None:
     config = MBTConfig(num_classes=7, num_frames=4, fusion_layer=2)
     (tmp_path / "config.json").write_text(config.to_json())
     printed = json.loads(flops("--model", tmp_path / "config.json", "--set", "fusion_layer=3", "--json").stdout)
@@ -38,7 +38,7 @@ def test_a_models_file_can_be_given(tmp_path: Path) -> None:
 
 
 def test_parts_are_printed() -> None:
-    """rgb: 8 layers of 1569 tokens and 4 of 1573, of 24 N D^2 + 4 N^2 D."""
+    """The rgb stream has 8 layers of N = 1569 tokens and 4 of 1573, each with 24 N D^2 + 4 N^2 D FLOPs."""
     lines = dict(reversed(line.split()) for line in flops().stdout.splitlines()[1:])
     rgb = sum(n * (24 * t * 768**2 + 4 * t**2 * 768) for n, t in ((8, 1569), (4, 1573)))
     assert lines["rgb"] == f"{rgb / 1e9:.2f}"
@@ -47,7 +47,7 @@ def test_parts_are_printed() -> None:
     )
 
 
-def test_the_sweep_is_a_table_and_a_picture(tmp_path: Path) -> None:
+def test_the_sweep_prints_a_table_and_draws_a_figure(tmp_path: Path) -> None:
     out = tmp_path / "flops.png"
     shown = flops("--sweep", "fusion-layer", "--set", "spec_shape=[400, 128]", "--out", out).stdout
     rows = fusion_layer_sweep(MBTConfig(num_classes=527, spec_shape=(400, 128)))
@@ -62,7 +62,7 @@ def test_the_sweep_is_a_table_and_a_picture(tmp_path: Path) -> None:
     assert as_json["flops"][0]["bottleneck"] < as_json["flops"][0]["attention"] < as_json["flops"][0]["official_attention"]
 
 
-def test_the_picture_holds_the_numbers() -> None:
+def test_the_figure_plots_the_table() -> None:
     rows = fusion_layer_sweep(MBTConfig(num_classes=527))
     (axes,) = sweep_figure(rows, "").axes
     assert [list(line.get_ydata()) for line in axes.lines] == [
@@ -77,7 +77,7 @@ def test_the_picture_holds_the_numbers() -> None:
     [
         (["--model", "XL/16"], "give one of Ti, S, B, L, H"),
         (["--model", "nothing.json"], "nothing.json cannot be read"),
-        (["--set", "colour=3"], "not FIELD=VALUE for a field of the model"),
+        (["--set", "color=3"], "not FIELD=VALUE for a field of the model"),
         (["--set", "fusion_layer"], "not FIELD=VALUE for a field of the model"),
         (["--set", "fusion_layer=13"], "fusion_layer 13 is outside 0..12"),
         (["--set", "num_layers=2.5"], "--set num_layers=2.5: Input should be a valid integer"),

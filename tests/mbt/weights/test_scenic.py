@@ -1,4 +1,4 @@
-"""Flax checkpoint files and the official parameters' names: read back what a writer of the format wrote."""
+"""Reading Flax checkpoint files, written here in their format, and mapping the official parameter names to ours."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from tests.golden import Golden, close, golden_file
 
 
 def packed_array(array: np.ndarray, code: int = 1, dtype: str | None = None) -> msgpack.ExtType:
-    """As flax.serialization writes it."""
+    """An array as flax.serialization packs it."""
     return msgpack.ExtType(code, msgpack.packb((array.shape, dtype or array.dtype.name, array.tobytes())))
 
 
@@ -107,14 +107,14 @@ def test_official_checkpoints_give_the_official_logits(layout: str, tmp_path: Pa
         "p15_bneck_f1_B4_token_reprsize",
     ],
 )
-def test_configurations_are_inferred_but_for_what_shapes_do_not_tell(name: str) -> None:
+def test_the_configuration_is_inferred_from_shapes_and_a_few_given_fields(name: str) -> None:
     golden = Golden(name)
-    untold = {f: getattr(golden.config, f) for f in ("fusion_layer", "image_size", "num_frames", "spec_shape")}
-    assert from_scenic(golden.under("params"), **untold)[0] == golden.config
+    fields = {f: getattr(golden.config, f) for f in ("fusion_layer", "image_size", "num_frames", "spec_shape")}
+    assert from_scenic(golden.under("params"), **fields)[0] == golden.config
 
 
 def released(**fields: Any) -> tuple[MBTConfig, dict[str, np.ndarray]]:
-    """Names and shapes of a released checkpoint, by the notes on the official code; hidden size and depth cut down."""
+    """Configuration and zero parameters with the names and shapes of a released checkpoint, at a smaller hidden size."""
     config = MBTConfig(num_classes=527, num_frames=32, tubelet=(2, 16, 16), num_bottlenecks=5, **fields)
     params: dict[str, np.ndarray] = {
         "embedding/kernel": np.zeros((2, 16, 16, 3, 8)),
@@ -149,7 +149,7 @@ def released(**fields: Any) -> tuple[MBTConfig, dict[str, np.ndarray]]:
 SMALL = {"hidden_size": 8, "num_heads": 2, "mlp_dim": 16}
 
 
-def test_the_released_shape_is_inferred_whole() -> None:
+def test_the_configuration_of_the_released_checkpoints_is_inferred_fully() -> None:
     """32 frames of 224 x 224 in tubelets of 2, 8 s of log-mel, five bottleneck tokens, fusion from layer 8."""
     config, params = released(**SMALL)
     assert from_scenic(params)[0] == config
@@ -184,26 +184,26 @@ def test_a_wrong_tensor_is_named(change: str, message: str) -> None:
         from_scenic(wrong(change))
 
 
-def test_names_from_before_linen_are_known() -> None:
+def test_parameter_names_from_before_linen_are_accepted() -> None:
     config, params = released(**SMALL)
     old = {"LayerNorm_1": "LayerNorm_2", "MultiHeadDotProductAttention_0": "MultiHeadDotProductAttention_1"}
     old |= {"MlpBlock_0": "MlpBlock_3"}
     renamed = {}
     for name, array in params.items():
-        for new, before in old.items():
-            name = name.replace(new, before)
+        for new_part, old_part in old.items():
+            name = name.replace(new_part, old_part)
         renamed[name] = array
     assert from_scenic(renamed)[0] == config
 
 
-def test_a_configuration_that_does_not_fit_is_refused() -> None:
+def test_a_configuration_that_does_not_match_is_refused() -> None:
     config, params = released(**SMALL)
     with pytest.raises(ValueError, match="pos_embedding has shape"):
         from_scenic(params, MBTConfig(**{**vars(config), "num_frames": 16}))
     with pytest.raises(ValueError, match="either config or fields"):
         from_scenic(params, config, fusion_layer=3)
-    with pytest.raises(ValueError, match="no field 'colour'"):
-        from_scenic(params, colour=3)
+    with pytest.raises(ValueError, match="no field 'color'"):
+        from_scenic(params, color=3)
     with pytest.raises(ValueError, match="not the parameters of an MBT"):
         from_scenic({"head/kernel": np.zeros((3, 3))})
 
@@ -232,7 +232,7 @@ def test_interior_frames(frames: int, sampled: int, expected: list[int]) -> None
 
 @pytest.mark.parametrize(("given", "grid"), [({}, (16, 14, 14)), ({"image_size": (112, 448)}, (16, 7, 28))])
 def test_the_image_size_decides_the_grid(given: dict[str, Any], grid: tuple[int, int, int]) -> None:
-    """3,136 patches are 16 x 196; the number of patches alone does not tell a wide frame from a square one."""
+    """3,136 patches are 16 x 196; the number of patches alone does not distinguish wide frames from square ones."""
     _, params = released(hidden_size=8, num_heads=2, mlp_dim=16)
     config, state = from_scenic(params, **given)
     assert (config.rgb_grid, config.num_frames) == (grid, 32)

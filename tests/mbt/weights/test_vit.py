@@ -1,4 +1,4 @@
-"""Vision Transformers as a start: against timm's own forward pass, and against the official surgery."""
+"""Initialization from a ViT, compared with timm's own forward pass and with the official surgery."""
 
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,9 @@ def pretrained(file: Path, **options: Any) -> dict[str, Any]:
     return {"pretrained_cfg_overlay": {"file": str(file)}, "depth": 3, "img_size": 64, **options}
 
 
-def own(vit: ViT, **fields: Any) -> MBTConfig:
-    """A configuration of the ViT's shape."""
-    theirs = vit.config
-    shape = {name: getattr(theirs, name) for name in ("hidden_size", "num_layers", "num_heads", "mlp_dim")}
+def same_shape(vit: ViT, **fields: Any) -> MBTConfig:
+    """A configuration with the ViT's width and depth, changed by `fields`."""
+    shape = {name: getattr(vit.config, name) for name in ("hidden_size", "num_layers", "num_heads", "mlp_dim")}
     return MBTConfig(**{"num_classes": 5, "image_size": 64, "num_frames": 4, "fusion_layer": 1, **shape, **fields})
 
 
@@ -47,12 +46,12 @@ def features(model: MBT, **inputs: Tensor) -> dict[str, Tensor]:
 
 
 def test_one_frame_gives_timms_features(timm_file: Path) -> None:
-    """Both streams: an image as one frame, and as a spectrogram of three equal channels."""
+    """For both streams: an image as one frame, and an image of three equal channels as a spectrogram."""
     torch.manual_seed(1)
     theirs = timm.create_model(NAME, pretrained=True, act_layer="gelu_tanh", **pretrained(timm_file)).eval()
     vit = timm_vit(NAME, **pretrained(timm_file))
     for modality in ("rgb", "spec"):
-        model = MBT(own(vit, modalities=(modality,), num_frames=1, spec_shape=(64, 64))).eval()
+        model = MBT(same_shape(vit, modalities=(modality,), num_frames=1, spec_shape=(64, 64))).eval()
         init_from_vit(model, vit)
         image = torch.rand(2, 3, 64, 64) * 2 - 1
         if modality == "spec":
@@ -63,12 +62,12 @@ def test_one_frame_gives_timms_features(timm_file: Path) -> None:
         torch.testing.assert_close(features(model, **given)[modality], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_pixels_are_brought_to_the_range_that_the_vit_was_trained_on(timm_file: Path) -> None:
+def test_pixels_are_normalized_as_in_the_vits_training(timm_file: Path) -> None:
     overlay = {"file": str(timm_file), "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
     options = {"pretrained_cfg_overlay": overlay, "depth": 3, "img_size": 64}
     theirs = timm.create_model(NAME, pretrained=True, act_layer="gelu_tanh", **options).eval()
     vit = timm_vit(NAME, **options)
-    model = MBT(own(vit, modalities=("rgb",), num_frames=1)).eval()
+    model = MBT(same_shape(vit, modalities=("rgb",), num_frames=1)).eval()
     init_from_vit(model, vit)
     pixels = torch.rand(1, 3, 64, 64)
     mean, std = (torch.tensor(overlay[key]).view(3, 1, 1) for key in ("mean", "std"))
@@ -82,7 +81,7 @@ def test_layer_scale_is_folded_in(timm_file: Path, tmp_path: Path) -> None:
     theirs = timm.create_model(NAME, depth=3, img_size=64, init_values=0.5, act_layer="gelu_tanh").eval()
     torch.save(theirs.state_dict(), tmp_path / "scaled.pth")
     vit = timm_vit(NAME, **pretrained(tmp_path / "scaled.pth", init_values=0.1))
-    model = MBT(own(vit, modalities=("rgb",), num_frames=1)).eval()
+    model = MBT(same_shape(vit, modalities=("rgb",), num_frames=1)).eval()
     init_from_vit(model, vit)
     image = torch.rand(1, 3, 64, 64) * 2 - 1
     with torch.no_grad():
@@ -100,17 +99,17 @@ def test_layer_scale_is_folded_in(timm_file: Path, tmp_path: Path) -> None:
         (NAME, {"pre_norm": True}, "unknown tensor norm_pre"),
     ],
 )
-def test_models_that_do_not_fit_are_refused(name: str, options: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_unsupported_timm_models_are_refused(name: str, options: dict[str, Any], message: str, tmp_path: Path) -> None:
     if name != "no_such_vit":
-        own_options = {"depth": 1, "img_size": 64, **options} if name == NAME else {}
-        torch.save(timm.create_model(name, **own_options).state_dict(), tmp_path / "weights.pth")
-        options = {"pretrained_cfg_overlay": {"file": str(tmp_path / "weights.pth")}, **own_options}
+        small = {"depth": 1, "img_size": 64, **options} if name == NAME else {}
+        torch.save(timm.create_model(name, **small).state_dict(), tmp_path / "weights.pth")
+        options = {"pretrained_cfg_overlay": {"file": str(tmp_path / "weights.pth")}, **small}
     with pytest.raises(ValueError, match=message):
         timm_vit(name, **options)
 
 
 def flat_vit(seed: int = 0) -> dict[str, np.ndarray]:
-    """The original .npz's names: a ViT of two layers, width 8, patches of 16 on 3 x 3."""
+    """A ViT under the names of the original .npz files: two layers, width 8, a grid of 3 x 3 patches of 16 x 16 pixels."""
     rng = np.random.default_rng(seed)
     shapes: dict[str, tuple[int, ...]] = {
         "cls": (1, 1, 8),
@@ -137,13 +136,13 @@ def flat_vit(seed: int = 0) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("prefix", ["", "opt/target/", "params/"])
-def test_the_original_file_and_big_visions(prefix: str, tmp_path: Path) -> None:
+def test_files_of_the_original_vit_and_of_big_vision_are_read(prefix: str, tmp_path: Path) -> None:
     params = flat_vit()
     extra = {"opt/state/step": np.array(7), "extra/accum_train_time": np.array(1.0)} if prefix.startswith("opt") else {}
     np.savez(tmp_path / "ViT.npz", **{f"{prefix}{name}": array for name, array in params.items()}, **extra)
     vit = read_vit(tmp_path / "ViT.npz")
     assert (vit.config.image_size, vit.config.num_layers, vit.config.num_heads) == (48, 2, 2)
-    model = MBT(own(vit, image_size=48, spec_shape=(96, 48)))
+    model = MBT(same_shape(vit, image_size=48, spec_shape=(96, 48)))
     init_from_vit(model, vit)
     state = model.state_dict()
     kernel = params["Transformer/encoderblock_1/MlpBlock_3/Dense_0/kernel"]
@@ -153,12 +152,12 @@ def test_the_original_file_and_big_visions(prefix: str, tmp_path: Path) -> None:
     assert not state["head.weight"].any()
 
 
-def test_positions_are_resized_and_tiled(tmp_path: Path) -> None:
-    """rgb: 3 x 3 to 2 x 2 with the corners kept, the same for each frame; spec: 3 x 3 to 6 x 3."""
+def test_position_embeddings_are_resized_and_tiled(tmp_path: Path) -> None:
+    """rgb: from 3 x 3 to 2 x 2 with unchanged corners, repeated for each frame; spec: from 3 x 3 to 6 x 3."""
     params = flat_vit()
     np.savez(tmp_path / "ViT.npz", **params)
     vit = read_vit(tmp_path / "ViT.npz")
-    model = MBT(own(vit, image_size=32, spec_shape=(96, 48)))
+    model = MBT(same_shape(vit, image_size=32, spec_shape=(96, 48)))
     init_from_vit(model, vit)
     position = params["Transformer/posembed_input/pos_embedding"][0]
     grid = position[1:].reshape(3, 3, 8)
@@ -171,12 +170,12 @@ def test_positions_are_resized_and_tiled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("surgery", ["paper", "official"])
-def test_positions_of_wide_frames_are_interpolated_along_each_axis(surgery: Any, tmp_path: Path) -> None:
-    """3 x 3 to 2 x 5, first along the height, then along the width; corners stay corners."""
+def test_position_embeddings_of_wide_frames_are_interpolated_along_each_axis(surgery: Any, tmp_path: Path) -> None:
+    """From 3 x 3 to 2 x 5, first along the height, then along the width; the corners keep their values."""
     params = flat_vit()
     np.savez(tmp_path / "ViT.npz", **params)
     vit = read_vit(tmp_path / "ViT.npz")
-    model = MBT(own(vit, image_size=(32, 80), spec_shape=(96, 48), num_bottlenecks=5))
+    model = MBT(same_shape(vit, image_size=(32, 80), spec_shape=(96, 48), num_bottlenecks=5))
     init_from_vit(model, vit, surgery)
     position = params["Transformer/posembed_input/pos_embedding"][0]
     top, _, bottom = position[1:].reshape(3, 3, 8)
@@ -186,13 +185,13 @@ def test_positions_of_wide_frames_are_interpolated_along_each_axis(surgery: Any,
     np.testing.assert_allclose(rgb[1:].reshape(4, 2, 5, 8), np.tile(np.stack(rows), (4, 1, 1, 1)), atol=1e-6)
 
 
-def test_surgery_of_the_paper_and_of_the_official_code_differ_where_they_say(tmp_path: Path) -> None:
+def test_paper_and_official_surgery_differ_only_in_the_spec_cls_and_the_bottlenecks(tmp_path: Path) -> None:
     np.savez(tmp_path / "ViT.npz", **flat_vit())
     vit = read_vit(tmp_path / "ViT.npz")
     states = {}
     for surgery in ("paper", "official"):
         torch.manual_seed(0)
-        model = MBT(own(vit, image_size=48, spec_shape=(96, 48), num_bottlenecks=5))
+        model = MBT(same_shape(vit, image_size=48, spec_shape=(96, 48), num_bottlenecks=5))
         init_from_vit(model, vit, surgery)  # type: ignore[arg-type]
         states[surgery] = model.state_dict()
     differing = {name for name, tensor in states["paper"].items() if not torch.equal(tensor, states["official"][name])}
@@ -225,33 +224,33 @@ def test_the_official_surgery(name: str, inflation: Any, tmp_path: Path) -> None
         ({"spec_patch": (16, 8)}, r"the spec stream has \(16, 8\)"),
     ],
 )
-def test_a_vit_of_another_shape_is_refused(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_a_vit_of_a_different_shape_is_refused(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "ViT.npz", **flat_vit())
     vit = read_vit(tmp_path / "ViT.npz")
     with pytest.raises(ValueError, match=message):
-        init_from_vit(MBT(own(vit, image_size=48, spec_shape=(96, 48), **fields)), vit)
+        init_from_vit(MBT(same_shape(vit, image_size=48, spec_shape=(96, 48), **fields)), vit)
 
 
-def test_official_surgery_needs_a_grid_of_bottlenecks(tmp_path: Path) -> None:
+def test_official_surgery_requires_a_grid_of_bottlenecks(tmp_path: Path) -> None:
     np.savez(tmp_path / "ViT.npz", **flat_vit())
     vit = read_vit(tmp_path / "ViT.npz")
     with pytest.raises(ValueError, match="cannot arrange 7 of them in a grid"):
-        init_from_vit(MBT(own(vit, image_size=48, num_bottlenecks=8)), vit, "official")
+        init_from_vit(MBT(same_shape(vit, image_size=48, num_bottlenecks=8)), vit, "official")
 
 
 def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
-    whole, cut, foreign = tmp_path / "whole.npz", tmp_path / "cut.npz", tmp_path / "foreign.npz"
+    whole, truncated, foreign = tmp_path / "whole.npz", tmp_path / "truncated.npz", tmp_path / "foreign.npz"
     params = flat_vit()
     np.savez(whole, **params)
-    cut.write_bytes(whole.read_bytes()[:-500])
+    truncated.write_bytes(whole.read_bytes()[:-500])
     np.savez(foreign, weights=np.zeros(3))
     with pytest.raises(ValueError, match=r"not a complete \.npz file"):
-        read_vit(cut)
+        read_vit(truncated)
     with pytest.raises(ValueError, match="this file is not a ViT checkpoint"):
         read_vit(foreign)
-    cut.write_bytes(b"no zip")
+    truncated.write_bytes(b"not a zip file")
     with pytest.raises(ValueError, match=r"not a complete \.npz file"):
-        read_vit(cut)
+        read_vit(truncated)
     del params["Transformer/encoderblock_1/LayerNorm_2/bias"]
     np.savez(whole, **params)
     with pytest.raises(ValueError, match="encoderblock_1/LayerNorm_1/bias is missing"):

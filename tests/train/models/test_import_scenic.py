@@ -1,4 +1,4 @@
-"""`mbt import-scenic`, with a checkpoint that is written here as Flax writes them."""
+"""`mbt import-scenic`, with a checkpoint written here in Flax's format."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_a_checkpoint_becomes_a_model_folder(tmp_path: Path, mbt: Door) -> None:
 
 
 @pytest.mark.slow
-def test_with_a_dataset_it_can_be_evaluated(shards: Path, tmp_path: Path, mbt: Door) -> None:
+def test_a_checkpoint_imported_with_a_dataset_can_be_evaluated(shards: Path, tmp_path: Path, mbt: Door) -> None:
     _, params = released(**SMALL)
     with ShardReader(shards, "eval") as reader:
         classes = len(reader.labels)
@@ -61,16 +61,16 @@ def test_with_a_dataset_it_can_be_evaluated(shards: Path, tmp_path: Path, mbt: D
     assert json.loads(scored.out)["samples"] == 7
 
 
-def test_what_cannot_be_imported_is_one_line(shards: Path, tmp_path: Path, mbt: Door) -> None:
+def test_import_errors_are_one_line(shards: Path, tmp_path: Path, mbt: Door) -> None:
     _, params = released(**SMALL)
     file = checkpoint(tmp_path / "whole", params)
-    cut = tmp_path / "cut"
-    cut.write_bytes(file.read_bytes()[:-100])
+    truncated = tmp_path / "truncated"
+    truncated.write_bytes(file.read_bytes()[:-100])
     for arguments, message in (
-        ((cut,), "not a complete Flax checkpoint"),
+        ((truncated,), "not a complete Flax checkpoint"),
         ((tmp_path / "nothing",), "No such file"),
         ((file, "--set", "fusion_layer=13"), "fusion_layer 13 is outside 0..12"),
-        ((file, "--set", "colour=1"), "not FIELD=VALUE for a field of the model"),
+        ((file, "--set", "color=1"), "not FIELD=VALUE for a field of the model"),
         ((file, "--set", "fusion_layer=deep"), "valid integer"),
         ((file, "--data", shards), "15 labels, but the checkpoint has 527 classes"),
     ):

@@ -1,4 +1,4 @@
-"""Where trainings begin: at random, from a ViT, from another MBT."""
+"""Initial models: random weights, a ViT, another MBT."""
 
 import shutil
 from dataclasses import replace
@@ -29,9 +29,9 @@ def vit(tmp_path: Path) -> Path:
     return tmp_path / "ViT.npz"
 
 
-def test_at_random_it_depends_on_the_seed_alone() -> None:
-    first, again, other = (initial_model(SMALL, InitRecipe(), seed).state_dict() for seed in (0, 0, 1))
-    assert all(torch.equal(first[name], again[name]) for name in first)
+def test_random_weights_depend_only_on_the_seed() -> None:
+    first, same, other = (initial_model(SMALL, InitRecipe(), seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], same[name]) for name in first)
     assert not torch.equal(first["encoder.bottleneck"], other["encoder.bottleneck"])
 
 
@@ -44,7 +44,7 @@ def test_from_a_vit(vit: Path, surgery: Any) -> None:
     assert (state["encoder.bottleneck"].abs().max() > 0.2) == (surgery == "official")
 
 
-def test_from_another_mbt_of_other_inputs_and_classes(tmp_path: Path) -> None:
+def test_from_an_mbt_with_other_inputs_and_classes(tmp_path: Path) -> None:
     torch.manual_seed(3)
     other = MBT(replace(SMALL, num_classes=7, num_frames=4))
     other.save_pretrained(tmp_path / "other")
@@ -64,7 +64,9 @@ def test_from_another_mbt_of_other_inputs_and_classes(tmp_path: Path) -> None:
         ("timm:resnet18x", {}, "timm has no pretrained model 'resnet18x'"),
     ],
 )
-def test_what_does_not_fit_is_an_error(weights: str, fields: dict[str, Any], message: str, vit: Path, tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_an_error(
+    weights: str, fields: dict[str, Any], message: str, vit: Path, tmp_path: Path
+) -> None:
     MBT(SMALL).save_pretrained(tmp_path / "mbt")
     source = {"VIT": str(vit), "MBT": str(tmp_path / "mbt")}.get(weights, weights)
     with pytest.raises(ConfigError, match=message) as caught:
@@ -72,7 +74,7 @@ def test_what_does_not_fit_is_an_error(weights: str, fields: dict[str, Any], mes
     assert "init.weights=none" in caught.value.fix
 
 
-def test_a_training_begins_there_and_a_resumed_one_does_not_ask_again(shards: Path, tmp_path: Path) -> None:
+def test_training_starts_from_the_weights_and_resumes_without_them(shards: Path, tmp_path: Path) -> None:
     train(shards, tmp_path / "first", tiny("train.max_steps=4"))
     trained = load_trained(tmp_path / "first")[0]
     weights = tmp_path / "start"
@@ -95,7 +97,7 @@ def test_a_training_begins_there_and_a_resumed_one_does_not_ask_again(shards: Pa
         ("train.activation_checkpointing=true", "model.classifier=gap", "train.group_size=2"),
     ],
 )
-def test_the_recipes_ways_of_training_resume_bit_for_bit(settings: tuple[str, ...], shards: Path, tmp_path: Path) -> None:
+def test_training_options_of_the_recipes_resume_bit_for_bit(settings: tuple[str, ...], shards: Path, tmp_path: Path) -> None:
     train(shards, tmp_path / "whole", tiny(*settings, "train.max_steps=6", "train.checkpoint_every=3"))
     train(shards, tmp_path / "parts", tiny(*settings, "train.max_steps=6", "train.checkpoint_every=3"))
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / "step-6")
@@ -110,7 +112,7 @@ def test_deepspeed_refuses_groups(shards: Path, tmp_path: Path) -> None:
 
 
 def test_the_official_window_trains(shards: Path, tmp_path: Path) -> None:
-    """Frames of 0.8 s and sound of 1.6 s."""
+    """Frames over 0.8 s and audio over 1.6 s."""
     train(shards, tmp_path / "run", tiny("input.stride=5", "train.max_steps=2"))
     model, preprocessor = load_trained(tmp_path / "run")
     assert preprocessor.inputs.window.rgb_length == 20

@@ -1,4 +1,4 @@
-"""Recipes and their settings."""
+"""Recipes, shipped and written, and settings that change them."""
 
 import dataclasses
 import tomllib
@@ -64,12 +64,12 @@ def test_wrong_settings_are_named(setting: str, message: str) -> None:
         load_recipe("mbt_paper", [setting])
 
 
-def test_an_unknown_recipe_lists_the_known() -> None:
+def test_the_error_for_an_unknown_recipe_lists_the_shipped_ones() -> None:
     with pytest.raises(ConfigError, match="audio_paper, demo, mbt_as500k, mbt_official"):
         load_recipe("as_giga")
 
 
-def test_a_file_that_is_no_toml(tmp_path: Path) -> None:
+def test_a_file_that_is_not_toml_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "broken.toml"
     path.write_text("[train\n")
     with pytest.raises(ConfigError, match="is not valid TOML"):
@@ -97,13 +97,13 @@ def test_contradictions_are_named(setting: str, message: str) -> None:
         load_recipe("mbt_paper", [setting])
 
 
-def test_a_size_stands_for_its_fields() -> None:
+def test_a_model_size_sets_its_fields() -> None:
     model = load_recipe("mbt_paper", ["model.size=L", "model.mlp_dim=2048"]).model
     assert (model.hidden_size, model.num_layers, model.num_heads, model.mlp_dim) == (1024, 24, 16, 2048)
 
 
-def test_the_paper_and_the_official_configuration() -> None:
-    """What the notes on the official code say of each: the batch of a device is 2 there, and mixup has one weight a device."""
+def test_recipes_of_the_paper_and_of_the_official_code() -> None:
+    """The official code has a batch of 2 per device and one mixup weight per device."""
     paper, official = load_recipe("mbt_paper"), load_recipe("mbt_official")
     assert (paper.train.mixup_alpha, paper.train.modality_mixup, paper.train.label_smoothing) == (0.3, True, 0.0)
     assert (official.train.mixup_alpha, official.train.modality_mixup, official.train.label_smoothing) == (0.5, False, 0.3)
@@ -113,13 +113,13 @@ def test_the_paper_and_the_official_configuration() -> None:
     assert (paper.train.mixing, official.train.mixing) == (Mixing(0.3, True, 2), Mixing(0.5, False, 2))
 
 
-def test_the_models_fields_and_defaults_are_those_of_its_configuration() -> None:
+def test_model_fields_and_defaults_match_the_models_configuration() -> None:
     from_inputs = {"num_classes", "num_frames", "image_size", "spec_shape"}
     config = {f.name: f.default for f in dataclasses.fields(MBTConfig) if f.name not in from_inputs}
     assert {name: f.default for name, f in ModelRecipe.model_fields.items()} == config
 
 
-def test_a_recipe_stands_on_another(tmp_path: Path) -> None:
+def test_a_recipe_can_be_based_on_another(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('base = "mbt_official"\n[train]\nepochs = 3.0\n')
     mine, official = load_recipe(str(path)), load_recipe("mbt_official")
@@ -130,7 +130,7 @@ def test_a_recipe_stands_on_another(tmp_path: Path) -> None:
         load_recipe(str(path))
 
 
-def test_baselines_differ_from_the_paper_in_what_they_say() -> None:
+def test_baselines_differ_from_the_papers_recipe_only_where_stated() -> None:
     paper, audio = load_recipe("mbt_paper"), load_recipe("audio_paper")
     assert audio.model == paper.model.model_copy(update={"modalities": ("spec",)})
     assert audio.train == paper.train.model_copy(update={"modality_mixup": False})

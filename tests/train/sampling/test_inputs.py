@@ -1,4 +1,4 @@
-"""Inputs: the size of frames before and after the crop."""
+"""Inputs: the size of frames before and after cropping."""
 
 import json
 
@@ -9,7 +9,7 @@ from mbt.train.sampling.inputs import Inputs, box_to_cover
 
 
 def inputs(resize: int, image_size: object) -> Inputs:
-    """Inputs from clips whose short side is 256."""
+    """Inputs from clips with a short side of 256 pixels."""
     media = MediaFormat.model_validate({"video": {"short_side": 256}, "log_mel": {}})
     fields = {"seconds": 8.0, "frames": 8, "modalities": ("rgb", "spec"), "mel_mean": 0.0, "mel_std": 1.0}
     return Inputs.model_validate({"media": media, "resize": resize, "image_size": image_size, **fields})
@@ -25,12 +25,12 @@ def inputs(resize: int, image_size: object) -> Inputs:
         (32, (64, 32), (64, 32)),
     ],
 )
-def test_the_box_has_the_shape_of_the_crop(resize: int, image_size: int | tuple[int, int], box: tuple[int, int]) -> None:
+def test_the_box_has_the_aspect_ratio_of_the_crop(resize: int, image_size: int | tuple[int, int], box: tuple[int, int]) -> None:
     assert box_to_cover(resize, image_size) == box
 
 
-def test_frames_are_cropped_as_stored_if_their_short_side_is_right() -> None:
-    """For a wide crop this depends on the frame, so that it is always resized to cover the box."""
+def test_stored_frames_of_the_right_short_side_are_cropped_without_resizing() -> None:
+    """For wide crops that depends on the frame's shape, so frames are always resized to cover the box."""
     assert inputs(256, 224).cover is None
     assert inputs(240, 224).cover == (240, 240)
     assert inputs(256, (224, 448)).cover == (256, 512)

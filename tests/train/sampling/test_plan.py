@@ -1,4 +1,4 @@
-"""The plan: a pure function of seed and step."""
+"""The training plan, a pure function of seed and step."""
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +11,7 @@ from mbt.train.sampling.plan import UNCOLORED, Jitter, StepPlan, TrainPlan
 
 
 @given(st.integers(8, 60), st.integers(1, 8), st.integers(0, 1000))
-def test_an_epoch_has_no_sample_twice(samples: int, batch: int, seed: int) -> None:
+def test_an_epoch_draws_each_sample_at_most_once(samples: int, batch: int, seed: int) -> None:
     plan = TrainPlan(seed, samples, batch)
     rows = np.concatenate([plan.step(step).rows for step in range(plan.steps_per_epoch)])
     assert len(set(rows.tolist())) == len(rows) == samples // batch * batch
@@ -23,7 +23,7 @@ def test_epochs_and_seeds_differ() -> None:
     assert len(orders) == 6
 
 
-def test_a_step_does_not_depend_on_the_steps_asked_before() -> None:
+def test_a_step_does_not_depend_on_earlier_calls() -> None:
     plan = TrainPlan(3, 20, 4)
     for step in range(12):
         plan.step(step)
@@ -38,13 +38,13 @@ def test_ranks_share_the_global_batch() -> None:
         np.testing.assert_array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name))
 
 
-def test_fewer_samples_than_a_batch_fill_it() -> None:
+def test_fewer_samples_than_a_batch_are_repeated_to_fill_it() -> None:
     plan = TrainPlan(0, 3, 8)
     assert plan.steps_per_epoch == 1
     assert sorted(np.bincount(plan.step(0).rows).tolist()) == [2, 3, 3]
 
 
-def test_draws_are_uniform_and_flips_even() -> None:
+def test_draws_are_uniform_and_half_of_the_views_are_flipped() -> None:
     plan = TrainPlan(0, 64, 64)
     steps = [plan.step(step) for step in range(200)]
     for name in ("start", "crop_x", "crop_y"):
@@ -56,7 +56,7 @@ def test_draws_are_uniform_and_flips_even() -> None:
 
 
 def steps_of(jitter: Jitter) -> StepPlan:
-    """The draws of 200 steps together."""
+    """The concatenated draws of 200 steps."""
     plans = [vars(TrainPlan(0, 64, 64, None, jitter).step(step)) for step in range(200)]
     return StepPlan(**{name: np.concatenate([plan[name] for plan in plans]) for name in plans[0]})
 
@@ -70,7 +70,7 @@ def test_without_jitter_nothing_changes() -> None:
 
 
 def test_jitter_is_drawn_from_the_official_ranges() -> None:
-    """DMVR: height and width by 0.9 to 1.33 each; colours of 80 % of the views, a tenth of all grey."""
+    """DMVR scales height and width by 0.9 to 1.33 each, jitters the color of 80% of the views, and makes 10% gray."""
     plan = steps_of(Jitter(True, (0.9, 1.33), 0.8, 0.1))
     for factors in plan.scale.T:
         assert 0.9 <= factors.min() < 0.901
@@ -80,7 +80,7 @@ def test_jitter_is_drawn_from_the_official_ranges() -> None:
     changed = (plan.color != UNCOLORED).any(1)
     assert abs(changed.mean() - 0.8) < 0.02
     assert abs(plan.gray.mean() - 0.1) < 0.01
-    assert abs(plan.gray[changed].mean() - 0.1) < 0.012, "independent of the colours"
+    assert abs(plan.gray[changed].mean() - 0.1) < 0.012, "independent of color jitter"
     ranges = ((-32 / 255, 32 / 255), (0.6, 1.4), (0.6, 1.4), (-0.2, 0.2))
     for values, (low, high) in zip(plan.color[changed].T, ranges, strict=True):
         assert low <= values.min() < low + 0.01
@@ -95,7 +95,7 @@ def test_jitter_does_not_change_the_other_draws() -> None:
 
 
 def test_balanced_draws_see_rare_classes_as_often_as_common_ones() -> None:
-    """90 clips of class 0, 9 of class 1, one of both: shares by hand."""
+    """90 clips of class 0, 9 of class 1 and one of both, with shares computed by hand."""
     labels = pa.chunked_array([[[0]] * 90, [[1]] * 9 + [[0, 1]]], pa.list_(pa.int32()))
     shares = balanced_shares(labels)
     both = 1 / 91 + 1 / 10
