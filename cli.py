@@ -111,21 +111,21 @@ def shards() -> None:
 
 @shards.command()
 @dataset_argument
-@click.option("--decode", is_flag=True, help="Decode every frame, too: much slower.")
+@click.option("--decode", is_flag=True, help="Also decode every frame; much slower.")
 @removed_option
 @shard_workers_option
 @json_option
 def verify(folder: Path, decode: bool, removed: Path | None, workers: int | None, as_json: bool) -> None:
     """Check every sample against checksums and the format.
 
-    Prints each damaged sample, and each unwanted one of --removed; exits with 1 if there is any.
+    Prints each damaged sample, and each sample that --removed lists; exits with 1 if it finds any.
     """
     from tqdm import tqdm
 
     from mbt.prep.shards.verify import verify as run_verification
 
-    tell = (lambda fault: None) if as_json else (lambda fault: tqdm.write(str(fault), file=sys.stdout))
-    report = run_verification(folder, workers, decode, removed, tell)
+    on_fault = (lambda fault: None) if as_json else (lambda fault: tqdm.write(str(fault), file=sys.stdout))
+    report = run_verification(folder, workers, decode, removed, on_fault)
     click.echo(report.model_dump_json(indent=2) if as_json else report.summary())
     sys.exit(not report.whole)
 
@@ -221,7 +221,9 @@ def train(
 
     folder = out or RUNS / Path(recipe).stem
     if resume == "always" and not (folder / RECIPE).exists():
-        raise ConfigError(f"--resume: no run in {folder}", "Give its run directory by --out, or start a run: --resume auto")
+        raise ConfigError(
+            f"--resume: no run in {folder}", "Give the run directory with --out, or start a new run with --resume auto"
+        )
     zero = Zero(zero_stage, deepspeed_config) if deepspeed else None
     run_training(data, folder, load_recipe(recipe, settings), zero=zero, resume=resume is not None)
 
@@ -269,7 +271,7 @@ def predict(
 ) -> None:
     """Label what is seen and heard in media files.
 
-    With --json, prints one object per line and file.
+    With --json, prints one line of JSON per file.
     """
     import json
     from dataclasses import asdict
@@ -314,7 +316,7 @@ def explain(file: Path, checkpoint: Path | None, start: float, seconds: float, o
 def flops(model: str, settings: tuple[str, ...], sweep: str | None, out: Path, as_json: bool) -> None:
     """Count the FLOPs of a forward pass.
 
-    In GFLOP, with --json in FLOP. --sweep draws the paper's Figure 3 (right).
+    The unit is GFLOP, or FLOP with --json. --sweep draws the paper's Figure 3 (right).
     """
     from mbt.train.flops import cost, sweep_fusion_layer
 
@@ -327,7 +329,7 @@ def flops(model: str, settings: tuple[str, ...], sweep: str | None, out: Path, a
 @model_settings_option
 @click.option("--data", type=FOLDER, help="Dataset folder to evaluate the model on; its inputs and labels are adopted.")
 @click.option(
-    "--rgb-seconds", type=float, metavar="SECONDS", help="Span of the frames, if it is not that of the sound, with --data."
+    "--rgb-seconds", type=float, metavar="SECONDS", help="Span of the frames, if it differs from the audio's; with --data."
 )
 def import_scenic(file: Path, out: Path, settings: tuple[str, ...], data: Path | None, rgb_seconds: float | None) -> None:
     """Convert the authors' checkpoint (Scenic, Flax).
@@ -342,7 +344,7 @@ def import_scenic(file: Path, out: Path, settings: tuple[str, ...], data: Path |
 
 @cli.command()
 @click.option(
-    "--out", type=FOLDER, default=Path("audioset"), help="Folder where you will write a dataset; its disk is checked."
+    "--out", type=FOLDER, default=Path("audioset"), help="Folder for the dataset; the free space on its disk is checked."
 )
 @click.option("--canary", metavar="URL|ID", help="Also request this video over the network, without downloading it.")
 @lanes_option

@@ -181,7 +181,7 @@ def main(
     click.echo(f"""\
 {device}, torch {torch.__version__}, {recipe}, batch {loaded.train.batch_size}, median of {steps} steps
 {clip_flops(config(loaded)).total / 1e9:.1f} GFLOP per clip forward, three times that for a step
-share: of the TFLOP/s of torch's product of two {product_size} x {product_size} matrices in the same precision and process
+share: TFLOP/s relative to torch's product of two {product_size} x {product_size} matrices in the same precision and process
 GB: peak memory of tensors on the GPU
 
 {table(loaded, timings)}""")

@@ -69,7 +69,7 @@ def shown_clips() -> dict[str, list[DemoClip]]:
 
 
 def predict_examples(clips: Path, runs: Path) -> dict[str, list[Example]]:
-    """Predict the shown clips by every model, from their media files.
+    """Predict the labels of the shown clips with every model, from their media files.
 
     Args:
         clips: folder that `render` wrote.

@@ -18,7 +18,7 @@ from mbt.train.evaluation.figures import HEAT, OPACITY
 CHART_DPI, VIEW_DPI = 150, 100
 SMALL_WIDTH = 960
 COLORS = ("#56b4e9", "#e69f00", "#999999", "#0072b2")
-"""One for each model, told apart with any kind of color vision (Okabe & Ito)."""
+"""One for each model, distinguishable with any kind of color vision (Okabe & Ito)."""
 GAP = 0.6
 """Space between the groups of the chart, in bars."""
 

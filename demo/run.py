@@ -1,4 +1,4 @@
-"""`mbt demo`: from rendered clips to trained models and a page of results, by the ordinary commands."""
+"""`mbt demo`: from rendered clips to trained models and a page of results, with the ordinary commands."""
 
 import json
 import os
@@ -25,14 +25,14 @@ SHORT_SIDE = 64
 
 
 def run_demo(command: click.Command, out: Path, seed: int) -> None:
-    """Render clips, pack them, train and evaluate four models by `command`, and write a page that compares them.
+    """Render clips, pack them, train and evaluate four models with `command`, and write a page that compares them.
 
     Results of an earlier call that was interrupted are kept.
 
     Args:
         command: the command line itself.
         out: folder for all files; the page is `out`/report.html.
-        seed: random seed of the clips and of the trainings.
+        seed: random seed of the clips and of the training runs.
 
     Raises:
         MbtError: a command failed.

@@ -75,7 +75,7 @@ def balanced_rows(clips: pa.Table, balance: Balance, num_classes: int, available
         balance: cap and order.
         num_classes: number of classes.
         available: for each row, whether the clip is available, bool; None means all are. Unavailable clips are selected by the
-            same rule, because they must be requested to find out, but do not count towards the cap.
+            same rule, because they must be requested to find out, but do not count toward the cap.
     """
     order = ordered_rows(clips, balance, num_classes)
     labels = clips["labels"].combine_chunks()

@@ -1,6 +1,6 @@
-"""Which of several processes this one is, by Slurm's environment variables.
+"""This process's rank and the number of processes, from Slurm's environment variables.
 
-Only `srun` starts several tasks. A batch script and an allocation know a number of tasks too (SLURM_NTASKS), but run as one
+Only `srun` starts several tasks. A batch script and an allocation have a number of tasks too (SLURM_NTASKS), but run as one
 process, so tasks are counted by SLURM_STEP_NUM_TASKS, which only the steps of `srun` set to more than 1.
 """
 

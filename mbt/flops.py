@@ -12,7 +12,7 @@ class Flops:
 
     Attributes:
         embeddings: patch embeddings.
-        rgb: layers of the rgb stream, with its fusion tokens; of layers that all streams share, the share of its tokens.
+        rgb: layers of the rgb stream, with its fusion tokens; for layers shared by all streams, the share of its tokens.
         spec: the same for the spec stream.
         head: classifier.
     """

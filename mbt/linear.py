@@ -11,13 +11,13 @@ MIN_WEIGHTS = 1 << 15
 class Linear(nn.Linear):
     """`nn.Linear`, computed by oneDNN in eager float32 on a CPU.
 
-    There torch would use MKL, which reaches half of the speed on AMD's CPUs. Names, values and gradients are the same.
+    torch would use MKL, which is half as fast on AMD CPUs. Names, values and gradients are the same.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
         if self._uses_onednn(x):
-            # Imported by name, because DeepSpeed replaces torch.nn.functional.linear by a function that rejects oneDNN tensors.
+            # Imported by name, because DeepSpeed replaces torch.nn.functional.linear with one that rejects oneDNN tensors.
             return linear(x.to_mkldnn(), self.weight, self.bias).to_dense()
         return super().forward(x)
 

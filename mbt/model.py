@@ -31,7 +31,7 @@ class Tokens(nn.Module):
 
 
 class EqualChannels(nn.Conv2d):
-    """Convolution over three equal channels, of which the input has only one.
+    """Convolution over three equal channels, given only one of them.
 
     The official code repeats the log-mel three times to fit an ImageNet kernel. Summing the kernel over its channels gives the
     same result for a third of the work, with the same weights and gradients.

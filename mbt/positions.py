@@ -10,7 +10,7 @@ MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def resize_grid(position: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
-    """Interpolate the embeddings of a grid linearly to another grid; corners stay corners.
+    """Interpolate the embeddings of a grid linearly to another grid; the corners keep their embeddings.
 
     If the old grid has one frame, all frames of the new one get the same embeddings. On images this equals the official
     `scipy.ndimage.zoom` of order 1.

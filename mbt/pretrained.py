@@ -97,7 +97,7 @@ def local_folder(source: str | Path, revision: str | None = None) -> Path:
 
 
 def read_folder(folder: Path) -> tuple[MBTConfig, dict[str, Tensor]]:
-    """Configuration and state_dict of a folder; the tensors are unchecked, and converted to float32 if they are of floats.
+    """Configuration and state_dict of a folder; the tensors are not checked, and floating-point ones are converted to float32.
 
     Raises:
         ValueError: a file is missing or damaged.

@@ -93,5 +93,5 @@ def _layer_inputs(model: MBT, rgb: Tensor | None, spec: Tensor | None) -> deque[
 
 @torch.no_grad()
 def _attention(block: Block, x: Tensor, others: Tensor | None) -> Tensor:
-    """Attention weights in float32, whatever the dtype of the model."""
+    """Attention weights in float32, for a model of any dtype."""
     return copy.deepcopy(block).float().attention_weights(x.float(), None if others is None else others.float())

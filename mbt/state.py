@@ -21,7 +21,8 @@ def check_state(shapes: Shapes, state: Mapping[str, Tensor], where: str) -> None
         where: its file or source, for messages.
 
     Raises:
-        ValueError: names the first tensor that is missing, unknown, of another shape, not of floats, or not finite in float32.
+        ValueError: a tensor is missing, unknown, of another shape, not floating-point, or not finite in float32; the message
+            names the first such tensor.
     """
     for name in sorted(state.keys() - shapes.keys()):
         raise ValueError(f"{where}: unknown tensor {name} {tuple(state[name].shape)}")

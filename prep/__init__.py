@@ -1,4 +1,4 @@
 """Media in, shards out.
 
-In: a clip table and a source of media. Out: a dataset folder; run.py goes through the stages in order.
+In: a clip table and a source of media. Out: a dataset folder; run.py runs the stages in order.
 """

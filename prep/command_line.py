@@ -22,7 +22,7 @@ class Bytes(click.ParamType[int]):
     name = "bytes"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number of bytes; anything else is a usage error."""
+        """The number of bytes; text that is not a size is a usage error."""
         text = str(value).removesuffix("B").strip()
         unit = text.lstrip("0123456789.")
         try:
@@ -126,7 +126,7 @@ prep_options = together(
         "--sleep",
         metavar="SECONDS",
         default=15.0,
-        help="Pause between requests. YouTube allows guests about 300 an hour.",
+        help="Pause between requests. YouTube allows guests about 300 per hour.",
     ),
     option(
         SPEED,

@@ -1,4 +1,4 @@
-"""`mbt doctor`: check what the commands need, one thing after another. Here: what fetching and packing need."""
+"""`mbt doctor`: checks of what the commands need. This file: running the checks, and those for fetching and packing."""
 
 import json
 import os
@@ -156,12 +156,12 @@ def python() -> str:
 
 
 def today() -> date:
-    """The day by this machine's clock, UTC."""
+    """Today's date by this machine's clock, UTC."""
     return datetime.now(UTC).date()
 
 
 def clock() -> str:
-    """The clock is not set to a day before the release of the installed yt-dlp; such a clock breaks TLS, too."""
+    """The clock is not behind the release date of the installed yt-dlp; a wrong clock also breaks TLS."""
     released = _yt_dlp_date(metadata.version("yt-dlp"))
     if today() < released:
         raise InputError(f"the clock says {today()}, but yt-dlp was released on {released}", "Set the clock")
@@ -288,7 +288,7 @@ def _template(canary: str) -> str:
 
 
 def request(canary: str, source: "YtDlp | None" = None) -> str | CheckWarning:
-    """The formats that the site offers of a video, over a lane or this machine's own address; nothing is downloaded."""
+    """The formats that the site offers for a video, over a lane or this machine's own address; nothing is downloaded."""
     from mbt.prep.fetch.ytdlp import YtDlp
 
     offer = (source or YtDlp(Path(os.devnull), _template(canary))).probe(canary)

@@ -36,19 +36,19 @@ Work = Callable[[], None]
 
 @dataclass(frozen=True, kw_only=True)
 class PrepOptions:
-    """Options of `mbt prep`: one group per stage, and those of the run as a whole.
+    """Options of `mbt prep`: one group per stage, and options of the whole run.
 
     Attributes:
         out: the dataset folder.
         stage: run this stage only; None: all of them.
-        dry_run: print what the run will need, and do nothing.
+        dry_run: only print what the run will need.
         ignore_disk: start even if the disk is too small for the plan.
         plan: which clips to take.
         fetch: where clips are fetched from, and how fast.
         pack: what is stored, where, and how it is decoded.
 
     Raises:
-        InputError: several workers share a run that only one may do.
+        InputError: several workers share a stage that only one of them may run.
     """
 
     out: Path
@@ -63,13 +63,13 @@ class PrepOptions:
         share = self.share
         if share.world > 1 and (self.stage is None or not self.fetch.is_remote):
             raise InputError(
-                f"this is worker {share.rank} of {share.world}, but only the fetch stage, from a URL, can be shared by workers",
+                f"this is worker {share.rank} of {share.world}, but workers can share only the fetch stage, from a URL",
                 "Run --stage plan once, then --stage fetch with every worker, then --stage pack once",
             )
 
     @classmethod
     def from_command_line(cls, removed: Path | None, **values: Any) -> "PrepOptions":
-        """The options of a command line, by their names there.
+        """The options of a command line, by name.
 
         Args:
             removed: removal list; read here, so that an error stops the run before it writes anything.

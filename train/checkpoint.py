@@ -18,10 +18,10 @@ WEIGHTS, OPTIMIZER, EMA, PROGRESS = "model.safetensors", "optimizer.safetensors"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run after some step.
+    """A run after a number of steps.
 
     Attributes:
-        step: steps done.
+        step: number of steps done.
         best: the best evaluation so far, or None.
         state: state of the engine.
     """
@@ -37,7 +37,7 @@ class Best:
 
     Attributes:
         score: its main metric.
-        step: steps done before it.
+        step: number of steps done before it.
     """
 
     score: float

@@ -67,7 +67,7 @@ class RunLog:
     Args:
         folder: the run directory.
         recipe: recipe of the run.
-        step: steps done; entries beyond, from a run that was interrupted after its last checkpoint, are dropped.
+        step: number of steps done; later entries, left by a run that was interrupted after its last checkpoint, are dropped.
 
     Raises:
         ConfigError: wandb is not installed.

@@ -260,7 +260,7 @@ class Trainer:
             save_trained(self.folder / name, state.eval_weights, self.recipe.mbt_config(info), preprocessor)
 
     def _stop(self) -> None:
-        """End the process after a signal and the checkpoint that it asked for."""
+        """End the process after a signal, once the checkpoint is written."""
         if self.log is not None:
             self.log.close()
             click.echo(f"train: stopped by a signal after step {self.step}; resume with --resume", err=True)

@@ -44,7 +44,7 @@ def download(url: str, path: Path, size: int, sha256: str) -> None:
             part.unlink()
             raise InputError(
                 f"the file from {url} does not have the recorded size and SHA-256",
-                "Get the list from another place and give it with --list FILE",
+                "Get the list from another source and give it with --list FILE",
             )
         part.replace(path)
 

@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 class ByteStream(Protocol):
-    """A file that is read forwards."""
+    """A file that is read forward."""
 
     def read(self, size: int = -1, /) -> bytes:
         """Read up to `size` bytes, fewer at the end; -1 reads all that are left."""
@@ -137,7 +137,7 @@ class Remote:
 
 
 class RemoteFile:
-    """A file in a folder behind a URL, read forwards; after a broken connection, reading resumes at the same byte.
+    """A file in a folder behind a URL, read forward; after a broken connection, reading resumes at the same byte.
 
     Args:
         remote: the folder.

@@ -125,7 +125,7 @@ class Sample:
     def frames(self, numbers: Sequence[int]) -> list[bytes]:
         """JPEG bytes of these frames (25 per second, the first is 0); no other byte of the stream is read.
 
-        Consecutive frames are read at once.
+        Consecutive frames are read in one go.
 
         Raises:
             ShardError: a frame number is out of range, or its bytes are not a JPEG that decoders accept.

@@ -47,7 +47,7 @@ class ShardStream(Split):
     def walk(self, rows: np.ndarray | None = None) -> Iterator[Sample]:
         """Yield the samples of these rows, in this order; each sample is read completely, with one read.
 
-        Fast if the rows of a tar are consecutive and ascending, because the tar is then read forwards.
+        Fast if the rows of a tar are consecutive and ascending, because the tar is then read forward.
 
         Args:
             rows: rows of the index, int64; None means all.

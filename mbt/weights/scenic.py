@@ -58,17 +58,18 @@ def from_scenic(
         config = infer_config(params, **fields)
     elif fields:
         raise ValueError("give either config or fields, not both")
-    own = MBT.state_shapes(config)
-    theirs = {name: scenic_name(name, config) for name in own}
-    for name in params.keys() - set(theirs.values()):
+    shapes = MBT.state_shapes(config)
+    scenic_names = {name: scenic_name(name, config) for name in shapes}
+    for name in params.keys() - set(scenic_names.values()):
         raise ValueError(f"{name} {params[name].shape} does not belong to {_summary(config)}")
     state = {}
-    for name, shape in own.items():
-        if theirs[name] not in params:
-            raise ValueError(f"{theirs[name]} is missing, but {_summary(config)} needs it")
-        array, expected = params[theirs[name]], scenic_shape(name, shape, config)
+    for name, shape in shapes.items():
+        source = scenic_names[name]
+        if source not in params:
+            raise ValueError(f"{source} is missing, but {_summary(config)} needs it")
+        array, expected = params[source], scenic_shape(name, shape, config)
         if array.shape != expected:
-            raise ValueError(f"{theirs[name]} has shape {array.shape}, but {_summary(config)} has {expected}")
+            raise ValueError(f"{source} has shape {array.shape}, but {_summary(config)} has {expected}")
         state[name] = to_torch(array, shape)
     return config, state
 

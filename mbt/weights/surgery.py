@@ -89,11 +89,11 @@ def _frame_weights(frames: int, inflation: Inflation) -> list[float]:
 
 
 def _positions(vit: ViT, config: MBTConfig, modality: Modality, surgery: Surgery) -> Tensor:
-    theirs = vit.state["tokens.rgb.position"]
+    position = vit.state["tokens.rgb.position"]
     cls, patches = _cls_and_patches(vit)
     new = config.rgb_grid if modality == "rgb" else (1, *config.spec_grid)
-    if surgery == "official" and theirs.shape[1] == math.prod(new) + (config.classifier == "token"):
-        return theirs
+    if surgery == "official" and position.shape[1] == math.prod(new) + (config.classifier == "token"):
+        return position
     patches = resize_grid(patches, vit.config.rgb_grid, new)
     return torch.cat([cls, patches], dim=1) if config.classifier == "token" else patches
 

@@ -31,7 +31,7 @@ class ViT:
     Attributes:
         config: configuration of that MBT.
         state: state_dict of that MBT; the head is zero.
-        mean: mean per channel by which pixels in [0, 1] were normalized in training.
+        mean: mean per channel with which pixels in [0, 1] were normalized in training.
         std: standard deviation per channel, likewise.
     """
 
@@ -121,16 +121,16 @@ def _side(patches: int) -> int:
     return side
 
 
-def _from_timm(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+def _from_timm(timm_state: dict[str, Tensor]) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
-    for name, tensor in theirs.items():
+    for name, tensor in timm_state.items():
         block, _, part = name.rpartition(".attn.qkv.")
         if block:
             pieces = zip(("query", "key", "value"), tensor.chunk(3), strict=True)
             state |= {_our_name(f"{block}.attention.{role}.{part}"): piece for role, piece in pieces}
         elif not LAYER_SCALE.fullmatch(name):
             state[_our_name(name)] = tensor
-    for name, tensor in theirs.items():
+    for name, tensor in timm_state.items():
         if match := LAYER_SCALE.fullmatch(name):
             last = _our_name(f"blocks.{match[1]}.{'attn.proj' if match[2] == '1' else 'mlp.fc2'}")
             state[f"{last}.weight"] = state[f"{last}.weight"] * tensor.unsqueeze(1)

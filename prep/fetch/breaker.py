@@ -27,9 +27,9 @@ class Stop:
 class Breaker:
     """Watches the results of a run over all its lanes.
 
-    The run stops at once for a fault of the environment; when half of the lanes went out within 15 minutes; when a code
+    The run stops at once for a fault of the environment; when half of the lanes dropped out within 15 minutes; when a code
     exceeds its `max_share` over the last 200 videos; when the transfer failed for a tenth of the last 50 videos; and when
-    fewer than a fifth of the last 50 videos were served or refused for a reason of their own. A lane goes out when it is
+    fewer than a fifth of the last 50 videos were served or refused for a reason of their own. A lane drops out when it is
     blocked or fails 10 times in a row; it pauses when it is rate-limited.
 
     Args:
@@ -45,7 +45,7 @@ class Breaker:
     def add(self, verdict: Verdict | None, now_s: float, lane: int = 0) -> Stop | None:
         """Add the result of a video (None: it was served), and return what must stop.
 
-        Leave out videos that fail as they did in an earlier run: they tell nothing about this one.
+        Skip videos that fail as they did in an earlier run: they say nothing about this run.
         """
         if verdict and verdict.action.stops:
             return self._refused(verdict, now_s, lane)

@@ -21,7 +21,7 @@ MAX_HEAD = 1 << 20
 MAX_WHOLE = 60_000_000
 """Maximum bytes of a file without an index, which is fetched whole."""
 KEPT_AFTER_S = 5.0
-"""Kept after the clip: at low frame rates, pictures are stored seconds out of order."""
+"""Seconds kept after the clip: at low frame rates, pictures are stored seconds out of order."""
 PACKET = re.compile(r"^0, *-?\d+, *(-?\d+), *(\d+),", re.MULTILINE)
 """Timestamp and duration of a packet in ffmpeg's framecrc format; milliseconds for Matroska."""
 MAX_PACKET_LIST = 10 << 20
@@ -99,8 +99,8 @@ def fetch_clip(
     """Fetch the part of a video that holds seconds [start_s, end_s), and write it to `target`, a Matroska file.
 
     From a fragmented MP4, only the first 16 KiB and one range of segments are read; both are read again, with the next
-    segment, if only that one tells how long the last picture is shown. Any other file is fetched whole, and what is far from
-    the clip is dropped. The start of each source is time 0 of the video, as if both had been merged whole.
+    segment, if only the next one tells how long the last picture is shown. Any other file is fetched whole, and the parts far
+    from the clip are dropped. The start of each source is time 0 of the video, as if both had been merged whole.
 
     The file is Matroska because it holds every codec and keeps the video's timestamps to 1 ms, also for streams that begin at
     different times and for AAC priming. MP4 was measured to be as exact, but does not hold every codec.

@@ -69,11 +69,11 @@ class ClipStates:
         return may_retry or state.source != self._source
 
     def update(self, attempts: Iterable[Attempt]) -> None:
-        """Take over the results of attempts; those that stopped a lane or the run say nothing about a clip."""
+        """Apply the results of attempts, except those that stopped a lane or the run, which say nothing about a clip."""
         self._states |= {attempt.key: attempt for attempt in attempts if attempt.action not in STOPPING_ACTIONS}
 
     def update_from_ledger(self) -> None:
-        """Take over what other workers have written to their ledger files since the last look."""
+        """Apply what other workers have written to their ledger files since the last call."""
         self.update(self._reader.new())
 
     def settle(self, clip: Clip, own: bool = True) -> None:

@@ -52,14 +52,14 @@ class TransferError(Exception):
 
 @dataclass(frozen=True)
 class TransferLimits:
-    """How patient the client is.
+    """Timeouts, minimum speed and retries.
 
     Attributes:
         connect_s: seconds to connect, including TLS.
         stall_s: seconds in which the response must begin; then the period over which the speed is measured.
         slow_bytes_s: minimum speed, bytes per second.
         tries: attempts per read, including the first.
-        backoff_s: seconds before the second attempt, randomly varied by up to 50 %; doubled for each further one.
+        backoff_s: seconds before the second attempt, randomly varied by up to 50%; doubled for each further attempt.
     """
 
     connect_s: float = 15.0
@@ -85,7 +85,7 @@ class MediaClient:
 
     Args:
         proxy: `http://[user:password@]host:port`; None: the environment's (`http_proxy`, `https_proxy`, `no_proxy`).
-        limits: how patient the client is.
+        limits: timeouts, minimum speed and retries.
         source_address: address of this machine to connect from.
 
     Attributes:
@@ -109,7 +109,7 @@ class MediaClient:
     def read(self, url: str, headers: Mapping[str, str], start: int, end: int, size: int | None = None) -> tuple[bytes, int]:
         """Bytes [start, end) of the file at `url`, or up to its end if that comes first, and the file's size.
 
-        No request is for more than 10 MB. After a transient error only the missing bytes are requested again. A server without
+        Each request is for at most 10 MB. After a transient error only the missing bytes are requested again. A server without
         range support may respond to a request for the beginning of a file with the whole file, up to 10 MB; then all of it is
         returned.
 
@@ -138,7 +138,7 @@ class MediaClient:
         return bytes(received.data), received.size
 
     def _read_once(self, url: str, headers: Mapping[str, str], start: int, end: int, received: _Received) -> None:
-        """Append bytes [start, end) to what was received, or those that come before the transfer breaks off."""
+        """Append bytes [start, end) to what was received, or those that arrive before the transfer breaks off."""
         headers = {**headers, "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity", "Connection": "close"}
         with _typed_errors(None):
             connection, response = self._follow_redirects(url, headers)
@@ -270,7 +270,7 @@ def _check_range(content_range: str, length: int, start: int, end: int) -> tuple
 
 
 def _connect(connection: http.client.HTTPConnection, proxy: SplitResult | None) -> None:
-    """Connect; an error before the proxy has opened the tunnel is the proxy's."""
+    """Connect; an error before the proxy has opened the tunnel is reported as the proxy's."""
     try:
         connection.connect()
     except ssl.SSLError:
@@ -283,7 +283,7 @@ def _connect(connection: http.client.HTTPConnection, proxy: SplitResult | None) 
 
 @contextmanager
 def _deadline(sock: socket.socket, seconds: float) -> Iterator[None]:
-    """Shut the connection down after `seconds`; the socket's own timeout starts anew with every byte."""
+    """Shut the connection down after `seconds`; the socket's own timeout restarts with every byte."""
     expired = threading.Event()
 
     def shut_down() -> None:

@@ -22,7 +22,7 @@ PAUSE_S = {
     Action.COOL.label: (HOUR_S, 2 * HOUR_S, 4 * HOUR_S),
     Action.BLOCK.label: (6 * HOUR_S,),
 }
-"""By action, seconds of a lane's first pause in a row, its second, and so on; the last value holds for all further ones."""
+"""By action, seconds of a lane's first pause in a row, its second, and so on; the last value applies to all later ones."""
 DEFAULT_PAUSE_S = (HOUR_S,)
 MIN_WAIT_S = 0.01
 
@@ -36,7 +36,7 @@ class Lane:
     Attributes:
         name: name in the ledger.
         source: fetches from this address.
-        sleep_s: seconds between the starts of two extractions, randomly varied by up to 20 %.
+        sleep_s: seconds between the starts of two extractions, randomly varied by up to 20%.
         next_start: `time.monotonic()` from which the next extraction may start.
         paused_until: Unix time in seconds before which the lane makes no request.
         num_pauses: pauses in a row, without a clip served in between.
@@ -191,6 +191,6 @@ class LanePool(Generic[T]):
         return [(*self.busy.pop(future), future.result()) for future in done]
 
     def _idle(self) -> list[int]:
-        """Indices of the lanes that work on nothing."""
+        """Indices of the idle lanes."""
         at_work = {lane for lane, _ in self.busy.values()}
         return [index for index in range(len(self.lanes)) if index not in at_work]

@@ -22,7 +22,7 @@ class LocalFolder:
     """Finds clips among the media files below a folder, by file name without suffix.
 
     A file name is one of: `<key>` or `<video_id>_<start_ms>` (cut at the clip's start), `<video_id>_<SSSSSS>` (cut at that
-    second, six digits, as VGGSound is published), `<video_id>` (the whole video).
+    second, six digits, as in VGGSound's files), `<video_id>` (the whole video).
 
     Raises:
         InputError: the folder does not exist, or holds no media file.

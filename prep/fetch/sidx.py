@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 MARGIN_S = 0.1
-"""Fetched on both sides of a clip, except at borders across which codecs cannot reorder pictures or prime sound."""
+"""Seconds fetched on both sides of a clip, except at borders across which codecs cannot reorder pictures or prime sound."""
 CLOSED_GOP = (0x9000_0000, 0xA000_0000)
 """Access word of a segment that begins with a stream access point of type 1 or 2: a closed group of pictures."""
 FIRST_SAMPLE = 1024
@@ -55,7 +55,7 @@ class Segment:
 
     @property
     def end(self) -> int:
-        """The byte after its last."""
+        """The byte after its last byte."""
         return self.offset + self.size
 
 

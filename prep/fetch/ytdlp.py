@@ -175,7 +175,7 @@ class YtDlp:
         return Answer(RawClip(path, size, 0), effort)
 
     def _fetch_clips(self, clips: Sequence[Clip], video: Source, audio: Source, effort: Effort) -> list[Answer]:
-        """Fetch the byte ranges of clips; the effort of the extraction is the first clip's."""
+        """Fetch the byte ranges of clips; the effort of the extraction counts for the first clip."""
         shared = replace(effort, extract_s=0.0)
         return [self._fetch_clip(clip, video, audio, shared if i else effort) for i, clip in enumerate(clips)]
 
@@ -200,7 +200,7 @@ class YtDlp:
 
 
 def _same_for_all(answer: Answer, clips: Sequence[Clip]) -> list[Answer]:
-    """One answer for all clips of a video; its effort is the first clip's."""
+    """One answer for all clips of a video; its effort counts for the first clip."""
     nothing = replace(answer.effort, requests=0, transferred=0, extract_s=0.0, transfer_s=0.0)
     return [answer, *[replace(answer, effort=nothing)] * (len(clips) - 1)]
 
@@ -276,7 +276,7 @@ def versions() -> str:
 
 
 def find_deno() -> Deno | None:
-    """The deno that yt-dlp finds, in the environment's folder of programs or on PATH."""
+    """The deno that yt-dlp finds, in the environment's bin folder or on PATH."""
     info = supported_js_runtimes.value["deno"]().info
     return info and Deno(info.path, info.version, info.supported)
 
@@ -320,7 +320,7 @@ def problem_of(error: Exception, warnings: Sequence[str] = ()) -> Problem:
 def _causes(error: BaseException) -> list[BaseException]:
     """The error and the errors that led to it.
 
-    The context of an ExtractorError is left out: it may have been raised while an unrelated error was handled.
+    The context of an ExtractorError is skipped: it may have been raised while an unrelated error was handled.
     """
     found: list[BaseException] = []
     pending: list[object] = [error]

@@ -77,7 +77,7 @@ def decode_clip(
         start_s: start of the clip in the file, seconds.
         duration_s: length of the clip, seconds; rounded to frames.
         video: how frames are stored.
-        limits: of the decoding child.
+        limits: limits of the decoding process.
         streams: which streams to decode; the file must have them.
         min_share: minimum share of the requested length; with 0, a file that ends early is decoded as far as it goes.
 
@@ -168,7 +168,7 @@ def decode_command(path: Path, start_s: float, wanted: int, video: VideoFormat, 
             ":flags=bicubic:out_color_matrix=bt601:out_range=full",
             "setsar=1,format=yuvj420p,split[video][copy]",
         )
-        # Thumbnails that go through a second encoder one by one cost 4 % of the run; all of them as one tall picture cost 1 %.
+        # Thumbnails that go through a second encoder one by one cost 4% of the run; all of them as one tall picture cost 1%.
         size = f"{THUMBNAIL_SIDE}:{THUMBNAIL_SIDE}"
         thumbnails = f"[copy]scale={size}:flags=area:out_range=full,format=gray,tile=1x{wanted}[thumbnails]"
         command += [

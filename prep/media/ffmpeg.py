@@ -48,7 +48,7 @@ DEFAULT_LIMITS = Limits()
 
 @cache
 def ffmpeg() -> str:
-    """Path of ffmpeg: $IMAGEIO_FFMPEG_EXE, the one that imageio-ffmpeg brings, or the one on PATH.
+    """Path of ffmpeg: $IMAGEIO_FFMPEG_EXE, the one in imageio-ffmpeg, or the one on PATH.
 
     Raises:
         InputError: ffmpeg was not found.
@@ -73,7 +73,7 @@ def run_ffmpeg(command: Sequence[str], limits: Limits, max_bytes: int = 0) -> di
 
     Args:
         command: the program and its arguments, with `-loglevel level+info`.
-        limits: of the child process.
+        limits: limits of the child process.
         max_bytes: limit for the output of each pipe.
 
     Returns:
@@ -97,7 +97,7 @@ def convert(data: bytes, source: Sequence[str], result: Sequence[str], limits: L
         data: the input.
         source: ffmpeg options of the input.
         result: ffmpeg options of the output.
-        limits: of the child process.
+        limits: limits of the child process.
 
     Returns:
         The output up to the first error, and the log, which is empty if there was no error.

@@ -19,7 +19,7 @@ def encode_flac(audio: np.ndarray, limits: Limits = DEFAULT_LIMITS) -> bytes:
 
     Args:
         audio: float (samples,); full scale is 1.
-        limits: of the encoding child.
+        limits: limits of the encoding process.
 
     Raises:
         ClipError: `encode.flac`, or a limit was exceeded.

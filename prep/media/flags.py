@@ -38,7 +38,7 @@ def is_frozen(thumbnails: np.ndarray) -> bool:
 
 
 def is_black(thumbnails: np.ndarray) -> bool:
-    """Whether at least 90 % of the frames have a mean luma below 16.
+    """Whether at least 90% of the frames have a mean luma below 16.
 
     Args:
         thumbnails: as for `is_frozen`.

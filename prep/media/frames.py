@@ -24,9 +24,9 @@ def decode_frames(stream: bytes, width: int, height: int, limits: Limits = DEFAU
 
     Args:
         stream: concatenated JPEGs.
-        width: of every frame, pixels.
-        height: of every frame, pixels.
-        limits: of the decoding child.
+        width: width of every frame in pixels.
+        height: height of every frame in pixels.
+        limits: limits of the decoding process.
 
     Raises:
         ClipError: a frame does not decode or has another size, or a limit was exceeded.

@@ -21,7 +21,7 @@ class Entry(Frozen):
     """The result of one clip: a line of the journal.
 
     Attributes:
-        key: of the clip.
+        key: key of the clip.
         end: size of the tar once this clip is written.
         failure: why the clip is not in the tar; None for a sample.
         row: index row of the sample, without the name of the shard.

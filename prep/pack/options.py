@@ -19,7 +19,7 @@ class PackOptions:
         shard_bytes: maximum bytes per tar file; None: no maximum.
         to: URL of the folder to which finished files are uploaded; None: they stay in the dataset folder.
         seed: seed of the order of the samples.
-        workers: clips of a shard decoded at the same time; None: one per core, and on Ray one.
+        workers: clips of a shard decoded at the same time; None: one per core, or one on Ray.
         clip_timeout: seconds that decoding a clip may take.
         clip_memory: address space that decoding a clip may take, GiB.
         keep_raw: keep the fetched media of packed clips; files of a source folder are always kept.

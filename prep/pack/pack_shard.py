@@ -82,7 +82,7 @@ def pack_shard(
         should_continue: whether to decode further clips.
 
     Raises:
-        InputError: a raw clip is gone.
+        InputError: a raw clip is missing.
         StorageError: no space left, or the dataset folder does not exist here.
         KeyboardInterrupt: `should_continue` was False; decoded clips are kept.
     """
@@ -199,7 +199,7 @@ def ordered_map(
 
 
 def _counted(results: Callable[[int], Iterator[T]], count: Callable[[int], object]) -> Callable[[int], Iterator[T]]:
-    """`results`, which also counts the clips of earlier calls and each result."""
+    """Wrap `results` to count the clips of earlier calls and each result."""
 
     def counted(done: int) -> Iterator[T]:
         count(done)

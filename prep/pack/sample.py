@@ -41,12 +41,12 @@ def make_sample(
     """The sample of a decoded clip.
 
     Args:
-        clip: its row of the clip table.
+        clip: the clip.
         decoded: its frames and audio.
         labels: the label set.
         media: how samples are stored.
         source: `local`, or the host that served the video.
-        limits: of the child that encodes the audio.
+        limits: limits of the process that encodes the audio.
 
     Raises:
         ClipError: the audio cannot be encoded within the limits.

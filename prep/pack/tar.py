@@ -1,4 +1,4 @@
-"""Tars of samples as docs/shards.md, section 4, has them: written member by member, and read header by header."""
+"""Tars of samples in the format of docs/shards.md, section 4: written member by member, and read header by header."""
 
 import os
 import tarfile

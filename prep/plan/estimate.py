@@ -98,7 +98,7 @@ def check_disk(folder: Path, needed: int) -> None:
     if needed > free and needed > free + sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()):
         need, have = format_gigabytes(needed), format_gigabytes(free)
         raise StorageError(
-            f"{folder}: the plan needs about {need} of disk space, and only {have} are free",
+            f"{folder}: the plan needs about {need} of disk space, but only {have} is free",
             "Choose another --out, use --limit or --no-keep-raw, or skip this check with --ignore-disk",
         )
 

@@ -40,7 +40,7 @@ def write_plan(folder: Path, plan: Plan, labels: LabelSet, clips: pa.Table) -> p
     split.
 
     Args:
-        folder: the dataset folder; made if missing.
+        folder: the dataset folder; created if missing.
         plan: dataset, task, and caps of the splits of `clips`.
         labels: label set.
         clips: clip table.
@@ -78,7 +78,9 @@ def _with_kept_caps(folder: Path, plan: Plan, labels: LabelSet, splits: set[str]
     """The plan, plus the caps that the folder's earlier plan has for other splits than these."""
     earlier, earlier_labels, _ = read_plan(folder)
     if (earlier.dataset, earlier.task, earlier_labels) != (plan.dataset, plan.task, labels):
-        what = f"{folder} already holds a plan for {earlier.dataset} ({earlier.task}), with another task or another label set"
+        what = (
+            f"{folder} already holds a plan for {earlier.dataset} ({earlier.task}); its dataset, task or label set is different"
+        )
         raise InputError(what, "Choose another --out")
     kept = {split: cap for split, cap in earlier.caps.items() if split not in splits}
     return plan.model_copy(update={"caps": {**kept, **plan.caps}})

@@ -72,7 +72,7 @@ class ShardReport:
     """The result of checking a shard.
 
     Attributes:
-        faults: in the order of the tar.
+        faults: the faults, in the order of the tar.
         keys: keys of the samples in the tar.
         size: bytes read.
         mel: sums over the log-mels; None if one could not be read.

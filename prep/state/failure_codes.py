@@ -99,7 +99,7 @@ class Row:
         action: what is done about it.
         text: pattern in the message.
         anywhere: pattern in the message or a warning; if `text` is given too, both must match.
-        kinds: class names that match, whatever the message.
+        kinds: class names that match with any message.
         weak_kinds: class names that match unless an earlier row matches the message.
         status: HTTP statuses that match.
         media: True: matches media only; False: pages only.

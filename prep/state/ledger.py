@@ -18,7 +18,7 @@ STOPPING_ACTIONS = {action.label for action in Action if action.stops}
 """Actions that stop a lane or the run; they say nothing about the clip."""
 MAX_ATTEMPTS = 6
 WAITS_S = (1 * HOUR_S, 6 * HOUR_S, 24 * HOUR_S, 72 * HOUR_S)
-"""Seconds between the counted attempts at a clip; the last value holds for all further ones."""
+"""Seconds between the counted attempts at a clip; the last value applies to all later ones."""
 CONFIRMED_AFTER_S = 24 * HOUR_S
 
 

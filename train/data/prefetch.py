@@ -1,4 +1,4 @@
-"""Read-ahead: batches read on several threads, and streams read by a thread each."""
+"""Read-ahead: batches read on several threads, and streams with a thread each."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator

@@ -103,7 +103,7 @@ def _is_consequence(exit_code: int) -> int:
 
 
 def _forward(number: int, frame: object) -> None:
-    """Forward a signal to the ranks, which write a checkpoint and stop; they get all the time that this takes."""
+    """Forward a signal to the ranks, which write a checkpoint and stop; there is no time limit."""
     for task in Path("/proc/self/task").iterdir():
         for rank in (task / "children").read_text().split():
             os.kill(int(rank), number)

@@ -1,4 +1,4 @@
-"""The process group: this process's rank, whatever launched it, and how the ranks find each other.
+"""The process group: this process's rank, under any launcher, and how the ranks find each other.
 
 torchrun, the DeepSpeed launcher and `mbt train --gpus` set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; srun sets
 its own variables, which are translated.

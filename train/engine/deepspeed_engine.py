@@ -217,15 +217,15 @@ class _Stage0:
         return [parameter for group in self.zero.param_groups for parameter in group["params"]]
 
     def local(self, parameter: Any) -> Tensor:
-        """What this rank holds of a weight."""
+        """This rank's part of a weight."""
         return parameter
 
     def gather(self, parameter: Any, local: Tensor) -> Tensor:
-        """The full tensor, from what each rank holds of it."""
+        """The full tensor, given each rank's part of it."""
         return local
 
     def shard(self, parameter: Any, full: Tensor) -> Tensor:
-        """What this rank holds of a full tensor."""
+        """This rank's part of a full tensor."""
         return full
 
     def gather_state(self, parameter: Any, name: str) -> Tensor:
@@ -247,7 +247,7 @@ class _Stage0:
 
 
 class _Stage12(_Stage0):
-    """Stages 1 and 2: weights are whole; a flat tensor per parameter group is divided among the ranks.
+    """Stages 1 and 2: every rank holds all weights; a flat tensor per parameter group is divided among the ranks.
 
     ZeRO links the optimizer state after the first update of the first group, and misses that of the other groups. Here the
     state already exists, and is linked at once.

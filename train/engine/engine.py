@@ -38,7 +38,7 @@ class TrainState:
 
     Attributes:
         weights: the parameters.
-        optimizer: optimizer state, by torch's name of it, then by parameter.
+        optimizer: optimizer state, by torch's name for it, then by parameter.
         ema: moving averages of the parameters; empty if the recipe has none.
         scalars: see `Updates.scalars`.
     """
@@ -74,7 +74,7 @@ class Engine(Protocol):
         """A copy of the state on rank 0; empty on the other ranks."""
 
     def load(self, state: TrainState) -> None:
-        """Load a state, of which every rank passes a full copy."""
+        """Load a state; every rank passes a full copy of it."""
 
 
 @contextmanager

@@ -17,7 +17,7 @@ DECOUPLED_DECAY = "decoupled_weight_decay"
 UPDATES = "step"
 """Key under which torch's AdamW counts its updates."""
 STATE_NAMES: dict[str, tuple[str, ...]] = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}
-"""torch's names of what each optimizer keeps of a parameter, in its shape; zero before the first update."""
+"""torch's names for the state of a parameter: tensors of its shape, which are zero before the first update."""
 
 
 class DecoupledSGD(torch.optim.SGD):

@@ -1,4 +1,4 @@
-"""The update count and the loss scale: which steps update the weights, and what a checkpoint keeps of that."""
+"""The update count and the loss scale: which steps update the weights, and what a checkpoint stores about it."""
 
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ class Updates:
 
     @classmethod
     def for_recipe(cls, recipe: TrainRecipe) -> "Updates":
-        """No updates yet."""
+        """The state before the first update."""
         scale = LossScale.for_precision(recipe.precision)
         return cls(scale is not None or recipe.non_finite == "skip", scale)
 
@@ -43,7 +43,7 @@ class Updates:
             self.scale.update(accepted)
 
     def scalars(self) -> dict[str, float]:
-        """What a checkpoint keeps: `updates`, and with float16 `loss_scale` and `finite_steps`."""
+        """What a checkpoint stores: `updates`, and with float16 `loss_scale` and `finite_steps`."""
         scalars: dict[str, float] = {"updates": self.count}
         if self.scale is not None:
             scalars |= {"loss_scale": self.scale.value, "finite_steps": self.scale.finite_steps}

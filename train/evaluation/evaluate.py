@@ -71,7 +71,7 @@ def evaluate_split(
     rank: int = 0,
     world_size: int = 1,
 ) -> Evaluation:
-    """Evaluate a split together with the other ranks; each view is evaluated once, whatever their number.
+    """Evaluate a split together with the other ranks; each view is evaluated once, for any number of ranks.
 
     The ranks take equal parts and call `logits` equally often, as sharded models require: a rank that finishes early
     repeats its first batch and discards the result.

@@ -129,7 +129,7 @@ def _draw_spec(part: SubFigure, spec: SpecAttention) -> None:
 
 
 def _extent(frame: np.ndarray) -> tuple[float, float, float, float]:
-    """Extent of a frame (H, W, 3) in units of its height, whatever its number of pixels."""
+    """Extent of a frame (H, W, 3) in units of its height, for any number of pixels."""
     height, width = frame.shape[:2]
     return 0.0, width / height, 1.0, 0.0
 

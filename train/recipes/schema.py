@@ -1,4 +1,4 @@
-"""Recipes: every field that decides a training run. They are read from TOML, and `--set` overrides them."""
+"""Recipes: every field that determines a training run. They are read from TOML, and `--set` overrides them."""
 
 from typing import Annotated, Any, Literal
 
@@ -128,7 +128,7 @@ class TrainRecipe(Section):
     balanced_sampling: bool = False
     """Sample clips with replacement so that rare classes are seen as often as common ones."""
     max_steps: int | None = Field(None, ge=1)
-    """Stop after this number of steps, whatever `epochs` says; the learning-rate schedule ends there too."""
+    """Maximum number of steps, if `epochs` would take more; the learning-rate schedule ends there too."""
     learning_rate: float = Field(0.5, gt=0)
     """Peak learning rate. It rises linearly during the warm-up, then falls to zero along a half cosine."""
     warmup_epochs: float = Field(2.5, ge=0)

@@ -23,7 +23,7 @@ class Inputs(Frozen):
         rgb_seconds: length of the frames' window, if it differs from that of the sound.
         resize: short side of the frames before the crop; see `box_to_cover`.
         image_size: size of the crop: the side of a square, or (height, width).
-        modalities: what the model takes.
+        modalities: the modalities that the model takes.
         mel_mean: mean of the log-mel over the training split.
         mel_std: standard deviation of the log-mel over the training split.
     """
@@ -61,11 +61,11 @@ class Inputs(Frozen):
         Raises:
             ConfigError: they were not.
         """
-        mine, theirs = (media.model_dump(exclude={"flac"}) for media in (self.media, info.media))
-        if mine != theirs:
-            field, name = next((f, n) for f in mine for n in mine[f] if mine[f][n] != theirs[f][n])
+        trained, packed = (media.model_dump(exclude={"flac"}) for media in (self.media, info.media))
+        if trained != packed:
+            field, name = next((f, n) for f in trained for n in trained[f] if trained[f][n] != packed[f][n])
             raise ConfigError(
-                f"the shards have {field}.{name} {theirs[field][name]}, but the model was trained with {mine[field][name]}",
+                f"the shards have {field}.{name} {packed[field][name]}, but the model was trained with {trained[field][name]}",
                 "Pack the clips with the options of the training shards",
             )
 
@@ -73,13 +73,13 @@ class Inputs(Frozen):
         """Check that a model of this configuration takes these inputs.
 
         Raises:
-            ConfigError: it takes others.
+            ConfigError: it takes other inputs.
         """
-        mine = (self.frames, self.image_size, self.window.mel_rows, self.modalities)
-        theirs = (config.num_frames, config.image_size, config.spec_shape[0], config.modalities)
-        if mine != theirs:
+        given = (self.frames, self.image_size, self.window.mel_rows, self.modalities)
+        expected = (config.num_frames, config.image_size, config.spec_shape[0], config.modalities)
+        if given != expected:
             raise ConfigError(
-                f"the model takes (frames, image_size, log-mel rows, modalities) {theirs}, but its inputs are {mine}",
+                f"the model takes (frames, image_size, log-mel rows, modalities) {expected}, but its inputs are {given}",
                 "Take config.json and preprocessor_config.json from the same folder",
             )
 
