@@ -114,7 +114,7 @@ def test_order_in_the_shards_is_shuffled_by_the_seed(packed: Path, collection: C
     assert orders[0] != orders[1]
 
 
-def test_dataset_json_counts_what_is_there(packed: Path) -> None:
+def test_dataset_json_matches_the_folder(packed: Path) -> None:
     info = described(packed)
     assert (info["dataset"], info["task"], info["num_classes"]) == ("custom", "multilabel", 3)
     splits = info["splits"]
@@ -141,7 +141,7 @@ def test_statistics_are_those_of_all_train_log_mels(packed: Path) -> None:
     assert len(values) == 1500
 
 
-def test_index_and_json_say_which_clip_it_is(packed: Path) -> None:
+def test_index_and_json_identify_the_clip(packed: Path) -> None:
     expected = {
         "whole_3300": ("whole", 3300, 5300, "train", [0], ["a"]),
         "-dash_500": ("-dash", 500, 2500, "train", [2], ["c"]),
@@ -238,7 +238,7 @@ def test_a_second_run_leaves_finished_shards_alone(packed: Path, collection: Col
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "no idx", "no record"])
-def test_a_damaged_shard_is_packed_anew(packed: Path, collection: Collection, tmp_path: Path, mbt: Door, damage: str) -> None:
+def test_a_damaged_shard_is_packed_again(packed: Path, collection: Collection, tmp_path: Path, mbt: Door, damage: str) -> None:
     out = Path(shutil.copytree(packed, tmp_path / "out"))
     tar = out / "train-000001.tar"
     {
@@ -252,7 +252,7 @@ def test_a_damaged_shard_is_packed_anew(packed: Path, collection: Collection, tm
     assert tar.with_suffix(".idx").read_bytes() == (packed / "train-000001.idx").read_bytes()
 
 
-def test_stages_alone_come_to_the_same(packed: Path, collection: Collection, tmp_path: Path, mbt: Door) -> None:
+def test_separate_stages_give_the_same_files(packed: Path, collection: Collection, tmp_path: Path, mbt: Door) -> None:
     out = tmp_path / "out"
     assert mbt(*collection.arguments(out, "--stage", "plan")).out == f"plan: 11 clips in {out}/clips.parquet\n"
     assert pq.read_table(out / "clips.parquet").num_rows == 11
@@ -361,7 +361,9 @@ def test_nothing_but_bad_clips_is_an_error_with_every_reason(collection: Collect
     assert not (tmp_path / "out/dataset.json").exists()
 
 
-def test_a_shard_whose_clips_all_fail_is_not_there_nor_packed_again(collection: Collection, tmp_path: Path, mbt: Door) -> None:
+def test_a_shard_whose_clips_all_fail_has_no_tar_and_is_not_packed_again(
+    collection: Collection, tmp_path: Path, mbt: Door
+) -> None:
     mixed = few(tmp_path, collection, "silent,0,2,train,a", "whole,0,0.4,train,a", "broken,0,2,train,a")
     out = tmp_path / "out"
     run = [*mixed.arguments(out), "--shard-samples", 1, "--short-side", 32]
@@ -375,8 +377,8 @@ def test_a_shard_whose_clips_all_fail_is_not_there_nor_packed_again(collection: 
     assert records.items() <= snapshot(out).items()
 
 
-def test_media_that_vanish_after_fetching_are_told_apart(collection: Collection, tmp_path: Path, mbt: Door) -> None:
-    """Before its shard is frozen a clip is a failure; after that packing waits for it to be fetched again."""
+def test_media_that_vanish_before_and_after_packing(collection: Collection, tmp_path: Path, mbt: Door) -> None:
+    """Before its shard is packed, a lost clip is a failure; afterwards, packing requires that it is fetched again."""
     source, out = tmp_path / "source", tmp_path / "out"
     source.mkdir()
     for name in ("one", "two"):
@@ -405,7 +407,7 @@ def test_limits_of_a_clip_are_options(collection: Collection, tmp_path: Path, mb
     assert failed(tmp_path / "slow") == {"whole_0": "decode.timeout"}
 
 
-def test_a_process_of_its_own_says_one_line_without_traceback(tmp_path: Path) -> None:
+def test_a_separate_process_prints_one_line_without_a_traceback(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("# only comments\n")
     command = [sys.executable, "-m", "mbt", "prep", "audioset", "--subset", "eval", "--list", str(tmp_path / "list.csv")]
     done = subprocess.run([*command, "--out", str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True)
@@ -417,7 +419,7 @@ def test_a_process_of_its_own_says_one_line_without_traceback(tmp_path: Path) ->
     ]
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(collection: Collection, tmp_path: Path, mbt: Door) -> None:
+def test_a_killed_run_resumes_to_the_same_bytes(collection: Collection, tmp_path: Path, mbt: Door) -> None:
     rows = [f"whole,{i * 0.1:.1f},{i * 0.1 + 2:.1f},train,a" for i in range(36)]
     many = few(tmp_path, collection, *rows)
     out, whole = tmp_path / "out", tmp_path / "whole"
@@ -470,7 +472,7 @@ def test_audioset_list_is_packed_with_its_labels(tmp_path: Path, mbt: Door, rend
     assert len((tmp_path / "out/labels.csv").read_text().splitlines()) == 528
 
 
-def test_clips_on_the_removal_list_are_taken_out(collection: Collection, tmp_path: Path, mbt: Door) -> None:
+def test_clips_on_the_removal_list_are_removed(collection: Collection, tmp_path: Path, mbt: Door) -> None:
     """Of shards that are done too, and by key as by video; the other samples stay byte for byte."""
     out = tmp_path / "set"
     assert mbt(*collection.arguments(out)).code == 0

@@ -160,7 +160,7 @@ def test_low_frame_rates_at_a_border(
     ("start_s", "kind", "times_fetched"),
     [(6.0, 0, 1), (6.0, 1, 2), (7.0, 0, 2), (7.0, 1, 2), (8.5, 0, 2), (8.5, 1, 2), (9.3, 0, 1), (9.3, 1, 1)],
 )
-def test_a_picture_shown_up_to_a_border_is_not_taken_for_the_end(
+def test_a_picture_shown_up_to_a_border_is_not_mistaken_for_the_last(
     media: MediaServer, rendered: Callable[[Spec], Path], tmp_path: Path, start_s: float, kind: int, times_fetched: int
 ) -> None:
     """Nine pictures of 40 ms and a tenth of 2.64 s, in groups of 3 s: the frame rate does not tell the tenth's duration."""

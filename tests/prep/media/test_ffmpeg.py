@@ -46,7 +46,7 @@ def test_any_amount_of_data_is_passed_through(size: int, monkeypatch: pytest.Mon
     assert convert(data, (), (), LIMITS) == (data, "")
 
 
-def test_input_that_is_not_read_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_input_that_is_not_read_is_not_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     imitate(monkeypatch, tmp_path, "echo done > ${url#file:}")
     assert convert(bytes(5_000_000), (), (), LIMITS) == (b"done\n", "")
 

@@ -451,7 +451,7 @@ def failing_page(error: Exception) -> Extraction:
 @pytest.mark.parametrize(
     "code", ["perm.private", "rate.session", "block.bot", "creds.age", "perm.account_terminated", "confirm.unavailable"]
 )
-def test_reasons_of_youtube_come_through_yt_dlp(run: Run, code: str) -> None:
+def test_youtubes_reasons_survive_yt_dlp(run: Run, code: str) -> None:
     _, text = TEXTS[code][:2]
     problem, verdict = run(lambda fake: fake.raise_no_formats(text, expected=True))
     assert (verdict.code, verdict.message) == (code, " ".join(text.replace("’", "'").split()))

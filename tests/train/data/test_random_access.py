@@ -175,7 +175,7 @@ def test_targets_are_the_labels_of_the_rows(reader: ShardReader) -> None:
         assert batch.targets["all"][place].nonzero().flatten().tolist() == reader[row].description()["labels"]
 
 
-def test_single_modality_models_read_nothing_of_the_other(reader: ShardReader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_single_modality_models_do_not_read_the_other_modality(reader: ShardReader, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sample, "frames", None)
     heard = one_batch(reader, plan([0], 0.0, 0.5, 0.5, False), inputs(reader, 'model.modalities=["spec"]'))
     assert heard.rgb is None
