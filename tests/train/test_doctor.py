@@ -1,4 +1,4 @@
-"""The training checks of `mbt doctor`: whatever is broken on purpose is found."""
+"""The training checks of `mbt doctor` find every deliberate fault."""
 
 import sys
 from pathlib import Path

@@ -114,7 +114,7 @@ def test_the_configuration_is_inferred_from_shapes_and_a_few_given_fields(name: 
 
 
 def released(**fields: Any) -> tuple[MBTConfig, dict[str, np.ndarray]]:
-    """Configuration and zero parameters with the names and shapes of a released checkpoint, at a smaller hidden size."""
+    """Configuration and zero parameters; names and shapes are those of released checkpoints, with a smaller hidden size."""
     config = MBTConfig(num_classes=527, num_frames=32, tubelet=(2, 16, 16), num_bottlenecks=5, **fields)
     params: dict[str, np.ndarray] = {
         "embedding/kernel": np.zeros((2, 16, 16, 3, 8)),
