@@ -15,6 +15,8 @@ from mbt.manifests.errors import InputError
 from mbt.prep.fetch.byte_ranges import HEAD
 from tests.mediaserver import Request, ServedFile, media_server, with_access_points
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:

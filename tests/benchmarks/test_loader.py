@@ -17,6 +17,8 @@ from benchmarks.pack import render
 from benchmarks.processes import ROOT
 from mbt.manifests.reading.reader import ShardReader
 
+pytestmark = pytest.mark.slow
+
 SAVE = """
 import sys
 from pathlib import Path

@@ -12,6 +12,8 @@ from mbt import MBT, MBTConfig
 from mbt.train.engine.losses import training_loss
 from tests.tiny import CONFIG
 
+pytestmark = pytest.mark.slow
+
 TINY = replace(CONFIG, num_layers=3)
 """Two fused layers: what the first writes to the bottleneck tokens, the second reads."""
 NAMES = {

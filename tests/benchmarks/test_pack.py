@@ -23,6 +23,8 @@ from mbt.manifests.shards import VideoFormat
 from mbt.prep.media.decode import decode_clip
 from mbt.prep.media.ffmpeg import ffmpeg
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 
 

@@ -9,6 +9,8 @@ from benchmarks.train_step import Timing, config, main, table
 from mbt.flops import clip_flops
 from mbt.train.recipes.loading import load_recipe
 
+pytestmark = pytest.mark.slow
+
 SMALL = (
     "model.size=Ti",
     "model.num_layers=1",

@@ -17,6 +17,8 @@ from mbt.manifests.lists.custom import custom_clips
 from mbt.manifests.shards import FPS, SAMPLE_RATE, VideoFormat
 from mbt.prep.media.decode import DecodedClip, decode_clip
 
+pytestmark = pytest.mark.slow
+
 SEED = 5
 NUM_TRAIN, NUM_EVAL = 72, 9
 

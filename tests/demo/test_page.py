@@ -15,6 +15,8 @@ from mbt.demo.page import demo_page
 from mbt.demo.scores import KINDS, kind_map, scores_by_kind
 from mbt.demo.variants import VARIANTS
 
+pytestmark = pytest.mark.slow
+
 MODELS = [variant.name for variant in VARIANTS]
 SCORES = {
     name: {"all": 0.1 + n / 5, "seen": 0.2 + n / 5, "heard": 0.15 + n / 5, "matched": 0.05 + n / 4}

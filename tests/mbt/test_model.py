@@ -157,6 +157,7 @@ def test_activation_checkpointing_does_not_change_gradients(fields: dict[str, ob
         torch.testing.assert_close(gradients[1][name], grad, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, {"fusion": "attention"}, {"fusion": "attention", "share_encoder": True}])
 def test_the_model_compiles_without_graph_breaks(fields: dict[str, object]) -> None:
     model = small(**fields, drop_path=0.3).train()

@@ -227,12 +227,14 @@ def load_in_new_process(source: str, hub: str, cache: Path) -> subprocess.Comple
     return subprocess.run([sys.executable, "-c", LOAD, source], env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_model_is_loaded_from_the_hub(hub: str, tmp_path: Path) -> None:
     done = load_in_new_process("someone/mbt-small", hub, tmp_path / "cache")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == json.loads(CONFIG.to_json())
 
 
+@pytest.mark.slow
 def test_a_model_missing_from_the_hub_is_named(hub: str, tmp_path: Path) -> None:
     done = load_in_new_process("someone/else", hub, tmp_path / "cache")
     assert "OSError: cannot download someone/else from the hub" in done.stderr

@@ -51,6 +51,7 @@ def check(folder: Path, final: dict[str, str]) -> None:
     assert not list(folder.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_repeatedly(disk: tuple[Path, Resize], collection: Collection, tmp_path: Path, mbt: Door) -> None:
     folder, resize = disk
     (tmp_path / "clips.csv").write_text(

@@ -407,6 +407,7 @@ def test_limits_of_a_clip_are_options(collection: Collection, tmp_path: Path, mb
     assert failed(tmp_path / "slow") == {"whole_0": "decode.timeout"}
 
 
+@pytest.mark.slow
 def test_a_separate_process_prints_one_line_without_a_traceback(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("# only comments\n")
     command = [sys.executable, "-m", "mbt", "prep", "audioset", "--subset", "eval", "--list", str(tmp_path / "list.csv")]
@@ -419,6 +420,7 @@ def test_a_separate_process_prints_one_line_without_a_traceback(tmp_path: Path) 
     ]
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bytes(collection: Collection, tmp_path: Path, mbt: Door) -> None:
     rows = [f"whole,{i * 0.1:.1f},{i * 0.1 + 2:.1f},train,a" for i in range(36)]
     many = few(tmp_path, collection, *rows)
@@ -472,6 +474,7 @@ def test_audioset_list_is_packed_with_its_labels(tmp_path: Path, mbt: Door, rend
     assert len((tmp_path / "out/labels.csv").read_text().splitlines()) == 528
 
 
+@pytest.mark.slow
 def test_clips_on_the_removal_list_are_removed(collection: Collection, tmp_path: Path, mbt: Door) -> None:
     """Of shards that are done too, and by key as by video; the other samples stay byte for byte."""
     out = tmp_path / "set"

@@ -18,6 +18,8 @@ from tests.forked import ROOT, Forks, Process, forks
 from tests.mediaserver import MediaServer, ServedFile, Slow, media_server
 from tests.prep.conftest import Served
 
+pytestmark = pytest.mark.slow
+
 KILLS = 20
 SEED = 3
 VIDEOS = 24

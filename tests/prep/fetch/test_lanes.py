@@ -217,6 +217,7 @@ def test_a_cap_over_survivors_is_exact_with_several_workers(capped: tuple[Path, 
     assert {path.name for path in (folder / "work/ledger").iterdir()} == {f"fetch-{rank}.jsonl" for rank in range(3)}
 
 
+@pytest.mark.slow
 def test_a_worker_waits_for_another_that_falls_behind(
     capped: tuple[Path, set[str]], site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,8 @@ import pytest
 
 from tests.conftest import Collection, Door
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 Cluster = pytest.importorskip("ray.cluster_utils").Cluster
 CLIPS = 14

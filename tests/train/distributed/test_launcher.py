@@ -19,6 +19,8 @@ from mbt.train.distributed.signals import RESUMABLE
 from mbt.train.trainer import train
 from tests.tiny import TINY, tiny
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 STEPS = 60
 SETTINGS = (

@@ -13,6 +13,8 @@ import pytest
 
 from tests.tiny import TINY
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 SHADOWED = 'raise SystemExit("imported {name} of the working directory")\n'
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 from tests.train.distributed.several import MIDDLE, STEPS, averages_are_evaluated, averaging, trainings
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 ADAM = [
     "train.optimizer=adamw",

@@ -25,6 +25,7 @@ def test_reading_without_mbt_works_as_specified(shards: Path, monkeypatch: pytes
     assert names["log_mel"].shape == (240, 128)  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_the_readmes_python_runs(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "audioset").symlink_to(shards)
     monkeypatch.chdir(tmp_path)
