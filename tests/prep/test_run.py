@@ -326,7 +326,7 @@ def test_changed_labels_and_dropped_clips_are_refused(packed: Path, collection: 
     out = Path(shutil.copytree(packed, tmp_path / "out"))
     (tmp_path / "labels.csv").write_text("id\nb\na\nc\n")
     swapped = Collection(collection.source, collection.clips, tmp_path / "labels.csv", {})
-    assert "another label set" in refusal(mbt, *swapped.arguments(out))
+    assert "its dataset, task or label set is different" in refusal(mbt, *swapped.arguments(out))
     fewer = few(tmp_path, collection, "whole,0,2,train,b;a")
     outcome = mbt(*fewer.arguments(out))
     assert outcome.code == 2

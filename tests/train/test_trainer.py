@@ -164,7 +164,7 @@ def test_a_folder_with_a_run_is_not_overwritten(shards: Path, whole_run: Path) -
 
 def test_resuming_with_another_recipe_names_the_field(shards: Path, whole_run: Path) -> None:
     other = STEPS.model_copy(update={"train": STEPS.train.model_copy(update={"learning_rate": 0.3})})
-    refused("train.learning_rate was 0.07 and is now 0.3", shards, whole_run, other, resume=True)
+    refused("train.learning_rate was 0.1 and is now 0.3", shards, whole_run, other, resume=True)
 
 
 def test_an_impossible_model_is_a_configuration_error(shards: Path, tmp_path: Path) -> None:
