@@ -40,12 +40,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_site_has_every_page_and_loads_nothing_from_the_network(site: Path) -> None:
     assert {page.stem for page in site.glob("*.html")} - {"404"} == {page.stem for page in (ROOT / "docs").glob("*.md")}
     assert {str(page): found[0] for page in site.rglob("*.html") if (found := RESOURCE.search(page.read_text()))} == {}
     assert not list(site.rglob("*.py"))
 
 
+@pytest.mark.slow
 def test_the_site_describes_every_recipe_and_every_field(site: Path) -> None:
     text = (site / "recipes.html").read_text()
     fields = {f"{section}.{field}" for section, values in Recipe() for field in type(values).model_fields}
@@ -54,6 +56,7 @@ def test_the_site_describes_every_recipe_and_every_field(site: Path) -> None:
     assert {name for name in recipe_names() if f'<h3 id="{name}">' not in text} == set()
 
 
+@pytest.mark.slow
 def test_the_site_describes_the_public_names(site: Path) -> None:
     text = (site / "api.html").read_text()
     names = (
