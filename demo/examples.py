@@ -4,13 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from mbt.demo.clips import CLIP_SECONDS, COMBINATIONS, DemoClip, Factors, media_file
 from mbt.demo.variants import BOTTLENECK, VARIANTS
-from mbt.rollout import attention_rollout
-from mbt.train.engine.engine import pick_device
-from mbt.train.inference.predict import decode_span, eval_views, predict
+from mbt.train.evaluation.figures import FrameAttention, SpecAttention
+from mbt.train.inference.explain import attend
+from mbt.train.inference.predict import predict
 from mbt.train.models.model_folder import load_trained
 
 CROPS = 4
@@ -32,35 +30,20 @@ SHOWN: dict[str, tuple[Factors, Factors]] = {
 
 
 @dataclass(frozen=True)
-class View:
-    """The middle view of a clip, and the attention of bottleneck fusion to it.
-
-    Attributes:
-        frames: uint8 (F, H, W, 3).
-        log_mel: float32 (T, M), standardized.
-        rgb_attention: float32 (maps, height, width) of the patches; each map covers F / maps frames.
-        spec_attention: float32 (rows, bands) of the patches.
-    """
-
-    frames: np.ndarray
-    log_mel: np.ndarray
-    rgb_attention: np.ndarray
-    spec_attention: np.ndarray
-
-
-@dataclass(frozen=True)
 class Example:
     """A held-out clip.
 
     Attributes:
         clip: the clip.
         predictions: probability of each label id, for each model.
-        view: what bottleneck fusion attends to.
+        rgb: frames of the middle view, and the attention of bottleneck fusion to them.
+        spec: log-mel of the middle view, and the attention to it.
     """
 
     clip: DemoClip
     predictions: Mapping[str, Mapping[str, float]]
-    view: View
+    rgb: FrameAttention
+    spec: SpecAttention
 
 
 def shown_clips() -> dict[str, list[DemoClip]]:
@@ -87,23 +70,11 @@ def predict_examples(clips: Path, runs: Path) -> dict[str, list[Example]]:
         found = predict(runs / variant.folder, list(files.values()), 0.0, CLIP_SECONDS, CROPS, len(preprocessor.labels))
         for clip, labels in zip(files, found, strict=True):
             predictions[clip][variant.name] = {label.id: label.probability for label in labels}
-    attended = attend(runs / BOTTLENECK.folder, list(files.values()))
-    examples = {clip: Example(clip, predictions[clip], view) for clip, view in zip(files, attended, strict=True)}
+    fused = load_trained(runs / BOTTLENECK.folder)
+    examples = {}
+    for clip, file in files.items():
+        view = attend(*fused, file, 0.0, CLIP_SECONDS)
+        assert view.rgb is not None
+        assert view.spec is not None
+        examples[clip] = Example(clip, predictions[clip], view.rgb, view.spec)
     return {kind: [examples[clip] for clip in pair] for kind, pair in shown.items()}
-
-
-def attend(checkpoint: Path, files: list[Path]) -> list[View]:
-    """The middle view of each file, and the attention rollout of a model with both modalities."""
-    model, preprocessor = load_trained(checkpoint)
-    device = pick_device()
-    model.to(device)
-    found = []
-    for file in files:
-        batch = eval_views(decode_span(file, 0.0, CLIP_SECONDS, preprocessor.inputs), preprocessor.inputs, 1, device)
-        assert batch.rgb is not None
-        assert batch.spec is not None
-        attention = attention_rollout(model, batch.rgb, batch.spec)
-        frames = ((batch.rgb[0] + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
-        tensors = (frames, batch.spec[0], attention["rgb"][0], attention["spec"][0])
-        found.append(View(*(tensor.cpu().numpy().copy() for tensor in tensors)))
-    return found

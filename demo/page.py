@@ -121,7 +121,9 @@ def _kind_parts(kind: str, examples: Sequence[Example]) -> Iterator[str]:
     for example in examples:
         content = example.clip.factors
         words = f"{content.color} {content.shape}, {content.motion}; {content.sound}, {content.rhythm}"
-        picture = _image(png(view_picture(example.view)), f"Frames and spectrogram of the clip ({words}), each with attention")
+        picture = _image(
+            png(view_picture(example.rgb, example.spec)), f"Frames and spectrogram of the clip ({words}), each with attention"
+        )
         name = f"{example.clip.video_id}: {words}"
         yield f'<section class="clip"><h4>{escape(name)}</h4>{picture}{_prediction_table(kind, example)}</section>'
     yield "</div>"

@@ -9,11 +9,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mbt.demo.examples import View
 from mbt.demo.scores import Scores
 from mbt.manifests.atomic import write_bytes
 from mbt.manifests.shards import MEL_RATE
-from mbt.train.evaluation.figures import HEAT, OPACITY
+from mbt.train.evaluation.figures import HEAT, OPACITY, FrameAttention, SpecAttention
 
 CHART_DPI, VIEW_DPI = 150, 100
 SMALL_WIDTH = 960
@@ -46,11 +45,11 @@ def score_chart(scores: Mapping[str, Scores]) -> Figure:
     return figure
 
 
-def view_picture(view: View) -> Figure:
+def view_picture(rgb: FrameAttention, spec: SpecAttention) -> Figure:
     """Frames and spectrogram of a view, each with the attention overlaid below; colors are relative to the mean."""
     figure = Figure(figsize=(4.8, 5.2), dpi=VIEW_DPI, layout="constrained")
     upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=(2.7, 2.5)).flat
-    frames, maps = view.frames, view.rgb_attention / view.rgb_attention.mean()
+    frames, maps = rgb.frames, rgb.attention / rgb.attention.mean()
     rows = upper.subplots(2, len(frames))
     for number, frame in enumerate(frames):
         for axes in rows[:, number]:
@@ -59,14 +58,14 @@ def view_picture(view: View) -> Figure:
         _overlay(rows[1, number], maps[number * len(maps) // len(frames)], vmax=maps.max(), extent=(0, 1, 1, 0))
     rows[0, 0].set_title("frames", loc="left")
     rows[1, 0].set_title("attention", loc="left")
-    place: dict[str, Any] = {"extent": (0, len(view.log_mel) / MEL_RATE, 0, view.log_mel.shape[1])}
+    place: dict[str, Any] = {"extent": (0, len(spec.log_mel) / MEL_RATE, 0, spec.log_mel.shape[1])}
     place |= {"origin": "lower", "aspect": "auto"}
     plain, attended = lower.subplots(2, 1, sharex=True)
     for axes, title in ((plain, "spectrogram"), (attended, "attention")):
-        axes.imshow(view.log_mel.T, cmap="gray", **place)
+        axes.imshow(spec.log_mel.T, cmap="gray", **place)
         axes.set_title(title, loc="left")
         axes.set_yticks([])
-    _overlay(attended, (view.spec_attention / view.spec_attention.mean()).T, **place)
+    _overlay(attended, (spec.attention / spec.attention.mean()).T, **place)
     attended.set_xlabel("time in the view, s")
     return figure
 

@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from mbt.demo.clips import labels
-from mbt.demo.examples import Example, View, shown_clips
+from mbt.demo.examples import Example, shown_clips
 from mbt.demo.page import demo_page
 from mbt.demo.scores import KINDS, kind_map, scores_by_kind
 from mbt.demo.variants import VARIANTS
+from mbt.train.evaluation.figures import FrameAttention, SpecAttention
 
 pytestmark = pytest.mark.slow
 
@@ -67,12 +68,8 @@ def probability(model: int, label: int, clip: int) -> float:
 @pytest.fixture(scope="module")
 def examples() -> dict[str, list[Example]]:
     random = np.random.default_rng(0)
-    view = View(
-        frames=random.integers(0, 255, (4, 64, 64, 3), np.uint8),
-        log_mel=random.normal(size=(160, 128)).astype(np.float32),
-        rgb_attention=random.random((2, 4, 4)),
-        spec_attention=random.random((10, 2)),
-    )
+    rgb = FrameAttention(random.integers(0, 255, (4, 64, 64, 3), np.uint8), [0.4, 0.8, 1.2, 1.6], random.random((2, 4, 4)))
+    spec = SpecAttention(random.normal(size=(160, 128)).astype(np.float32), (0.4, 2.0), random.random((10, 2)))
     return {
         kind: [
             Example(
@@ -81,7 +78,8 @@ def examples() -> dict[str, list[Example]]:
                     m: {label.id: probability(i, j, clip.index) for j, label in enumerate(labels().labels)}
                     for i, m in enumerate(MODELS)
                 },
-                view,
+                rgb,
+                spec,
             )
             for clip in pair
         ]
