@@ -45,6 +45,6 @@ $(READY): pyproject.toml constraints.txt
 	@echo "env: installing uv"
 	@$(call retry,$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt uv)
 	@echo "env: installing mbt and its dependencies, at the versions in constraints.txt"
-	@$(call retry,$(VENV)/bin/uv pip install --python $(VENV)/bin/python --constraint constraints.txt --editable '.[dev]')
+	@$(call retry,$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --constraint constraints.txt --editable '.[dev]')
 	@touch $@
 	@echo "env: ready"

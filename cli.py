@@ -34,11 +34,9 @@ checkpoint_option = click.option(
 model_settings_option = click.option(
     "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Set a field of the model, e.g. fusion_layer=8; repeatable."
 )
-start_option = click.option(
-    "--start", type=click.FloatRange(min=0), metavar="SECONDS", default=0.0, help="Start of the span to label."
-)
+start_option = click.option("--start", type=click.FloatRange(min=0), metavar="SECONDS", default=0.0, help="Start of the span.")
 seconds_option = click.option(
-    "--seconds", type=click.FloatRange(min=0.04), metavar="SECONDS", default=10.0, help="Length of the span to label."
+    "--seconds", type=click.FloatRange(min=0.04), metavar="SECONDS", default=10.0, help="Length of the span."
 )
 crops_option = click.option("--crops", type=COUNT, metavar="N", default=4, help="Temporal views per clip.")
 
@@ -87,7 +85,7 @@ def custom(list_path: Path, labels_path: Path, name: str, task: Any, **options: 
 
     plan = Plan(dataset=name, task=task)
     chosen = PrepOptions.from_command_line(**options)
-    prepare(plan, lambda: read_labels(labels_path), lambda labels: custom_clips(list_path, labels), chosen)
+    prepare(plan, lambda: read_labels(labels_path), lambda labels: custom_clips(list_path, labels, task), chosen)
 
 
 @prep.command()

@@ -141,7 +141,7 @@ def _prediction_table(kind: str, example: Example) -> str:
         name = label.display_name.removesuffix(f" is {kind}")
         found = (predicted[label.id] for predicted in example.predictions.values())
         cells = "".join(f'<td class="p" style="--p:{p:.0%}">{p:.2f}</td>' for p in found)
-        marked, name = (' class="true"', f"\N{CHECK MARK} {name}") if label.id in true else ("", name)
+        marked, name = (' class="true"', f"\N{CHECK MARK}\N{NO-BREAK SPACE}{name}") if label.id in true else ("", name)
         rows.append(f'<tr{marked}><th scope="row">{escape(name)}</th>{cells}</tr>')
     caption = "Probability of each label, by model"
     return (

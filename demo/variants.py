@@ -52,6 +52,7 @@ def train_variants(shards: Path, runs: Path, seed: int, cores: int) -> None:
     commands = {variant: _command(variant, shards, runs, seed) for variant in VARIANTS}
     for words in commands.values():
         click.echo(f"$ mbt {shlex.join(words)}")
+    click.echo(f"demo: these run {jobs} at a time; logs in {runs}/*.log")
     waiting, running = list(VARIANTS), dict[Variant, subprocess.Popen[bytes]]()
     with progress(len(VARIANTS), "train", "model") as bar:
         try:

@@ -19,7 +19,7 @@ class MbtError(Exception):
         self.what, self.fix = (" ".join(text.splitlines()) for text in (what, fix))
 
     def __str__(self) -> str:
-        return f"{self.what}. {self.fix}."
+        return f"{self.what}. {self.fix}" + "." * (not self.fix.endswith("?"))
 
 
 class InputError(MbtError):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import operator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -186,10 +187,13 @@ def as_image_size(value: object) -> ImageSize:
     Raises:
         ValueError: the value is neither a positive number nor two of them.
     """
-    shape = (value, value) if isinstance(value, int) else value
-    match shape:
-        case (int(height), int(width)) if min(height, width) >= 1:
-            return height if height == width else (height, width)
+    sides = value if isinstance(value, tuple | list) else (value, value)
+    try:
+        height, width = (operator.index(side) for side in sides)
+    except (TypeError, ValueError):
+        height = width = 0
+    if min(height, width) >= 1 and not any(isinstance(side, bool) for side in sides):
+        return height if height == width else (height, width)
     raise ValueError(f"image_size {value!r} is neither a positive number of pixels nor [height, width]")
 
 

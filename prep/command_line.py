@@ -96,7 +96,7 @@ prep_options = together(
     option(
         CHOOSE,
         "--keys",
-        type=FILE,
+        type=click.Path(path_type=Path),
         help="Take only the clips whose keys are in this Parquet file, e.g. another dataset's train.parquet.",
     ),
     option(CHOOSE, "--cap", type=COUNT, metavar="N", help="Balance the classes: take at most N clips of each."),

@@ -61,7 +61,7 @@ class PrepOptions:
 
     def __post_init__(self) -> None:
         share = self.share
-        if share.world > 1 and (self.stage is None or not self.fetch.is_remote):
+        if share.world > 1 and not self.dry_run and (self.stage is None or not self.fetch.is_remote):
             raise InputError(
                 f"this is worker {share.rank} of {share.world}, but workers can share only the fetch stage, from a URL",
                 "Run --stage plan once, then --stage fetch with every worker, then --stage pack once",
@@ -110,6 +110,7 @@ def prepare(
     """
     out = options.out.resolve()
     if options.dry_run:
+        _fetch(out, options)
         labels = read_labels()
         clips = choose(read_clips(labels), options.plan, len(labels))
         click.echo("\n".join(_estimate(clips, len(labels), options).lines()))

@@ -126,5 +126,5 @@ def newest_run(folder: Path) -> Path:
     """
     runs = [path.parent for path in folder.glob(f"*/{METRICS}")]
     if not runs:
-        raise ConfigError(f"no runs found below {folder}", "Name one with --checkpoint, or train one first")
+        raise ConfigError(f"there is no run in {folder}", "Give --checkpoint, or train a model first (mbt train)")
     return max(runs, key=lambda run: (run / METRICS).stat().st_mtime)

@@ -263,7 +263,7 @@ def check_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
     for name in options:
         if name not in known_options:
             near = difflib.get_close_matches(name, known_options, n=1)
-            fix = f"Did you mean {near[0]}" if near else "Use the names of yt-dlp's Python API, such as cookiefile"
+            fix = f"Did you mean {near[0]}?" if near else "Use the names of yt-dlp's Python API, such as cookiefile"
             raise InputError(f"{where}: yt-dlp has no option {name}", fix)
     return dict(options)
 

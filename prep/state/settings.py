@@ -46,7 +46,7 @@ def freeze_settings(folder: Path, settings: PackSettings) -> None:
     earlier = _read(path)
     if earlier != settings:
         first, now = _by_option(earlier.model_dump()), _by_option(settings.model_dump())
-        different = [f"{name} {_shown(first[name])}, not {_shown(now[name])}" for name in now if first[name] != now[name]]
+        different = [_difference(name, first[name], now[name]) for name in now if first[name] != now[name]]
         what = f"{folder} was packed with other settings: {'; '.join(different)} (see {path})"
         raise InputError(what, "Use the same settings, or another --out")
 
@@ -74,6 +74,12 @@ def _by_option(settings: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in settings.items():
         values |= _by_option(value) if isinstance(value, dict) else {f"--{name.replace('_', '-')}": value}
     return values
+
+
+def _difference(name: str, first: Any, now: Any) -> str:
+    if _shown(first) == _shown(now):
+        return f"{name} {_shown(first)} with another query or password"
+    return f"{name} {_shown(first)}, not {_shown(now)}"
 
 
 def _shown(value: Any) -> str:

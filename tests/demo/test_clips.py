@@ -58,7 +58,7 @@ def _centers(pictures: np.ndarray) -> np.ndarray:
 def test_prep_custom_reads_the_clip_list(folder: Path) -> None:
     label_set = read_labels(folder / "labels.csv")
     assert label_set == labels()
-    found = table_clips(custom_clips(folder / "clips.csv", label_set))
+    found = table_clips(custom_clips(folder / "clips.csv", label_set, "multilabel"))
     assert [clip.split for clip in found] == ["train"] * NUM_TRAIN + ["eval"] * NUM_EVAL
     assert all(clip.duration_ms == 2400 and len(clip.labels) == 6 for clip in found)
     assert {clip.video_id for clip in found} == {path.stem for path in (folder / "media").iterdir()}

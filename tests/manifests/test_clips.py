@@ -121,7 +121,7 @@ def test_missing_label_list_is_refused(tmp_path: Path) -> None:
 
 def custom(folder: Path, text: str) -> list[Clip]:
     (folder / "clips.csv").write_text(text)
-    return table_clips(custom_clips(folder / "clips.csv", LABELS))
+    return table_clips(custom_clips(folder / "clips.csv", LABELS, "multilabel"))
 
 
 def test_custom_list_is_read_in_any_column_order(tmp_path: Path) -> None:
@@ -167,5 +167,15 @@ def test_custom_list_without_a_column_is_refused(tmp_path: Path, text: str, reas
 def test_empty_or_missing_custom_list_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no clips"):
         custom(tmp_path, "video_id,start,end,split,labels\n")
-    with pytest.raises(InputError, match="cannot read the list"):
-        custom_clips(tmp_path / "nothing.csv", LABELS)
+    with pytest.raises(InputError, match=r"the list .*nothing\.csv does not exist"):
+        custom_clips(tmp_path / "nothing.csv", LABELS, "multilabel")
+
+
+@pytest.mark.parametrize(("labels", "count"), [("", 0), ("x;y", 2)])
+def test_a_multiclass_clip_has_one_label(tmp_path: Path, labels: str, count: int) -> None:
+    path = tmp_path / "clips.csv"
+    path.write_text("video_id,start,end,split,labels\nv,0,1,train,x\nw,0,1,train,x;x\n")
+    assert [clip.labels for clip in table_clips(custom_clips(path, LABELS, "multiclass"))] == [(0,), (0,)]
+    path.write_text(f"video_id,start,end,split,labels\nv,0,1,train,x\nw,0,1,train,{labels}\n")
+    with pytest.raises(InputError, match=rf"line 3: {count} labels, but a multiclass clip has one\. .* --task multilabel"):
+        custom_clips(path, LABELS, "multiclass")

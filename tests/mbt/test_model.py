@@ -205,6 +205,8 @@ def test_spectrogram_rows_beyond_the_last_full_patch_are_ignored() -> None:
         ({"image_size": (32, 40)}, r"image_size \(32, 40\) is not divisible by the tubelet's 16 x 16 pixels"),
         ({"image_size": (32,)}, r"image_size \(32,\) is neither a positive number of pixels nor \[height, width\]"),
         ({"image_size": 0}, "image_size 0 is neither"),
+        ({"image_size": True}, "image_size True is neither"),
+        ({"image_size": 32.5}, r"image_size 32\.5 is neither"),
         ({"num_frames": 3, "tubelet": (2, 16, 16)}, "num_frames 3 is not divisible"),
         ({"tubelet": (0, 16, 16)}, r"tubelet \(0, 16, 16\) is below 1"),
         ({"mlp_dim": 0}, "mlp_dim 0 is below 1"),
@@ -235,6 +237,7 @@ def test_configuration_survives_json() -> None:
 
 
 def test_a_square_image_size_is_written_as_one_number() -> None:
+    assert MBTConfig(**{**SMALL, "image_size": np.int64(32)}).to_json() == MBTConfig(**SMALL).to_json()
     square, wide = MBTConfig(**{**SMALL, "image_size": [32, 32]}), MBTConfig(**{**SMALL, "image_size": [32, 64]})
     assert square == MBTConfig(**SMALL)
     assert '"image_size": 32,' in square.to_json()

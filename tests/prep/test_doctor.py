@@ -310,7 +310,7 @@ def test_canary_over_each_lane(
             "--lanes lanes.toml requires --canary. Add --canary VIDEO_ID, the video to request over each lane.",
         ),
         (("--canary", "x", "--lanes", "nothing.toml"), "cannot read the lanes file nothing.toml"),
-        (("--canary", "x", "--lanes", "lanes.toml"), "lanes.toml: lane a: yt-dlp has no option prox. Did you mean proxy."),
+        (("--canary", "x", "--lanes", "lanes.toml"), "lanes.toml: lane a: yt-dlp has no option prox. Did you mean proxy?"),
     ],
 )
 def test_wrong_use_of_lanes(

@@ -49,7 +49,7 @@ def start_ranks(ranks: int, arguments: Sequence[str]) -> int:
     unit, available = ("GPUs", torch.cuda.device_count()) if torch.cuda.is_available() else ("CPU cores", _num_cores())
     if ranks > available:
         raise ConfigError(f"--gpus {ranks}: this machine has {available} {unit}", f"Use --gpus {available} or fewer")
-    os.environ.setdefault("OMP_NUM_THREADS", str(_num_cores() // ranks))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(_num_cores() // ranks, 1)))
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     for number in SIGNALS:
         signal.signal(number, _forward)

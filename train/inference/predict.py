@@ -81,9 +81,10 @@ def decode_span(file: Path, start_s: float, duration_s: float, inputs: Inputs) -
     try:
         return decode_clip(file, start_s, duration_s, inputs.media.video, DEFAULT_LIMITS, streams, min_share=0)
     except ClipError as error:
-        raise InputError(
-            f"{file} cannot be decoded: {error}", "Pass a media file with the video and audio streams that the model needs"
-        ) from None
+        fix = "Pass a media file with the video and audio streams that the model needs"
+        if error.code == "clip.short":
+            fix = f"Check that the file lasts longer than --start {start_s:g}"
+        raise InputError(f"{file} cannot be decoded: {error}", fix) from None
 
 
 def eval_views(clip: DecodedClip, inputs: Inputs, crops: int, device: torch.device) -> Batch:

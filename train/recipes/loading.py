@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from mbt.manifests.errors import ConfigError
 from mbt.manifests.toml_value import toml_value
+from mbt.train.recipes.model_fields import DECIDED_ELSEWHERE
 from mbt.train.recipes.schema import NONE, Recipe
 
 PACKAGE = "mbt.train.recipes"
@@ -81,9 +82,12 @@ def _explained(error: ValidationError, name: str) -> ConfigError:
         where = f"recipe {name}: {place}" if place else f"recipe {name}"
         field = place if "." in place else f"{place or 'SECTION'}.FIELD"
         return ConfigError(f"{where}: {message}", f"Change it with --set {field}=VALUE")
+    section, _, field = place.partition(".")
+    if section == "model" and field in DECIDED_ELSEWHERE:
+        return ConfigError(f"recipe {name}: {place} is not a field of a recipe", DECIDED_ELSEWHERE[field])
     known = [f"{section}.{field}" for section, fields in Recipe() for field in type(fields).model_fields]
     near = difflib.get_close_matches(place, known, n=1)
     return ConfigError(
         f"recipe {name}: unknown field {place!r}",
-        f"Did you mean {near[0]}" if near else f"Fields: {', '.join(known)}",
+        f"Did you mean {near[0]}?" if near else f"Fields: {', '.join(known)}",
     )

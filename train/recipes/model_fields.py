@@ -13,7 +13,13 @@ from mbt.config import MBTConfig
 from mbt.manifests.errors import ConfigError
 from mbt.manifests.toml_value import toml_value
 
-DECIDED_ELSEWHERE = frozenset({"num_classes", "num_frames", "image_size", "spec_shape"})
+DECIDED_ELSEWHERE = {
+    "num_classes": "The dataset decides the number of classes",
+    "num_frames": "Set input.frames",
+    "image_size": "Set input.image_size",
+    "spec_shape": "Set input.seconds",
+}
+"""Fields of MBTConfig that are not in a recipe's section `model`, and what sets them."""
 """Fields that a recipe's model section lacks: the dataset and the recipe's input section decide them."""
 
 

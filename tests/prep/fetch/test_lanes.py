@@ -252,6 +252,7 @@ def test_only_the_fetch_stage_can_be_shared(
 ) -> None:
     done = mbt(*arguments(1), "--rank", 0, "--world", 2)
     assert (done.code, "--stage fetch with every worker" in done.err) == (2, True)
+    assert mbt(*arguments(1), "--rank", 0, "--world", 2, "--dry-run").code == 0
     done = mbt(*arguments(1), "--stage", "fetch", "--rank", 2, "--world", 2)
     assert (done.code, "--rank 2 does not exist with --world 2" in done.err) == (2, True)
     done = mbt(*arguments(1), "--stage", "fetch", "--rank", 1)

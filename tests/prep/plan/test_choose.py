@@ -128,6 +128,9 @@ def test_what_the_folder_already_holds_counts_as_room(tmp_path: Path, monkeypatc
 
 
 def test_the_dry_run_prints_and_writes_nothing(tmp_path: Path, mbt: Door) -> None:
+    nowhere = ["--source", tmp_path / "nowhere"]
+    done = mbt("prep", "audioset", "--subset", "balanced", "--out", tmp_path / "set", "--dry-run", *nowhere)
+    assert (done.code, "nowhere does not exist" in done.err) == (2, True)
     done = mbt("prep", "audioset", "--subset", "balanced", "--out", tmp_path / "set", "--dry-run")
     assert done.code == 0, done.err
     lines = dict(line.split(maxsplit=1) for line in done.out.strip().splitlines())

@@ -39,7 +39,7 @@ LINES = st.lists(st.lists(CELL, max_size=7).map(",".join), max_size=4).map("\n".
 Parser = Callable[[Path], object]
 LISTS: dict[str, Parser] = {
     "labels": read_labels,
-    "custom": lambda path: custom_clips(path, LABELS),
+    "custom": lambda path: custom_clips(path, LABELS, "multilabel"),
     "audioset": lambda path: segments_table(path, "eval"),
     "removed": read_removed,
     "clips": read_clips,

@@ -93,8 +93,8 @@ def test_an_error_of_all_ranks_is_printed_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", script, "shards", "stats", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("error: ")
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
 def test_no_more_ranks_than_cores_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,6 +102,19 @@ def test_no_more_ranks_than_cores_where_there_is_no_gpu(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"--gpus 99: this machine has 3 CPU cores\. Use --gpus 3 or fewer"):
         start_ranks(99, ["train"])
+
+
+def test_every_rank_has_a_thread_where_there_are_more_gpus_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    started = lambda *given: lambda *words: threads.append(os.environ["OMP_NUM_THREADS"])  # noqa: E731
+    monkeypatch.setattr("mbt.train.distributed.launcher.elastic_launch", started)
+    assert start_ranks(8, ["train"]) == 0
+    assert threads == ["1"]
 
 
 def test_a_rank_cannot_start_ranks(monkeypatch: pytest.MonkeyPatch) -> None:

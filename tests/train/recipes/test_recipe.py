@@ -48,7 +48,7 @@ def test_the_resolved_recipe_is_written_and_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("train.batchsize=8", "Did you mean train.batch_size"),
+        ("train.batchsize=8", r"Did you mean train\.batch_size\?$"),
         ("train.batch_size=many", "train.batch_size"),
         ("train.batch_size=0", "train.batch_size"),
         ("model.fusion=magic", "model.fusion"),
@@ -57,6 +57,8 @@ def test_the_resolved_recipe_is_written_and_read_back(tmp_path: Path) -> None:
         ("input.seconds=0.03", "seconds 0.03"),
         ("input.image_size=300", "image_size 300 is larger than resize 256"),
         ("wheels.count=4", "wheels"),
+        ("model.image_size=32", r"model\.image_size is not a field of a recipe\. Set input\.image_size\."),
+        ("model.num_classes=5", r"model\.num_classes is not a field of a recipe\. The dataset decides"),
     ],
 )
 def test_wrong_settings_are_named(setting: str, message: str) -> None:
