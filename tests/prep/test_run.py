@@ -347,7 +347,7 @@ def test_users_mistakes_are_one_line(collection: Collection, tmp_path: Path, mbt
     assert "lacks {video_id}" in refusal(mbt, *changed("--source", "https://example.org/v.mp4"))
     assert "lacks the column" in refusal(mbt, *changed("--list", tmp_path / "empty.csv"))
     assert "line 3: invalid row" in refusal(mbt, *changed("--list", tmp_path / "bad.csv"))
-    assert "cannot read the list" in refusal(mbt, *changed("--list", tmp_path / "nothing.csv"))
+    assert "nothing.csv does not exist" in refusal(mbt, *changed("--list", tmp_path / "nothing.csv"))
     assert "is empty" in refusal(mbt, *changed("--labels", tmp_path / "empty.csv"))
     assert "has no subset 'huge'" in refusal(mbt, "prep", "audioset", "--subset", "huge", "--out", tmp_path / "as")
 
