@@ -49,6 +49,6 @@ def check_page(out: Path, reports: dict[str, dict[str, float]]) -> None:
     file = str(out / "clips" / "media" / "eval-0000.mp4")
     result = CliRunner().invoke(cli, ["predict", file, "--checkpoint", run, "--top", "15", "--json"])
     predicted = {label["name"]: label["probability"] for label in json.loads(result.output)["labels"]}
-    shown = {f"{row[0].lstrip('\N{CHECK MARK}\N{NO-BREAK SPACE}')} is seen": row[4] for row in clips[0][1:]}
+    shown = {row[0].lstrip("\N{CHECK MARK}\N{NO-BREAK SPACE}") + " is seen": row[4] for row in clips[0][1:]}
     assert shown == {name: f"{predicted[name]:.2f}" for name in shown}
     assert len(shown) == 7
