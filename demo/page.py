@@ -49,7 +49,10 @@ th, td { padding: .3rem .35rem; border-bottom: 1px solid var(--line); text-align
 th:first-child { text-align: left; }
 thead th { font-weight: 600; vertical-align: bottom; }
 tr.true { background: var(--mark); } tr.true th { font-weight: 700; }
-td.p { background: linear-gradient(to right, var(--bar) var(--p), transparent var(--p)) no-repeat 0 100% / 100% .25rem; }
+td.p { background: linear-gradient(to right, var(--bar) var(--p), transparent var(--p)) no-repeat
+       .35rem 100% / calc(100% - .7rem) .25rem; }
+.clip table { table-layout: fixed; } .clip th:first-child { width: 30%; }
+.clip thead th { font-size: .75rem; padding-inline: .1rem .35rem; }
 pre { background: color-mix(in srgb, var(--text) 7%, var(--back)); border-radius: 6px; padding: .6rem .75rem;
       margin: .25rem 0 1rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .875rem; }
 .pair { display: grid; gap: 1.5rem; margin-top: 1rem; }
