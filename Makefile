@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 
-# One worker per core, at most four; the tests of one file share a worker, and so its fixtures.
-PYTEST := $(VENV)/bin/pytest --numprocesses logical --maxprocesses 4 --dist loadscope
+# One worker of one thread per core, at most four; the tests of one file share a worker, and so its fixtures.
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/pytest --numprocesses logical --maxprocesses 4 --dist loadscope
 
 .PHONY: demo test quick lint docs env
 .DEFAULT_GOAL := test

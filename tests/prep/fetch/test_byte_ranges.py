@@ -30,6 +30,8 @@ from tests.mediaserver import (
 )
 from tests.prep.conftest import INDEXED, SECONDS, Served, ffmpeg_run
 
+pytestmark = pytest.mark.slow
+
 FAST = TransferLimits(tries=3, backoff_s=0.01)
 
 

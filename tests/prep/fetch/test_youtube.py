@@ -18,6 +18,8 @@ from tests.media import counter_of
 from tests.mediaserver import MediaServer, ServedFile, Status, media_server
 from tests.prep.conftest import Served
 
+pytestmark = pytest.mark.slow
+
 FPS = 30
 GONE = "This video has been removed by the uploader"
 

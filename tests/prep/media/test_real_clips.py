@@ -17,7 +17,7 @@ from mbt.prep.media.decode import Stream, decode_clip
 from mbt.prep.media.ffmpeg import ClipError
 from tests.conftest import Door, each_real_clip
 
-pytestmark = pytest.mark.clips
+pytestmark = [pytest.mark.clips, pytest.mark.slow]
 BOTH: tuple[Stream, ...] = ("video", "audio")
 
 

@@ -15,6 +15,8 @@ from mbt.manifests.reading.reader import ShardReader
 from mbt.prep.media.decode import DecodedClip, decode_clip
 from tests.conftest import Collection, Door
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 150_000
 ONE_SHARD = ("--short-side", 96, "--shard-samples", 20)
 

@@ -11,6 +11,8 @@ from mbt.manifests.errors import InputError, StorageError
 from mbt.prep.state.store import Store
 from tests.conftest import Collection, Door
 
+pytestmark = pytest.mark.slow
+
 
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of the files that readers of a dataset folder use."""

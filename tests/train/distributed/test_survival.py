@@ -27,6 +27,8 @@ from mbt.train.trainer import train
 from tests.conftest import Door
 from tests.tiny import tiny
 
+pytestmark = pytest.mark.slow
+
 STEPS = tiny("train.max_steps=6", "train.checkpoint_every=100", "model.drop_path=0.3", "train.eval_every_epochs=1.5")
 
 

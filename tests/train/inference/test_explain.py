@@ -20,6 +20,8 @@ from mbt.train.inference.predict import predict
 from mbt.train.models.model_folder import Preprocessor, load_trained, save_trained
 from tests.tiny import tiny
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model_folder(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
