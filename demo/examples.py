@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mbt.demo.clips import CLIP_SECONDS, COMBINATIONS, DemoClip, Factors, media_file
+from mbt.demo.clips import CLIP_SECONDS, COMBINATIONS, DemoClip, Factors, labels, media_file
 from mbt.demo.variants import BOTTLENECK, VARIANTS
 from mbt.train.evaluation.figures import FrameAttention, SpecAttention
 from mbt.train.inference.explain import attend
@@ -62,14 +62,13 @@ def predict_examples(clips: Path, runs: Path) -> dict[str, list[Example]]:
         InputError: a file cannot be decoded.
         ConfigError: a run directory holds no model.
     """
-    shown = shown_clips()
+    shown, num_labels = shown_clips(), len(labels())
     files = {clip: media_file(clips, clip) for pair in shown.values() for clip in pair}
     predictions: dict[DemoClip, dict[str, dict[str, float]]] = {clip: {} for clip in files}
     for variant in VARIANTS:
-        _, preprocessor = load_trained(runs / variant.folder)
-        found = predict(runs / variant.folder, list(files.values()), 0.0, CLIP_SECONDS, CROPS, len(preprocessor.labels))
-        for clip, labels in zip(files, found, strict=True):
-            predictions[clip][variant.name] = {label.id: label.probability for label in labels}
+        found = predict(runs / variant.folder, list(files.values()), 0.0, CLIP_SECONDS, CROPS, num_labels)
+        for clip, predicted in zip(files, found, strict=True):
+            predictions[clip][variant.name] = {label.id: label.probability for label in predicted}
     fused = load_trained(runs / BOTTLENECK.folder)
     examples = {}
     for clip, file in files.items():

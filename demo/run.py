@@ -1,7 +1,6 @@
 """`mbt demo`: from rendered clips to trained models and a page of results, with the ordinary commands."""
 
 import json
-import os
 import shlex
 import shutil
 import sys
@@ -19,6 +18,7 @@ from mbt.demo.pictures import png, score_chart, shrink
 from mbt.demo.scores import score_table, scores_by_kind
 from mbt.demo.variants import BOTTLENECK, VARIANTS, train_variants
 from mbt.manifests.atomic import write_bytes, write_text
+from mbt.prep.workers.processes import cores
 
 NUM_TRAIN, NUM_EVAL = 288, 72
 SHORT_SIDE = 64
@@ -38,14 +38,14 @@ def run_demo(command: click.Command, out: Path, seed: int) -> None:
         MbtError: a command failed.
     """
     start = time.monotonic()
-    cores = len(os.sched_getaffinity(0))
+    workers = cores()
     clips, shards, runs = out / "clips", out / "shards", out / "runs"
-    rendered = render(clips, seed, NUM_TRAIN, NUM_EVAL, cores)
+    rendered = render(clips, seed, NUM_TRAIN, NUM_EVAL, workers)
     click.echo(f"demo: {NUM_TRAIN + NUM_EVAL} labeled clips in {clips} ({rendered} rendered now)")
     lists = ["--list", clips / "clips.csv", "--labels", clips / "labels.csv", "--source", clips / "media"]
     _run(command, "prep", "custom", "--name", "demo", *lists, "--short-side", SHORT_SIDE, "--out", shards)
     click.echo()
-    train_variants(shards, runs, seed, cores)
+    train_variants(shards, runs, seed, workers)
     scores = {}
     for variant in VARIANTS:
         run = runs / variant.folder

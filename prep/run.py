@@ -110,7 +110,7 @@ def prepare(
     """
     out = options.out.resolve()
     if options.dry_run:
-        _fetch(out, options)
+        _fetch(out, options)  # Only its checks: the work is not done.
         labels = read_labels()
         clips = choose(read_clips(labels), options.plan, len(labels))
         click.echo("\n".join(_estimate(clips, len(labels), options).lines()))
