@@ -25,9 +25,9 @@ import click
 from benchmarks.processes import ROOT
 from mbt.manifests.errors import InputError, MbtError
 from mbt.manifests.lists.custom import REQUIRED
-from mbt.prep.fetch.sidx import parse_index
-from mbt.prep.fetch.ytdlp import PLACEHOLDER
 from mbt.prep.media.ffmpeg import ffmpeg
+from mbt.prep.sources.sidx import parse_index
+from mbt.prep.sources.ytdlp import PLACEHOLDER
 from tests.mediaserver import MediaServer, Request, ServedFile, Slow, media_server, with_access_points
 
 VIDEO_S = 300

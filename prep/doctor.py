@@ -27,7 +27,7 @@ from mbt.manifests.sizes import format_gigabytes
 from mbt.prep.state.failure_codes import UPGRADE, Verdict
 
 if TYPE_CHECKING:
-    from mbt.prep.fetch.ytdlp import YtDlp
+    from mbt.prep.sources.ytdlp import YtDlp
 
 OLDEST_PYTHON = (3, 11)
 AGE_TO_WARN, AGE_TO_FAIL = 30, 180
@@ -271,7 +271,7 @@ def yt_dlp_ejs() -> str:
 
 def deno() -> str:
     """The JavaScript runtime that yt-dlp needs for most of YouTube."""
-    from mbt.prep.fetch.ytdlp import find_deno
+    from mbt.prep.sources.ytdlp import find_deno
 
     program = find_deno()
     if program is None:
@@ -282,14 +282,14 @@ def deno() -> str:
 
 
 def _template(canary: str) -> str:
-    from mbt.prep.fetch.ytdlp import PLACEHOLDER
+    from mbt.prep.sources.ytdlp import PLACEHOLDER
 
     return PLACEHOLDER if "://" in canary else AUDIOSET.url_template
 
 
 def request(canary: str, source: "YtDlp | None" = None) -> str | CheckWarning:
     """The formats that the site offers for a video, over a lane or this machine's own address; nothing is downloaded."""
-    from mbt.prep.fetch.ytdlp import YtDlp
+    from mbt.prep.sources.ytdlp import YtDlp
 
     offer = (source or YtDlp(Path(os.devnull), _template(canary))).probe(canary)
     if isinstance(offer, Verdict):

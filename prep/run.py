@@ -19,7 +19,6 @@ from mbt.manifests.shards import FAILURES_FILE
 from mbt.prep.fetch.clip_states import Fetched
 from mbt.prep.fetch.fetch import fetch, find_local_clips
 from mbt.prep.fetch.lanes import make_lanes
-from mbt.prep.fetch.local_folder import LocalFolder
 from mbt.prep.fetch.options import FetchOptions
 from mbt.prep.fetch.worker_share import WorkerShare
 from mbt.prep.pack.options import PackOptions
@@ -29,6 +28,7 @@ from mbt.prep.plan.estimate import Estimate, check_disk, estimate
 from mbt.prep.plan.options import PlanOptions
 from mbt.prep.plan.plan import CLIPS_FILE, Plan, read_plan, write_plan
 from mbt.prep.plan.removed import read_removed
+from mbt.prep.sources.local_folder import LocalFolder
 
 Stage = Literal["plan", "fetch", "pack"]
 Work = Callable[[], None]

@@ -31,6 +31,7 @@ FLOORS = (
     "prep/pack",
     "prep/fetch",
     "prep/plan",
+    "prep/sources",
     "prep/state",
     "prep/media",
     "prep/workers",
@@ -48,7 +49,7 @@ DOORS = {
     "jax": {"benchmarks/flax_peer.py"},
     "nvidia": {"train/data/decode.py", "benchmarks/loader.py"},
     "deepspeed": {"train/engine/deepspeed_engine.py"},
-    "yt_dlp": {"prep/fetch/ytdlp.py"},
+    "yt_dlp": {"prep/sources/ytdlp.py"},
 }
 PREDICTION = "train/inference/predict.py"
 """It decodes a video by the function that packed the training data, and so may import prep."""

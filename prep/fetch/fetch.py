@@ -14,14 +14,14 @@ from mbt.manifests.clips import Clip, table_clips
 from mbt.manifests.errors import SourceError
 from mbt.manifests.progress import progress
 from mbt.prep.fetch.breaker import Breaker, Stop
-from mbt.prep.fetch.byte_ranges import RawClip
 from mbt.prep.fetch.clip_states import ClipStates, Fetched
 from mbt.prep.fetch.lanes import Lane, LanePool, restore_pauses
-from mbt.prep.fetch.local_folder import LocalFolder
 from mbt.prep.fetch.options import FetchOptions
 from mbt.prep.fetch.video_window import Video, VideoWindow, videos_in_order
 from mbt.prep.fetch.worker_share import WorkerShare
-from mbt.prep.fetch.ytdlp import Answer
+from mbt.prep.sources.byte_ranges import RawClip
+from mbt.prep.sources.local_folder import LocalFolder
+from mbt.prep.sources.ytdlp import Answer
 from mbt.prep.state.failure_codes import UNKNOWN, Action, Verdict
 from mbt.prep.state.ledger import Attempt, LedgerWriter
 from mbt.prep.workers.interrupt import graceful_interrupts

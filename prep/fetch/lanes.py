@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mbt.manifests.clips import Clip
 from mbt.manifests.errors import InputError
 from mbt.prep.fetch.options import FetchOptions
-from mbt.prep.fetch.ytdlp import Answer, YtDlp, check_options, parse_options
+from mbt.prep.sources.ytdlp import Answer, YtDlp, check_options, parse_options
 from mbt.prep.state.failure_codes import HOUR_S, Action
 from mbt.prep.state.ledger import LedgerReader
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from benchmarks import fetch
 from benchmarks.fetch import ANY_TIME, OURS, SECTIONS, TENS, UNTYPED, WHOLE, WORST, Clip, Lanes, cost_rows, lane_usage, table
 from mbt.manifests.errors import InputError
-from mbt.prep.fetch.byte_ranges import HEAD
+from mbt.prep.sources.byte_ranges import HEAD
 from tests.mediaserver import Request, ServedFile, media_server, with_access_points
 
 pytestmark = pytest.mark.slow

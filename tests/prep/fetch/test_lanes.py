@@ -19,8 +19,8 @@ from mbt.prep.fetch.fetch import Fetched, fetch
 from mbt.prep.fetch.lanes import Lane
 from mbt.prep.fetch.options import FetchOptions
 from mbt.prep.fetch.worker_share import WorkerShare, find_share
-from mbt.prep.fetch.ytdlp import YtDlp
 from mbt.prep.plan.plan import Plan, read_plan, write_plan
+from mbt.prep.sources.ytdlp import YtDlp
 from mbt.prep.state.ledger import LedgerReader, read_ledger
 from mbt.prep.state.selection import Selection, select_clips
 from tests.conftest import Door

@@ -11,9 +11,9 @@ import pytest
 
 from mbt.manifests.clips import Clip
 from mbt.manifests.errors import InputError, StorageError
-from mbt.prep.fetch.byte_ranges import RawClip
-from mbt.prep.fetch.local_folder import LocalFolder
-from mbt.prep.fetch.ytdlp import YtDlp
+from mbt.prep.sources.byte_ranges import RawClip
+from mbt.prep.sources.local_folder import LocalFolder
+from mbt.prep.sources.ytdlp import YtDlp
 from mbt.prep.state.failure_codes import Action, Verdict
 from mbt.prep.state.ledger import Attempt, LedgerWriter, fold, read_ledger
 from tests.conftest import Door, LoopbackServer, serving

@@ -19,9 +19,9 @@ from yt_dlp.utils import DownloadError, ExtractorError, GeoRestrictedError, Yout
 from mbt.manifests.clips import Clip
 from mbt.manifests.errors import InputError, MbtError, StorageError
 from mbt.manifests.toml_value import toml_value
-from mbt.prep.fetch.byte_ranges import RawClip, Source, fetch_clip
-from mbt.prep.fetch.http_ranges import MediaClient, TransferError
 from mbt.prep.media.ffmpeg import ClipError, ffmpeg
+from mbt.prep.sources.byte_ranges import RawClip, Source, fetch_clip
+from mbt.prep.sources.http_ranges import MediaClient, TransferError
 from mbt.prep.state.failure_codes import SEVERAL_VIDEOS, UNEXPECTED, Problem, Verdict, classify, plain, verdict_of
 from mbt.prep.state.ledger import Effort
 

@@ -11,11 +11,11 @@ import pytest
 
 from mbt.manifests.errors import StorageError
 from mbt.manifests.shards import VideoFormat
-from mbt.prep.fetch import byte_ranges
-from mbt.prep.fetch.byte_ranges import HEAD, RawClip, Source, fetch_clip
-from mbt.prep.fetch.http_ranges import MediaClient, TransferError, TransferLimits
 from mbt.prep.media.decode import DecodedClip, decode_clip
 from mbt.prep.media.ffmpeg import ClipError
+from mbt.prep.sources import byte_ranges
+from mbt.prep.sources.byte_ranges import HEAD, RawClip, Source, fetch_clip
+from mbt.prep.sources.http_ranges import MediaClient, TransferError, TransferLimits
 from tests.media import Spec, counter_of, heard_at, sound
 from tests.mediaserver import (
     Fault,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from mbt.manifests.errors import InputError
-from mbt.prep.fetch.http_ranges import MediaClient, TransferError, TransferLimits
+from mbt.prep.sources.http_ranges import MediaClient, TransferError, TransferLimits
 from tests.mediaserver import (
     Drip,
     Fault,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mbt.manifests.clips import Clip
 from mbt.manifests.errors import InputError
-from mbt.prep.fetch.byte_ranges import RawClip
+from mbt.prep.sources.byte_ranges import RawClip
 
 MEDIA_SUFFIXES = frozenset(
     f".{suffix}"

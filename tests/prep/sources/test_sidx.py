@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mbt.prep.fetch.sidx import NoIndexError, SegmentIndex, are_segments, parse_index
 from mbt.prep.media.ffmpeg import ffmpeg
+from mbt.prep.sources.sidx import NoIndexError, SegmentIndex, are_segments, parse_index
 from tests.media import Spec
 
 MVEX = b"\0\0\0\x08mvex"

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from mbt.manifests.atomic import storage_errors, write_bytes
 from mbt.manifests.shards import FPS
-from mbt.prep.fetch.http_ranges import MediaClient, TransferError
-from mbt.prep.fetch.sidx import MARGIN_S, NoIndexError, SegmentIndex, are_segments, parse_index
 from mbt.prep.media.decode import SEEK_FROM_S
 from mbt.prep.media.ffmpeg import DEFAULT_LIMITS, ClipError, Limits, ffmpeg, run_ffmpeg
+from mbt.prep.sources.http_ranges import MediaClient, TransferError
+from mbt.prep.sources.sidx import MARGIN_S, NoIndexError, SegmentIndex, are_segments, parse_index
 
 HEAD = 16 << 10
 """Bytes of the first request; they hold the index of 90 minutes in five-second segments."""
