@@ -17,8 +17,9 @@ from mbt.manifests.errors import InputError
 from mbt.manifests.labels import LabelSet
 from mbt.manifests.shards import FAILURES_FILE
 from mbt.prep.fetch.clip_states import Fetched
-from mbt.prep.fetch.fetch import fetch, find_local_clips
+from mbt.prep.fetch.fetch import fetch
 from mbt.prep.fetch.lanes import make_lanes
+from mbt.prep.fetch.local import find_local_clips
 from mbt.prep.fetch.options import FetchOptions
 from mbt.prep.fetch.worker_share import WorkerShare
 from mbt.prep.pack.options import PackOptions

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mbt.manifests.clips import Clip, table_clips
+from mbt.manifests.clips import Clip
 from mbt.manifests.errors import SourceError
 from mbt.manifests.progress import progress
 from mbt.prep.fetch.breaker import Breaker, Stop
@@ -20,52 +20,17 @@ from mbt.prep.fetch.options import FetchOptions
 from mbt.prep.fetch.video_window import Video, VideoWindow, videos_in_order
 from mbt.prep.fetch.worker_share import WorkerShare
 from mbt.prep.sources.byte_ranges import RawClip
-from mbt.prep.sources.local_folder import LocalFolder
 from mbt.prep.sources.ytdlp import Answer
 from mbt.prep.state.failure_codes import UNKNOWN, Action, Verdict
 from mbt.prep.state.ledger import Attempt, LedgerWriter
 from mbt.prep.workers.interrupt import graceful_interrupts
 
-LOCAL_BATCH = 1000
 OPEN_PER_LANE = 8
 """Videos per lane that are open at a time, where one worker fetches the plan."""
 OPEN_PER_WORKER = 256
 """Videos that are open at a time, where several workers fetch the plan."""
 POLL_S = 0.5
 DEFAULTS = FetchOptions()
-
-
-def find_local_clips(folder: Path, source: LocalFolder, options: FetchOptions = DEFAULTS) -> Fetched:
-    """Find the media file of every clip in the plan that has none yet, in a folder of media files.
-
-    Args:
-        folder: the dataset folder.
-        source: the folder of media files.
-        options: options of the fetch stage.
-
-    Raises:
-        StorageError: no space left.
-    """
-    states = ClipStates(folder, source.name, options.removed)
-    total = states.table.num_rows
-    with LedgerWriter(folder, "fetch-0") as ledger, progress(total, "fetch", "clip") as bar:
-        for start in range(0, total, LOCAL_BATCH):
-            clips = table_clips(states.table.slice(start, LOCAL_BATCH))
-            attempts = [_local_attempt(clip, source) for clip in clips if states.is_wanted(clip, time.time())]
-            ledger.append(attempts)
-            states.update(attempts)
-            for clip in clips:
-                states.settle(clip)
-            bar.update(len(clips))
-    return states.counts
-
-
-def _local_attempt(clip: Clip, source: LocalFolder) -> Attempt:
-    attempt = Attempt(key=clip.key, source=source.name, time=time.time())
-    if file := source.find(clip):
-        return replace(attempt, path=str(file.path), size=file.size, offset_ms=file.offset_ms)
-    message = f"no file named {clip.key} or {clip.video_id} in {source.folder}"
-    return replace(attempt, code="local.missing", message=message)
 
 
 def fetch(folder: Path, lanes: Sequence[Lane], options: FetchOptions = DEFAULTS) -> Fetched:
