@@ -5,7 +5,8 @@ Sec. 4.1); the order is not published. `common-first` is the order whose count a
 the only classes above the cap, fill up with clips that have both, and 557,794 of AudioSet's 2,041,789 clips are selected.
 """
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -88,6 +89,66 @@ def balanced_rows(clips: pa.Table, balance: Balance, num_classes: int, available
         if selected[row] and (available is None or available[row]):
             quotas.add(classes)
     return np.flatnonzero(selected)
+
+
+def seeded_positions(seed: int, names: Iterable[str]) -> np.ndarray:
+    """A pseudo-random number from 0 to 1 for each name, float64; equal names have equal numbers."""
+    digests = b"".join(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8] for name in names)
+    return np.frombuffer(digests, ">u8") / 2.0**64
+
+
+def spread_rows(clips: pa.Table, cap: int, num_classes: int, positions: np.ndarray, alive: np.ndarray) -> np.ndarray:
+    """All rows in an order that selects the same clips as the order of the table, but mixes the classes; int64.
+
+    Clips are selected as in `balanced_rows`, with the cap applied to each split. Only the order of clips that compete matters.
+    A clip that the cap cannot exclude, even if all clips before it are available, may be selected at any time before its
+    competitors; a clip without a capped class may be selected at any time at all.
+
+    Args:
+        clips: clip table, in the order in which clips are considered.
+        cap: maximum number of clips per class and split.
+        num_classes: number of classes.
+        positions: for each row, its place among clips that do not compete, 0 to 1.
+        alive: for each row, a guess whether the clip is available, bool. Competitors that would then be selected are spread
+            among the other clips; those behind the last of them come last.
+    """
+    positions = positions.copy()
+    splits = clips["split"].combine_chunks().dictionary_encode().indices.to_numpy()
+    for split in range(splits.max(initial=-1) + 1):
+        rows = np.flatnonzero(splits == split)
+        positions[rows] = _spread(clips.take(pa.array(rows)), cap, num_classes, positions[rows], alive[rows])
+    return np.argsort(positions, kind="stable")
+
+
+def _spread(clips: pa.Table, cap: int, num_classes: int, positions: np.ndarray, alive: np.ndarray) -> np.ndarray:
+    """New positions for the clips of one split: those of competitors increase from row to row."""
+    labels = clips["labels"].combine_chunks()
+    flat = labels.flatten().to_numpy()
+    owners = np.repeat(np.arange(len(labels)), np.diff(labels.offsets.to_numpy()))
+    counts = np.bincount(flat, minlength=num_classes)
+    is_capped, competes = np.zeros((2, len(labels)), bool)
+    is_capped[owners[counts[flat] > cap]] = True
+    competes[owners[_ranks(flat, counts) >= cap]] = True
+    selected = np.zeros(len(labels), bool)
+    selected[balanced_rows(clips, Balance(cap, "list"), num_classes, alive)] = True
+
+    sure, rivals = np.flatnonzero(is_capped & ~competes), np.flatnonzero(competes)
+    likely = np.flatnonzero(selected[rivals])
+    share = len(sure) / max(len(sure) + len(likely), 1)
+    last = likely[-1] if len(likely) else -1.0
+    steps = share + (1 - share) * (np.arange(len(likely)) + 0.5) / max(len(likely), 1)
+    positions = positions.copy()
+    positions[sure] *= share
+    positions[rivals] = np.interp(np.arange(len(rivals)), [-1.0, *likely, last + 0.5, len(rivals)], [share, *steps, 1.0, 2.0])
+    return positions
+
+
+def _ranks(flat: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """For each label in a list of labels, how often it appears before; `counts` is the number of times that each appears."""
+    by_label = np.argsort(flat, kind="stable")
+    ranks = np.empty(len(flat), np.int64)
+    ranks[by_label] = np.arange(len(flat)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return ranks
 
 
 def _rows_of_capped_classes(labels: pa.ListArray, capped: np.ndarray, order: np.ndarray) -> Iterator[tuple[int, list[int]]]:

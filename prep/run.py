@@ -24,7 +24,7 @@ from mbt.prep.fetch.options import FetchOptions
 from mbt.prep.fetch.worker_share import WorkerShare
 from mbt.prep.pack.options import PackOptions
 from mbt.prep.pack.pack import pack
-from mbt.prep.plan.choose import choose, fetch_caps, likely_clips
+from mbt.prep.plan.choose import OrderedBy, choose, fetch_caps, likely_clips
 from mbt.prep.plan.estimate import Estimate, check_disk, estimate
 from mbt.prep.plan.options import PlanOptions
 from mbt.prep.plan.plan import CLIPS_FILE, Plan, read_plan, write_plan
@@ -86,6 +86,11 @@ class PrepOptions:
         return made
 
     @property
+    def ordered_by(self) -> OrderedBy:
+        """The column that determines the order of the plan: the clips of a video share one request."""
+        return "video_id" if self.fetch.is_remote else "key"
+
+    @property
     def share(self) -> WorkerShare:
         """The part of the fetch stage that this worker does; everything in the other stages."""
         return self.fetch.share if self.stage in (None, "fetch") else WorkerShare()
@@ -113,11 +118,12 @@ def prepare(
     if options.dry_run:
         _fetch(out, options)  # Only its checks: the work is not done.
         labels = read_labels()
-        clips = choose(read_clips(labels), options.plan, len(labels))
-        click.echo("\n".join(_estimate(clips, len(labels), options).lines()))
+        clips = choose(read_clips(labels), options.plan, len(labels), options.ordered_by)
+        caps = fetch_caps(clips, options.plan)
+        click.echo("\n".join(_estimate(clips, caps, len(labels), options).lines()))
         return
     stages: dict[Stage, Callable[[], Work]] = {
-        "plan": lambda: _plan(out, plan, read_labels, read_clips, options.plan),
+        "plan": lambda: _plan(out, plan, read_labels, read_clips, options),
         "fetch": lambda: _fetch(out, options),
         "pack": lambda: _pack(out, options.pack),
     }
@@ -131,10 +137,10 @@ def _lock(out: Path, share: WorkerShare) -> AbstractContextManager[None]:
     return exclusive_writer(out) if share.world == 1 else shared_writer(out, f"fetch-{share.rank}")
 
 
-def _estimate(clips: pa.Table, num_classes: int, options: PrepOptions) -> Estimate:
+def _estimate(clips: pa.Table, caps: Mapping[str, int], num_classes: int, options: PrepOptions) -> Estimate:
     lanes = make_lanes(options.out.resolve(), options.fetch) if options.fetch.is_remote else []
     requests_per_hour = [3600 / max(lane.sleep_s, 1.0) for lane in lanes]
-    likely = likely_clips(clips, options.plan, num_classes)
+    likely = likely_clips(clips, caps, num_classes, options.plan.seed)
     return estimate(likely, options.pack.media, requests_per_hour, options.pack.keep_raw)
 
 
@@ -146,13 +152,13 @@ def _plan(
     plan: Plan,
     read_labels: Callable[[], LabelSet],
     read_clips: Callable[[LabelSet], pa.Table],
-    options: PlanOptions,
+    options: PrepOptions,
 ) -> Work:
     labels = read_labels()
-    clips = choose(read_clips(labels), options, len(labels))
+    clips = choose(read_clips(labels), options.plan, len(labels), options.ordered_by)
 
     def work() -> None:
-        capped = plan.model_copy(update={"caps": fetch_caps(clips, options)})
+        capped = plan.model_copy(update={"caps": fetch_caps(clips, options.plan), "seed": options.plan.seed})
         planned = write_plan(out, capped, labels, clips)
         click.echo(f"plan: {_count(planned.num_rows, 'clip')} in {out / CLIPS_FILE}")
 
@@ -169,8 +175,8 @@ def _fetch(out: Path, options: PrepOptions) -> Work:
 
     def work() -> None:
         if not options.ignore_disk:
-            _, labels, clips = read_plan(out)
-            check_disk(out, _estimate(clips, len(labels), options).disk_bytes)
+            plan, labels, clips = read_plan(out)
+            check_disk(out, _estimate(clips, plan.caps, len(labels), options).disk_bytes)
         fetched = run()
         worker = f" (worker {share.rank} of {share.world})" if share.world > 1 else ""
         click.echo(f"fetch: {_count(fetched.found, 'clip')} found, {fetched.missing:,} missing{worker}")

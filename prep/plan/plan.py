@@ -24,13 +24,15 @@ class Plan(Frozen):
     Attributes:
         dataset: name of the dataset.
         task: what kind of labels it has.
-        caps: maximum clips per class, by split; the clip table of such a split is in the order in which clips are considered
+        caps: maximum clips per class, by split; the clip table of such a split is in an order in which clips can be considered
             for the cap.
+        seed: seed of the order of the clip table; None: it is in the order of an earlier version of mbt.
     """
 
     dataset: str
     task: Task
     caps: dict[str, int] = Field(default_factory=dict)
+    seed: int | None = None
 
 
 def write_plan(folder: Path, plan: Plan, labels: LabelSet, clips: pa.Table) -> pa.Table:

@@ -1,5 +1,6 @@
 """Balanced subsets: compared with a plain greedy loop, and with known counts of the official list."""
 
+import hashlib
 import lzma
 import resource
 import shutil
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mbt.manifests.balance import ORDERS, Balance, Order, balanced_rows
+from mbt.manifests.balance import ORDERS, Balance, Order, balanced_rows, ordered_rows, seeded_positions, spread_rows
 from mbt.manifests.clips import SCHEMA
 from mbt.manifests.lists.audioset import audioset_labels, segments_table
 
@@ -72,6 +73,62 @@ def test_no_class_exceeds_the_cap_and_no_clip_can_be_added(labels: list[set[int]
     counts = [sum(label in labels[row] for row in selected) for label in range(CLASSES)]
     assert max(counts) <= cap
     assert all(any(counts[label] == cap for label in labels[row]) for row in set(range(len(labels))) - selected)
+
+
+def survivors(table: pa.Table, cap: int, rows: list[int], alive: list[bool]) -> set[str]:
+    """Keys of the available clips that a plain loop over the rows selects; each split has its own cap."""
+    counts: dict[tuple[str, int], int] = {}
+    selected = set()
+    for row in rows:
+        places = [(table["split"][row].as_py(), label) for label in table["labels"][row].as_py()]
+        if alive[row] and all(counts.get(place, 0) < cap for place in places):
+            selected.add(table["key"][row].as_py())
+            counts |= {place: counts.get(place, 0) + 1 for place in places}
+    return selected
+
+
+@unhurried
+@given(LABELS, st.integers(1, 20), st.sampled_from(ORDERS), st.floats(0, 1), st.floats(0, 1), st.integers(0, 1000))
+def test_spread_rows_select_the_same_clips(
+    labels: list[set[int]], cap: int, order: Order, share_alive: float, guessed: float, seed: int
+) -> None:
+    """Whatever share survives, and whatever share was guessed."""
+    random = np.random.default_rng(seed)
+    table = clips(labels, seed)
+    splits = pa.array(random.choice(["train", "eval"], len(labels)))
+    table = table.set_column(table.schema.get_field_index("split"), SCHEMA.field("split"), splits)
+    table = table.take(pa.array(ordered_rows(table, Balance(cap, order, seed), CLASSES)))
+    alive = (random.random(len(labels)) < share_alive).tolist()
+    positions = seeded_positions(seed, table["key"].to_pylist())
+    rows = spread_rows(table, cap, CLASSES, positions, random.random(len(labels)) < guessed)
+    assert sorted(rows) == list(range(len(labels)))
+    considered = list(range(len(labels)))
+    assert survivors(table, cap, rows.tolist(), alive) == survivors(table, cap, considered, alive)
+
+
+def test_every_thousand_of_spread_rows_is_a_fair_sample() -> None:
+    """Half of 20,000 clips have class 0, capped at 4,000, and are considered first; a tenth is dead."""
+    count, cap = 20_000, 4_000
+    table = clips([{0, 1} if row < count // 2 else {2 + row % 4} for row in range(count)])
+    alive = np.random.default_rng(1).random(count) < 0.9
+    positions = seeded_positions(0, table["key"].to_pylist())
+    rows = spread_rows(table, cap, CLASSES, positions, alive)
+    needed = count // 2 + int(cap / 0.9)
+    shares = [(rows[start : start + 1000] < count // 2).mean() for start in range(0, needed - 999, 1000)]
+    expected = (cap / 0.9) / needed
+    assert max(abs(share - expected) for share in shares) < 0.06
+    assert (rows[needed + 200 :] < count // 2).all(), "competitors that are probably not needed come last"
+    assert rows.tolist() == spread_rows(table, cap, CLASSES, positions, alive).tolist()
+
+
+def test_seeded_positions_are_even_and_depend_on_seed_and_name() -> None:
+    names = [f"video{number}" for number in range(10_000)]
+    positions = seeded_positions(0, names)
+    assert np.histogram(positions, 10, (0, 1))[0].std() < 60, "binomial: 30"
+    assert positions[:50].tolist() == seeded_positions(0, names[:50]).tolist()
+    assert not np.isin(positions, seeded_positions(1, names)).any()
+    first = int.from_bytes(hashlib.sha256(b"0:video0").digest()[:8], "big")
+    assert positions[0] == first / 2**64
 
 
 @pytest.mark.parametrize(

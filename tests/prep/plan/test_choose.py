@@ -1,7 +1,9 @@
 """Which clips of a list are planned, what they will cost, and which of them a cap over survivors selects."""
 
+import hashlib
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +18,7 @@ from mbt.manifests.balance import Balance, balanced_rows, ordered_rows
 from mbt.manifests.clips import SCHEMA, table_clips
 from mbt.manifests.errors import InputError, StorageError
 from mbt.manifests.shards import MediaFormat
-from mbt.prep.plan.choose import choose, fetch_caps
+from mbt.prep.plan.choose import choose, fetch_caps, likely_clips
 from mbt.prep.plan.estimate import check_disk, estimate
 from mbt.prep.plan.options import PlanOptions
 from mbt.prep.state.ledger import Attempt
@@ -59,12 +61,29 @@ def test_a_cap_over_survivors_equals_balancing_the_survivors(labels: list[set[in
     order = ordered_rows(listed, Balance(cap), CLASSES)
     survivors = listed.take(pa.array([row for row in order if alive[listed["key"][row].as_py()]], pa.int64()))
     expected = survivors.take(pa.array(balanced_rows(survivors, Balance(cap, "list"), CLASSES)))["key"].to_pylist()
+    assert len(planned) == len(listed)
     chosen = [clip for _, clip in select_clips(table_clips(planned), ledger, Selection({"train": cap}, CLASSES))]
-    assert [clip.key for clip in chosen if alive[clip.key]] == expected
+    assert {clip.key for clip in chosen if alive[clip.key]} == set(expected)
     assert [clip.key for clip in chosen] == list(ledger)
     in_order = np.array([alive[key] for key in planned["key"].to_pylist()])
     requested = planned.take(pa.array(balanced_rows(planned, Balance(cap, "list"), CLASSES, in_order)))["key"].to_pylist()
     assert requested == list(ledger)
+
+
+@pytest.mark.parametrize("options", [PlanOptions(seed=3), PlanOptions(cap=2, balance="list", order="list", seed=3)])
+def test_the_plan_is_in_a_seeded_order(options: PlanOptions) -> None:
+    """Of videos or of keys; the clips of a video stay together, in list order, and every part of a list keeps its order."""
+    listed = table([{0}] * 10 if options.cap is None else [{0}] * 3 + [{1}] * 3)
+    expected = [key for key in listed["key"].to_pylist() if options.cap is None or key in ("k000", "k001", "k003", "k004")]
+
+    def rank(name: str) -> bytes:
+        return hashlib.sha256(f"3:{name}".encode()).digest()
+
+    by_video = sorted(expected, key=lambda key: rank(f"v{int(key[1:]) // 2}"))
+    assert choose(listed, options, CLASSES)["key"].to_pylist() == by_video != expected
+    assert choose(listed, options, CLASSES, "key")["key"].to_pylist() == sorted(expected, key=rank)
+    first = choose(listed, replace(options, limit=3), CLASSES)["key"].to_pylist()
+    assert first == [key for key in by_video if key in expected[:3]]
 
 
 def test_packed_clips_keep_their_room() -> None:
@@ -86,6 +105,15 @@ def test_a_cap_over_the_list_needs_no_cap_while_fetching() -> None:
     assert clips.num_rows == 3
     assert fetch_caps(clips, options) == {}
     assert fetch_caps(clips, PlanOptions(cap=2)) == {"train": 2}
+
+
+def test_likely_clips_obey_the_caps_of_their_split() -> None:
+    """Of 1,000 clips of one class, a cap of 100 takes about 110, of which 91 % are available; other splits are complete."""
+    clips = pa.concat_tables([table([{0}] * 1000), table([{0}] * 1000, "eval")])
+    likely = likely_clips(clips, {"train": 100}, CLASSES, seed=0)["split"].to_pylist()
+    assert likely.count("eval") == 1000
+    assert 100 < likely.count("train") < 125
+    assert likely_clips(clips, {}, CLASSES, seed=0).num_rows == 2000
 
 
 def test_keys_of_another_plan(tmp_path: Path) -> None:
