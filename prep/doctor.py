@@ -27,7 +27,7 @@ from mbt.manifests.sizes import format_gigabytes
 from mbt.prep.state.failure_codes import UPGRADE, Verdict
 
 if TYPE_CHECKING:
-    from mbt.prep.sources.ytdlp import YtDlp
+    from mbt.prep.fetch.lanes import VideoSource
 
 OLDEST_PYTHON = (3, 11)
 AGE_TO_WARN, AGE_TO_FAIL = 30, 180
@@ -287,7 +287,7 @@ def _template(canary: str) -> str:
     return PLACEHOLDER if "://" in canary else AUDIOSET.url_template
 
 
-def request(canary: str, source: "YtDlp | None" = None) -> str | CheckWarning:
+def request(canary: str, source: "VideoSource | None" = None) -> str | CheckWarning:
     """The formats that the site offers for a video, over a lane or this machine's own address; nothing is downloaded."""
     from mbt.prep.sources.ytdlp import YtDlp
 

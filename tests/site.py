@@ -8,6 +8,8 @@ from typing import Any
 
 import yt_dlp
 
+from mbt.prep.workers.clock import Clock
+
 YOUTUBE = "ERROR: [youtube] dQw4w9WgXcQ: "
 
 
@@ -71,10 +73,16 @@ class Session:
 
 
 @dataclass
-class Clock:
-    """A stand-in for the module `time` in fetching."""
+class HandClock(Clock):
+    """A clock that moves only when a test moves it, or something waits."""
 
     now: float = 1_800_000_000.0
 
     def time(self) -> float:
         return self.now
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds

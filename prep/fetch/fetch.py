@@ -4,7 +4,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from mbt.manifests.errors import SourceError
 from mbt.manifests.progress import progress
 from mbt.prep.fetch.breaker import Breaker, Stop
 from mbt.prep.fetch.clip_states import ClipStates, Fetched
-from mbt.prep.fetch.lanes import Lane, LanePool, restore_pauses
+from mbt.prep.fetch.lane_pool import LanePool, ThreadedLanes
+from mbt.prep.fetch.lanes import Lane, restore_pauses
 from mbt.prep.fetch.options import FetchOptions
 from mbt.prep.fetch.video_window import Video, VideoWindow, videos_in_order
 from mbt.prep.fetch.worker_share import WorkerShare
@@ -23,17 +24,25 @@ from mbt.prep.sources.byte_ranges import RawClip
 from mbt.prep.sources.ytdlp import Answer
 from mbt.prep.state.failure_codes import UNKNOWN, Action, Verdict
 from mbt.prep.state.ledger import Attempt, LedgerWriter
+from mbt.prep.workers.clock import Clock
 from mbt.prep.workers.interrupt import graceful_interrupts
 
 OPEN_PER_LANE = 8
 """Videos per lane that are open at a time, where one worker fetches the plan."""
 OPEN_PER_WORKER = 256
 """Videos that are open at a time, where several workers fetch the plan."""
-POLL_S = 0.5
 DEFAULTS = FetchOptions()
+REAL_TIME = Clock()
 
 
-def fetch(folder: Path, lanes: Sequence[Lane], options: FetchOptions = DEFAULTS) -> Fetched:
+def fetch(
+    folder: Path,
+    lanes: Sequence[Lane],
+    options: FetchOptions = DEFAULTS,
+    *,
+    clock: Clock = REAL_TIME,
+    make_pool: Callable[[Sequence[Lane], Clock], LanePool[Video]] = ThreadedLanes,
+) -> Fetched:
     """Request every clip of the plan that has no media file, is not known to be gone, and is not waiting for a retry.
 
     The order is pseudo-random, so that the clips fetched so far are always a fair sample. Where a split has a cap, it is the
@@ -44,6 +53,8 @@ def fetch(folder: Path, lanes: Sequence[Lane], options: FetchOptions = DEFAULTS)
         folder: the dataset folder.
         lanes: the network addresses to fetch from; a rate-limited or blocked lane pauses while the others continue.
         options: options of the fetch stage.
+        clock: the time.
+        make_pool: returns the pool in which the lanes work.
 
     Raises:
         SourceError: the source does not serve us at all (blocked, no network, wrong installation).
@@ -58,7 +69,7 @@ def fetch(folder: Path, lanes: Sequence[Lane], options: FetchOptions = DEFAULTS)
         graceful_interrupts() as stop_requested,
         LedgerWriter(folder, f"fetch-{share.rank}") as ledger,
         progress(total, "fetch", "clip") as bar,
-        LanePool[Video](lanes) as pool,
+        make_pool(lanes, clock) as pool,
     ):
         size = OPEN_PER_WORKER if share.world > 1 else OPEN_PER_LANE * len(lanes)
         window = VideoWindow(videos_in_order(states, share, options.seed), size, states, bar)
@@ -88,7 +99,7 @@ class _Run:
     def run(self) -> None:
         """Request all videos, until the outcome of each is known or something stops the run."""
         while True:
-            self._queue.extend(self.window.advance(time.time()))
+            self._queue.extend(self.window.advance(self.pool.clock.time()))
             stopping = self._stop is not None or self.stop_requested.is_set()
             if not stopping:
                 self._start_requests()
@@ -97,7 +108,7 @@ class _Run:
                     break
                 if not self._queue:
                     self._report_wait(self.window.first)
-            for lane, video, answers in self.pool.finished(POLL_S, bool(self._queue) and not stopping):
+            for lane, video, answers in self.pool.finished(bool(self._queue) and not stopping):
                 self._record(lane, video, answers)
             self.window.settle_known()
         if self._stop:
@@ -107,7 +118,7 @@ class _Run:
     def _start_requests(self) -> None:
         """Give every free lane a video; no video is on two lanes at once."""
         while (lane := self.pool.free_lane()) is not None:
-            in_flight = {video.video_id for _, video in self.pool.busy.values()}
+            in_flight = {video.video_id for video in self.pool.busy.values()}
             video = next((video for video in self._queue if video.video_id not in in_flight), None)
             if video is None:
                 return
@@ -137,7 +148,7 @@ class _Run:
             self._report_unknown(verdict)
             if previous and verdict.code == previous.code and verdict.action is not Action.NETWORK:
                 return
-        stop = self._breaker.add(verdict, time.time(), lane)
+        stop = self._breaker.add(verdict, self.pool.clock.time(), lane)
         if stop and stop.scope == "run":
             self._stop = self._stop or stop
         elif stop and verdict:
@@ -145,13 +156,13 @@ class _Run:
 
     def _pause(self, lane: int, verdict: Verdict) -> None:
         chosen = self.pool.lanes[lane]
-        chosen.pause(verdict.action.label)
+        chosen.pause(verdict.action.label, self.pool.clock.time())
         until = time.strftime("%Y-%m-%d %H:%M", time.localtime(chosen.paused_until))
         tqdm.write(f"fetch: lane {chosen.name} paused until {until} ({verdict.code}): {verdict.message}", file=sys.stderr)
 
     def _attempt(self, clip: Clip, lane: int, result: RawClip | Verdict) -> Attempt:
         """The ledger row of a result."""
-        chosen, now = self.pool.lanes[lane], time.time()
+        chosen, now = self.pool.lanes[lane], self.pool.clock.time()
         attempt = Attempt(key=clip.key, source=chosen.source.name, lane=chosen.name, time=now)
         if isinstance(result, RawClip):
             path = str(result.path.relative_to(self.folder))

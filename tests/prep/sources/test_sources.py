@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from mbt.manifests.clips import Clip
 from mbt.manifests.errors import InputError, StorageError
+from mbt.prep.fetch.fetch import fetch
 from mbt.prep.sources.byte_ranges import RawClip
 from mbt.prep.sources.local_folder import LocalFolder
 from mbt.prep.sources.ytdlp import YtDlp
@@ -18,7 +20,7 @@ from mbt.prep.state.failure_codes import Action, Verdict
 from mbt.prep.state.ledger import Attempt, LedgerWriter, fold, read_ledger
 from tests.conftest import Door, LoopbackServer, serving
 from tests.media import Spec
-from tests.site import Clock, Site
+from tests.site import HandClock, Site
 
 
 def clip(video_id: str, start_ms: int, key: str | None = None) -> Clip:
@@ -225,9 +227,10 @@ def in_fetching_order(videos: int) -> list[str]:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr("mbt.prep.fetch.fetch.time", clock)
+def clock(monkeypatch: pytest.MonkeyPatch) -> HandClock:
+    """The clock of every run of the fetch stage."""
+    clock = HandClock()
+    monkeypatch.setattr("mbt.prep.run.fetch", partial(fetch, clock=clock))
     return clock
 
 
@@ -241,7 +244,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     ],
 )
 def test_a_permanent_failure_is_not_retried(
-    mbt: Door, listing: Listing, tmp_path: Path, site: Site, clock: Clock, text: str, code: str, action: str
+    mbt: Door, listing: Listing, tmp_path: Path, site: Site, clock: HandClock, text: str, code: str, action: str
 ) -> None:
     site.errors = {"video01": (text, "")}
     assert mbt(*listing(3), "--stage", "plan").code == 0
@@ -252,7 +255,7 @@ def test_a_permanent_failure_is_not_retried(
     assert failures(read_ledger(tmp_path / "out")) == {"video01_0": (code, action, True)}
 
 
-def fetches(mbt: Door, arguments: list[object], site: Site, clock: Clock, hours: list[float]) -> list[int]:
+def fetches(mbt: Door, arguments: list[object], site: Site, clock: HandClock, hours: list[float]) -> list[int]:
     """Number of requests in each of several runs, each after a wait of this many hours."""
     counts = []
     for wait in hours:
@@ -264,7 +267,7 @@ def fetches(mbt: Door, arguments: list[object], site: Site, clock: Clock, hours:
 
 
 def test_an_unavailable_video_is_final_once_confirmed_a_day_later(
-    mbt: Door, listing: Listing, tmp_path: Path, site: Site, clock: Clock
+    mbt: Door, listing: Listing, tmp_path: Path, site: Site, clock: HandClock
 ) -> None:
     site.errors = {"video00": ("Video unavailable", "")}
     mbt(*listing(1), "--stage", "plan")
@@ -275,7 +278,7 @@ def test_an_unavailable_video_is_final_once_confirmed_a_day_later(
 
 
 def test_waits_grow_up_to_six_attempts_and_network_failures_do_not_count(
-    mbt: Door, listing: Listing, tmp_path: Path, site: Site, clock: Clock
+    mbt: Door, listing: Listing, tmp_path: Path, site: Site, clock: HandClock
 ) -> None:
     site.errors = {"video00": ("Something new", "")}
     mbt(*listing(1), "--stage", "plan")
@@ -333,7 +336,7 @@ def test_ten_failures_in_a_row_stop_the_run(mbt: Door, listing: Listing, tmp_pat
     assert len(read_ledger(tmp_path / "out")) == 16
 
 
-def test_videos_that_fail_as_before_do_not_stop_a_later_run(mbt: Door, listing: Listing, site: Site, clock: Clock) -> None:
+def test_videos_that_fail_as_before_do_not_stop_a_later_run(mbt: Door, listing: Listing, site: Site, clock: HandClock) -> None:
     site.errors = dict.fromkeys(in_fetching_order(60)[::3], ("Something new", ""))
     mbt(*listing(60), "--stage", "plan")
     assert fetches(mbt, listing(60), site, clock, [0, 1.1]) == [60, 20]
