@@ -100,8 +100,10 @@ class PrepOptions:
 
     @property
     def share(self) -> WorkerShare:
-        """The part of the fetch stage that this worker does; everything in the other stages."""
-        return self.fetch.share if self.stage in (None, "fetch") else WorkerShare()
+        """The part of the fetch stage that this worker does; everything in the other stages, and of a folder of media."""
+        is_given = self.fetch.rank is not None or self.fetch.world is not None
+        is_shared = self.stage in (None, "fetch") and (self.fetch.is_remote or is_given)
+        return self.fetch.share if is_shared else WorkerShare()
 
 
 def _make(group: Any, values: Mapping[str, Any]) -> Any:
