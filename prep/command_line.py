@@ -113,6 +113,12 @@ prep_options = together(
         help="Order in which clips are considered for --cap; common-first by default.",
     ),
     removed_option,
+    option(
+        CHOOSE,
+        "--replan",
+        is_flag=True,
+        help="Replace an earlier plan, although clips leave it; those fetched or packed must stay.",
+    ),
     lanes_option,
     option(
         SOURCE,

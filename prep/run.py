@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from mbt.manifests.atomic import exclusive_writer, shared_writer
 from mbt.manifests.errors import InputError
 from mbt.manifests.labels import LabelSet
-from mbt.manifests.shards import FAILURES_FILE
+from mbt.manifests.shards import DATASET_FILE, FAILURES_FILE
 from mbt.prep.fetch.clip_states import Fetched
 from mbt.prep.fetch.fetch import fetch
 from mbt.prep.fetch.lanes import make_lanes
@@ -24,12 +24,16 @@ from mbt.prep.fetch.options import FetchOptions
 from mbt.prep.fetch.worker_share import WorkerShare
 from mbt.prep.pack.options import PackOptions
 from mbt.prep.pack.pack import pack
-from mbt.prep.plan.choose import OrderedBy, choose, fetch_caps, likely_clips
+from mbt.prep.plan.changes import change_plan, check_seed
+from mbt.prep.plan.choose import OrderedBy, choose, fetch_caps, fetch_orders, likely_clips
 from mbt.prep.plan.estimate import Estimate, check_disk, estimate
 from mbt.prep.plan.options import PlanOptions
-from mbt.prep.plan.plan import CLIPS_FILE, Plan, read_plan, write_plan
+from mbt.prep.plan.plan import CLIPS_FILE, Plan, check_is_ours, read_header, read_plan
 from mbt.prep.plan.removed import read_removed
 from mbt.prep.sources.local_folder import LocalFolder
+from mbt.prep.state.selection import read_assignment
+from mbt.prep.state.settings import check_settings, freeze_settings
+from mbt.prep.state.store import Store
 
 Stage = Literal["plan", "fetch", "pack"]
 Work = Callable[[], None]
@@ -86,14 +90,21 @@ class PrepOptions:
         return made
 
     @property
+    def plans(self) -> bool:
+        """Whether this run includes the plan stage."""
+        return self.stage in (None, "plan")
+
+    @property
     def ordered_by(self) -> OrderedBy:
         """The column that determines the order of the plan: the clips of a video share one request."""
         return "video_id" if self.fetch.is_remote else "key"
 
     @property
     def share(self) -> WorkerShare:
-        """The part of the fetch stage that this worker does; everything in the other stages."""
-        return self.fetch.share if self.stage in (None, "fetch") else WorkerShare()
+        """The part of the fetch stage that this worker does; everything in the other stages, and of a folder of media."""
+        is_given = self.fetch.rank is not None or self.fetch.world is not None
+        is_shared = self.stage in (None, "fetch") and (self.fetch.is_remote or is_given)
+        return self.fetch.share if is_shared else WorkerShare()
 
 
 def _make(group: Any, values: Mapping[str, Any]) -> Any:
@@ -122,6 +133,7 @@ def prepare(
         caps = fetch_caps(clips, options.plan)
         click.echo("\n".join(_estimate(clips, caps, len(labels), options).lines()))
         return
+    _check_folder(out, options)
     stages: dict[Stage, Callable[[], Work]] = {
         "plan": lambda: _plan(out, plan, read_labels, read_clips, options),
         "fetch": lambda: _fetch(out, options),
@@ -133,8 +145,23 @@ def prepare(
             work()
 
 
+def _check_folder(out: Path, options: PrepOptions) -> None:
+    """Check that the options do not contradict what the folder holds."""
+    check_is_ours(out)
+    if options.plans and not read_assignment(out):
+        return
+    if not options.plans:
+        check_seed(out, read_header(out), options.plan.seed)
+    check_settings(out, options.pack.settings, packed=bool(read_assignment(out)))
+
+
 def _lock(out: Path, share: WorkerShare) -> AbstractContextManager[None]:
     return exclusive_writer(out) if share.world == 1 else shared_writer(out, f"fetch-{share.rank}")
+
+
+def _check_disk(out: Path, clips: pa.Table, caps: Mapping[str, int], num_classes: int, options: PrepOptions) -> None:
+    if not options.ignore_disk:
+        check_disk(out, _estimate(clips, caps, num_classes, options).disk_bytes)
 
 
 def _estimate(clips: pa.Table, caps: Mapping[str, int], num_classes: int, options: PrepOptions) -> Estimate:
@@ -156,11 +183,17 @@ def _plan(
 ) -> Work:
     labels = read_labels()
     clips = choose(read_clips(labels), options.plan, len(labels), options.ordered_by)
+    caps, orders = fetch_caps(clips, options.plan), fetch_orders(clips, options.plan)
+    wanted = plan.model_copy(update={"caps": caps, "orders": orders, "seed": options.plan.seed})
+    change = change_plan(out, wanted, labels, clips, options.plan.replan)
+    if options.stage is None:
+        _check_disk(out, change.clips, change.plan.caps, len(labels), options)
 
     def work() -> None:
-        capped = plan.model_copy(update={"caps": fetch_caps(clips, options.plan), "seed": options.plan.seed})
-        planned = write_plan(out, capped, labels, clips)
-        click.echo(f"plan: {_count(planned.num_rows, 'clip')} in {out / CLIPS_FILE}")
+        change = change_plan(out, wanted, labels, clips, options.plan.replan)  # Again: the folder was not locked before.
+        freeze_settings(out, options.pack.settings, replace=not read_assignment(out))
+        change.save(out)
+        click.echo(f"plan: {_count(change.clips.num_rows, 'clip')} in {out / CLIPS_FILE}")
 
     return work
 
@@ -174,9 +207,8 @@ def _fetch(out: Path, options: PrepOptions) -> Work:
         run = partial(find_local_clips, out, LocalFolder(Path(options.fetch.source)), options.fetch)
 
     def work() -> None:
-        if not options.ignore_disk:
-            plan, labels, clips = read_plan(out)
-            check_disk(out, _estimate(clips, plan.caps, len(labels), options).disk_bytes)
+        plan, labels, clips = read_plan(out)
+        _check_disk(out, clips, plan.caps, len(labels), options)
         fetched = run()
         worker = f" (worker {share.rank} of {share.world})" if share.world > 1 else ""
         click.echo(f"fetch: {_count(fetched.found, 'clip')} found, {fetched.missing:,} missing{worker}")
@@ -185,6 +217,8 @@ def _fetch(out: Path, options: PrepOptions) -> Work:
 
 
 def _pack(out: Path, options: PackOptions) -> Work:
+    Store(out, options.to).size(DATASET_FILE)  # Fails if the URL cannot be reached.
+
     def work() -> None:
         info = pack(out, options)
         for name, split in info.splits.items():

@@ -29,7 +29,8 @@ FETCH_TRIES = 3
 READ_TRIES = 8
 """The waits between them add up to a minute, enough for a server to restart."""
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-SECRETS = re.compile(r"(?<=://)[^/@]*@|\?.*")
+SECRETS = re.compile(r"(?<=://)[^/?]*@|\?.*")
+"""User and password, and the query of a URL."""
 
 T = TypeVar("T")
 
@@ -51,6 +52,20 @@ def is_url(text: str) -> bool:
     return "://" in text or text.startswith(PIPE)
 
 
+def without_secrets(url: str) -> str:
+    """A URL without user, password and query, which may be secret; for messages and files."""
+    return SECRETS.sub("", url)
+
+
+def hide_secrets(text: str, url: str) -> str:
+    """A text, such as another library's error message, without the secrets of a URL that it may quote."""
+    for secret in SECRETS.findall(url):
+        for part in (secret, *re.split(r"[:=@?&]", secret)):
+            if len(part) > 3:
+                text = text.replace(part, "***").replace(unquote(part), "***")
+    return text
+
+
 def file_system(url: str, refusal: str) -> tuple[Any, str]:
     """The fsspec file system of a URL, and the path in it.
 
@@ -61,7 +76,7 @@ def file_system(url: str, refusal: str) -> tuple[Any, str]:
         return fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
         fix = "Install the package for this kind of URL, for example pip install 'mbt[s3]', or choose another URL"
-        raise InputError(f"{refusal}: {error}", fix) from None
+        raise InputError(f"{refusal}: {hide_secrets(str(error), url)}", fix) from None
 
 
 class Remote:
@@ -79,7 +94,7 @@ class Remote:
     """
 
     def __init__(self, url: str) -> None:
-        self.url, self.display_url = url, url if url.startswith(PIPE) else SECRETS.sub("", url)
+        self.url, self.display_url = url, url if url.startswith(PIPE) else without_secrets(url)
         if url.startswith(PIPE):
             self._command = _command(url)
         elif not url.startswith(HTTP):
@@ -126,10 +141,10 @@ class Remote:
             try:
                 return work()
             except Exception as error:
-                reason = str(error) or type(error).__name__
+                reason = hide_secrets(str(error) or type(error).__name__, self.url)
                 if attempt == tries - 1 or _is_final(error):
                     fix = "Check the address, the credentials and the network"
-                    raise ShardError(f"cannot read {name} from {self.display_url}: {reason}", fix) from error
+                    raise ShardError(f"cannot read {name} from {self.display_url}: {reason}", fix) from None
                 wait = 2**attempt / 2
                 tqdm.write(f"{name} from {self.display_url}: {reason}; retrying in {wait:g} s", file=sys.stderr)
                 time.sleep(wait)

@@ -82,7 +82,8 @@ def decode_clip(
         min_share: minimum share of the requested length; with 0, a file that ends early is decoded as far as it goes.
 
     Raises:
-        ClipError: a missing stream, a decoding error, a clip that is too short, or a limit that was exceeded.
+        ClipError: a missing stream, a decoding error, a clip that is too short or begins after the end of the file, or a limit
+            that was exceeded.
         InputError: ffmpeg was not found.
     """
     wanted = round(duration_s * FPS)
@@ -95,6 +96,8 @@ def decode_clip(
     if not np.abs(audio).max(initial=0.0) <= MAX_AMPLITUDE:
         raise ClipError("decode.error", "the audio has values that are not numbers or far beyond full scale")
     real_s = [len(jpegs) / FPS] * ("video" in streams) + [len(audio) / SAMPLE_RATE] * ("audio" in streams)
+    if min(real_s) == 0.0 and max(real_s) <= 1 / FPS:  # Far beyond the end, ffmpeg repeats the last frame once.
+        raise ClipError("clip.out_of_range", f"the clip begins at {start_s:.2f} s, but the file ends before")
     num_frames, short = _length(min(real_s), wanted, min_share)
     size = source_size(outputs["log"].decode(errors="replace"))
     padded_frames = padded_samples = 0

@@ -43,7 +43,7 @@ def pack(folder: Path, options: PackOptions) -> DatasetInfo:
     """
     plan, labels, table = read_plan(folder)
     settings, ray = options.settings, options.ray
-    store = Store(folder, settings.to)
+    store = Store(folder, options.to)
     freeze_settings(folder, settings)
     ledger = {key: attempt.checked(folder) for key, attempt in read_ledger(folder).items()}
     selection = Selection(plan.caps, len(labels), frozen_clips(folder, iter_clips(table)))

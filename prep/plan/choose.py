@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mbt.manifests.balance import Balance, balanced_rows, ordered_rows, seeded_positions, spread_rows
+from mbt.manifests.balance import Balance, Order, balanced_rows, ordered_rows, seeded_positions, spread_rows
 from mbt.manifests.errors import InputError
 from mbt.prep.plan.options import PlanOptions
 
@@ -54,6 +54,12 @@ def fetch_caps(clips: pa.Table, options: PlanOptions) -> dict[str, int]:
     if options.cap is None or not options.caps_survivors:
         return {}
     return dict.fromkeys(pc.unique(clips["split"]).to_pylist(), options.cap)
+
+
+def fetch_orders(clips: pa.Table, options: PlanOptions) -> dict[str, Order]:
+    """By split, the order in which clips are considered for the caps that are enforced while they are fetched."""
+    balancing = options.balancing
+    return {} if balancing is None else dict.fromkeys(fetch_caps(clips, options), balancing.order)
 
 
 def likely_clips(clips: pa.Table, caps: Mapping[str, int], num_classes: int, seed: int) -> pa.Table:

@@ -20,6 +20,7 @@ class PlanOptions:
         order: order in which clips are considered for the cap; None: `common-first`.
         seed: seed of the order `random`.
         limit: take only the first N clips of each split.
+        replan: let clips that were neither fetched nor packed leave an earlier plan.
 
     Raises:
         InputError: `balance` or `order` is given without `cap`.
@@ -31,6 +32,7 @@ class PlanOptions:
     order: Order | None = None
     seed: int = 0
     limit: int | None = None
+    replan: bool = False
 
     def __post_init__(self) -> None:
         if self.cap is None and (self.order or self.balance):

@@ -4,15 +4,16 @@ import json
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field, ValidationError
 
-from mbt.manifests.atomic import write_table, write_text
+from mbt.manifests.atomic import storage_errors, write_table, write_text
+from mbt.manifests.balance import Order
 from mbt.manifests.clips import read_clips
 from mbt.manifests.errors import InputError
 from mbt.manifests.labels import LabelSet, read_labels
 from mbt.manifests.shards import LABELS_FILE, Frozen
 from mbt.manifests.tasks import Task
+from mbt.prep.state.settings import SETTINGS_FILE
 
 CLIPS_FILE = "clips.parquet"
 PLAN_FILE = "work/plan.json"
@@ -26,39 +27,56 @@ class Plan(Frozen):
         task: what kind of labels it has.
         caps: maximum clips per class, by split; the clip table of such a split is in an order in which clips can be considered
             for the cap.
+        orders: order in which clips are considered, by split with a cap.
         seed: seed of the order of the clip table; None: it is in the order of an earlier version of mbt.
     """
 
     dataset: str
     task: Task
     caps: dict[str, int] = Field(default_factory=dict)
+    orders: dict[str, Order] = Field(default_factory=dict)
     seed: int | None = None
 
 
-def write_plan(folder: Path, plan: Plan, labels: LabelSet, clips: pa.Table) -> pa.Table:
-    """Write `folder`/clips.parquet, labels.csv and the plan; return the clip table.
-
-    The clips replace those of the same splits in an earlier plan. Other splits are kept, so a folder can be filled split by
-    split.
-
-    Args:
-        folder: the dataset folder; created if missing.
-        plan: dataset, task, and caps of the splits of `clips`.
-        labels: label set.
-        clips: clip table.
+def check_is_ours(folder: Path) -> None:
+    """Check that a folder is missing, empty, or a dataset folder of ours.
 
     Raises:
-        InputError: the folder holds another dataset or label set.
+        InputError: it holds other files.
+        StorageError: it is not a folder, or cannot be read.
     """
-    if (folder / PLAN_FILE).exists():
-        plan = _with_kept_caps(folder, plan, labels, set(pc.unique(clips["split"]).to_pylist()))
-        earlier = read_clips(folder / CLIPS_FILE)
-        kept = earlier.filter(pc.invert(pc.is_in(earlier["split"], value_set=pc.unique(clips["split"]))))
-        clips = pa.concat_tables([kept, clips])
+    with storage_errors(folder):
+        try:
+            names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+        except FileNotFoundError:
+            return
+    is_ours = any((folder / name).exists() for name in (PLAN_FILE, SETTINGS_FILE))
+    if not is_ours and (foreign := names - {"lost+found"}):
+        raise InputError(
+            f"{folder} is not empty and was not written by mbt prep: it holds {min(foreign)!r}",
+            f"Choose a new folder, for example --out {folder / 'shards'}",
+        )
+
+
+def write_plan(folder: Path, plan: Plan, labels: LabelSet, clips: pa.Table) -> None:
+    """Write `folder`/clips.parquet, labels.csv and the plan; the folder is created if missing."""
     write_table(folder / CLIPS_FILE, clips)
     labels.write(folder / LABELS_FILE)
     write_text(folder / PLAN_FILE, plan.model_dump_json(indent=2) + "\n")
-    return clips
+
+
+def read_header(folder: Path) -> Plan:
+    """The plan of a folder, without its clips.
+
+    Raises:
+        InputError: the folder has no plan, or the plan is damaged.
+    """
+    try:
+        return Plan.model_validate(json.loads((folder / PLAN_FILE).read_bytes()))
+    except OSError:
+        raise InputError(f"{folder} holds no plan", "Run the plan stage first (--stage plan)") from None
+    except (ValueError, ValidationError):
+        raise InputError(f"{folder / PLAN_FILE} is damaged", "Delete it, and run the plan stage again (--stage plan)") from None
 
 
 def read_plan(folder: Path) -> tuple[Plan, LabelSet, pa.Table]:
@@ -67,22 +85,4 @@ def read_plan(folder: Path) -> tuple[Plan, LabelSet, pa.Table]:
     Raises:
         InputError: the folder has no plan, or the plan is damaged.
     """
-    try:
-        plan = Plan.model_validate(json.loads((folder / PLAN_FILE).read_bytes()))
-    except OSError:
-        raise InputError(f"{folder} holds no plan", "Run the plan stage first (--stage plan)") from None
-    except (ValueError, ValidationError):
-        raise InputError(f"{folder / PLAN_FILE} is damaged", "Run the plan stage again (--stage plan)") from None
-    return plan, read_labels(folder / LABELS_FILE), read_clips(folder / CLIPS_FILE)
-
-
-def _with_kept_caps(folder: Path, plan: Plan, labels: LabelSet, splits: set[str]) -> Plan:
-    """The plan, plus the caps that the folder's earlier plan has for other splits than these."""
-    earlier, earlier_labels, _ = read_plan(folder)
-    if (earlier.dataset, earlier.task, earlier_labels) != (plan.dataset, plan.task, labels):
-        what = (
-            f"{folder} already holds a plan for {earlier.dataset} ({earlier.task}); its dataset, task or label set is different"
-        )
-        raise InputError(what, "Choose another --out")
-    kept = {split: cap for split, cap in earlier.caps.items() if split not in splits}
-    return plan.model_copy(update={"caps": {**kept, **plan.caps}})
+    return read_header(folder), read_labels(folder / LABELS_FILE), read_clips(folder / CLIPS_FILE)

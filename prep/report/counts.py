@@ -16,9 +16,8 @@ from mbt.prep.report.lanes import lane_reports, read_rows
 from mbt.prep.report.model import ClassReport, Pace, Reason, Report, Share, Span, SplitReport
 from mbt.prep.state.failure_codes import HOUR_S, Action
 from mbt.prep.state.ledger import LOST, STOPPING_ACTIONS, Attempt, states
-from mbt.prep.state.selection import Selection, frozen_clips, read_assignment
-from mbt.prep.state.settings import open_store
-from mbt.prep.state.shard_record import Failure, ShardRecord, finished_shard
+from mbt.prep.state.selection import Selection, finished_here, frozen_clips, read_assignment
+from mbt.prep.state.shard_record import Failure, ShardRecord
 
 Z_95 = 1.959964
 SPANS = 200
@@ -65,8 +64,7 @@ def make_report(folder: Path, now: float) -> Report:
 
 
 def _read_records(folder: Path) -> list[ShardRecord]:
-    store = open_store(folder)
-    records = (finished_shard(store, name) for name in read_assignment(folder))
+    records = (finished_here(folder, name) for name in read_assignment(folder))
     return [record for record in records if record is not None]
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from mbt.manifests.balance import ClassQuotas
 from mbt.manifests.clips import Clip
 from mbt.prep.state.ledger import Attempt
-from mbt.prep.state.settings import open_store
-from mbt.prep.state.shard_record import finished_shard
+from mbt.prep.state.settings import stores_remotely
+from mbt.prep.state.shard_record import ShardRecord, finished_shard, read_record
+from mbt.prep.state.store import Store
 
 ASSIGNMENT_FILE = "work/assignment.json"
 
@@ -25,13 +26,17 @@ def frozen_clips(folder: Path, clips: Iterable[Clip]) -> Iterator[Clip]:
     return (clip for clip in clips if clip.key in frozen)
 
 
+def finished_here(folder: Path, shard: str) -> ShardRecord | None:
+    """The record of a finished shard; at a URL, which only the pack stage has the credentials for, a record is enough."""
+    return read_record(folder, shard) if stores_remotely(folder) else finished_shard(Store(folder), shard)
+
+
 def packed_keys(folder: Path, lost: Collection[str]) -> set[str]:
     """The clips in a finished shard, out of those whose media are missing: their media are no longer needed."""
     packed: set[str] = set()
-    store = open_store(folder)
     for name, keys in read_assignment(folder).items():
         lost_here = {key for key in keys if key in lost}
-        if lost_here and finished_shard(store, name) is not None:
+        if lost_here and finished_here(folder, name) is not None:
             packed |= lost_here
     return packed
 

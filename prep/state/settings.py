@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import ValidationError, field_validator
 
 from mbt.manifests.atomic import write_text
 from mbt.manifests.errors import InputError
-from mbt.manifests.reading.remote import SECRETS
+from mbt.manifests.reading.remote import without_secrets
 from mbt.manifests.shards import Frozen, MediaFormat
-from mbt.prep.state.store import Store
 
 SETTINGS_FILE = "work/pack.json"
 
@@ -23,7 +22,8 @@ class PackSettings(Frozen):
         shard_samples: maximum clips per shard.
         shard_bytes: maximum bytes per tar, unless a single sample is larger; a larger shard becomes several tars.
         seed: seed of the order of the clips.
-        to: URL of the folder to which finished files are uploaded; None: they stay in the dataset folder.
+        to: URL of the folder to which finished files are uploaded, without its credentials; None: they stay in the dataset
+            folder.
     """
 
     media: MediaFormat = MediaFormat()
@@ -32,33 +32,58 @@ class PackSettings(Frozen):
     seed: int = 0
     to: str | None = None
 
+    @field_validator("to")
+    @classmethod
+    def _without_secrets(cls, to: str | None) -> str | None:
+        return to and without_secrets(to)
 
-def freeze_settings(folder: Path, settings: PackSettings) -> None:
-    """Record the settings of the first run, and check those of later ones.
+
+def freeze_settings(folder: Path, settings: PackSettings, replace: bool = False) -> None:
+    """Record the settings, if there are none yet or nothing is packed; otherwise check them.
+
+    Args:
+        folder: the dataset folder.
+        settings: settings of this run.
+        replace: record them in any case.
 
     Raises:
-        InputError: the settings differ from those of the first run.
+        InputError: the settings differ from the recorded ones.
+    """
+    if not replace:
+        check_settings(folder, settings, packed=True)
+    path, text = folder / SETTINGS_FILE, settings.model_dump_json(indent=2) + "\n"
+    if not path.exists() or path.read_text() != text:
+        write_text(path, text)
+
+
+def check_settings(folder: Path, settings: PackSettings, packed: bool) -> None:
+    """Check that settings do not contradict the recorded ones, if any.
+
+    Args:
+        folder: the dataset folder.
+        settings: settings of this run.
+        packed: whether clips have been assigned to shards, so that the recorded settings cannot change any more.
+
+    Raises:
+        InputError: the settings differ from the recorded ones.
     """
     path = folder / SETTINGS_FILE
-    if not path.exists():
-        write_text(path, settings.model_dump_json(indent=2) + "\n")
+    if not path.exists() or (earlier := _read(path)) == settings:
         return
-    earlier = _read(path)
-    if earlier != settings:
-        first, now = _by_option(earlier.model_dump()), _by_option(settings.model_dump())
-        different = [_difference(name, first[name], now[name]) for name in now if first[name] != now[name]]
-        what = f"{folder} was packed with other settings: {'; '.join(different)} (see {path})"
-        raise InputError(what, "Use the same settings, or another --out")
+    first, now = _by_option(earlier.model_dump()), _by_option(settings.model_dump())
+    different = [f"{name} {_shown(first[name])}, not {_shown(now[name])}" for name in now if first[name] != now[name]]
+    what = f"{folder} was {'packed' if packed else 'planned'} with other settings: {'; '.join(different)} (see {path})"
+    raise InputError(what, f"Use the same settings, or another --out{'' if packed else '; --stage plan records new settings'}")
 
 
-def open_store(folder: Path) -> Store:
-    """The store of a folder's finished files.
+def stores_remotely(folder: Path) -> bool:
+    """Whether the finished files of a folder are at a URL.
 
     Raises:
-        InputError: the recorded settings are damaged, or fsspec cannot write to their URL.
+        InputError: the recorded settings are damaged.
     """
     path = folder / SETTINGS_FILE
-    return Store(folder, _read(path).to if path.exists() else None)
+    return path.exists() and _read(path).to is not None
 
 
 def _read(path: Path) -> PackSettings:
@@ -76,12 +101,5 @@ def _by_option(settings: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _difference(name: str, first: Any, now: Any) -> str:
-    if _shown(first) == _shown(now):
-        return f"{name} {_shown(first)} with another query or password"
-    return f"{name} {_shown(first)}, not {_shown(now)}"
-
-
 def _shown(value: Any) -> str:
-    """A value for a message, without password and query of a URL, which may be secret."""
-    return "unset" if value is None else SECRETS.sub("", str(value))
+    return "unset" if value is None else str(value)

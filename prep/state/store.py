@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mbt.manifests.errors import StorageError
-from mbt.manifests.reading.remote import SECRETS, file_system
+from mbt.manifests.reading.remote import file_system, hide_secrets, without_secrets
 
 CHUNK = 8 << 20
 
@@ -30,7 +30,7 @@ class Store:
         self.folder = folder
         self.url = url
         if url is not None:
-            self.shown = SECRETS.sub("", url)
+            self.shown = without_secrets(url)
             self._files, self._root = file_system(url, f"cannot write to {self.shown}")
 
     def __getstate__(self) -> tuple[Path, str | None]:
@@ -103,11 +103,11 @@ class Store:
 
     @contextmanager
     def _storage_errors(self) -> Iterator[None]:
-        """Turn fsspec's exceptions into a StorageError."""
+        """Turn fsspec's exceptions into a StorageError, which does not quote the credentials."""
         try:
             yield
         except FileNotFoundError:
             raise
         except Exception as error:
             fix = "Check the URL and the credentials, then run the same command again; finished shards are kept"
-            raise StorageError(f"cannot reach {self.shown}: {error}", fix) from error
+            raise StorageError(f"cannot reach {self.shown}: {hide_secrets(str(error), self.url or '')}", fix) from None

@@ -14,6 +14,7 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -311,26 +312,119 @@ def test_a_second_split_joins_the_folder(collection: Collection, tmp_path: Path,
     assert set(described(out)["splits"]) == {"train", "eval"}
 
 
-def test_changed_settings_are_refused(packed: Path, collection: Collection, tmp_path: Path, mbt: Door) -> None:
-    out = Path(shutil.copytree(packed, tmp_path / "out"))
-    before = digests(out)
-    for option in (["--short-side", 128], ["--jpeg-qscale", 5], ["--seed", 1], ["--shard-samples", 3]):
-        outcome = mbt(*collection.arguments(out, *option, "--stage", "pack"))
-        assert outcome.code == 2
-        assert f"was packed with other settings: {option[0]} " in outcome.err
-        assert f", not {option[1]} (see " in outcome.err
-    assert digests(out) == before
+@pytest.mark.parametrize("stage", ["plan", "fetch", "pack", None])
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--short-side", 128], "was packed with other settings: --short-side 256, not 128 (see "),
+        (["--flac"], "was packed with other settings: --flac False, not True (see "),
+        (["--shard-samples", 3], "was packed with other settings: --shard-samples 2, not 3 (see "),
+        (["--to", "memory://there"], "was packed with other settings: --to unset, not memory://there (see "),
+        (["--seed", 1], "--seed 0, not 1"),
+    ],
+)
+def test_options_that_contradict_a_packed_folder_are_refused_by_every_stage(
+    packed: Path, collection: Collection, mbt: Door, stage: str | None, option: list[object], message: str
+) -> None:
+    before = snapshot(packed)
+    stages = [] if stage is None else ["--stage", stage]
+    assert message in refusal(mbt, *collection.arguments(packed, *option, *stages))
+    assert snapshot(packed) == before
 
 
-def test_changed_labels_and_dropped_clips_are_refused(packed: Path, collection: Collection, tmp_path: Path, mbt: Door) -> None:
-    out = Path(shutil.copytree(packed, tmp_path / "out"))
+def test_stages_agree_on_what_is_stored(collection: Collection, tmp_path: Path, mbt: Door) -> None:
+    """Until something is packed, the plan stage may choose other settings; the other stages may not."""
+    out = tmp_path / "out"
+    assert mbt(*collection.arguments(out, "--stage", "plan")).code == 0
+    before = snapshot(out)
+    for stage in ("fetch", "pack"):
+        refused = refusal(mbt, *collection.arguments(out, "--short-side", 32, "--stage", stage))
+        assert "was planned with other settings: --short-side 256, not 32" in refused
+        assert "--stage plan records new settings" in refused
+    assert snapshot(out) == before
+    for stage in ("plan", "fetch", "pack"):
+        assert mbt(*collection.arguments(out, "--short-side", 32, "--stage", stage)).code == 0
+    assert described(out)["media"]["video"]["short_side"] == 32
+
+
+def test_another_dataset_in_the_same_folder_is_refused(packed: Path, collection: Collection, tmp_path: Path, mbt: Door) -> None:
+    before = snapshot(packed)
     (tmp_path / "labels.csv").write_text("id\nb\na\nc\n")
     swapped = Collection(collection.source, collection.clips, tmp_path / "labels.csv", {})
-    assert "its dataset, task or label set is different" in refusal(mbt, *swapped.arguments(out))
+    assert "planned with another label set: class 0 was 'a', not 'b'. " in refusal(mbt, *swapped.arguments(packed))
+    (tmp_path / "labels.csv").write_text("id,display_name\na,Alpha\nb,Bee\nc,Gamma\nd,Delta\n")
+    assert "it had 3 classes, not 4" in refusal(mbt, *swapped.arguments(packed))
+    assert "holds the dataset 'custom', not 'other'. " in refusal(mbt, *collection.arguments(packed, "--name", "other"))
+    single = few(tmp_path, collection, "tall,0,2,train,a")
+    assert "the task multilabel, not multiclass. " in refusal(mbt, *single.arguments(packed, "--task", "multiclass"))
+    balanced = ["prep", "audioset", "--subset", "balanced", "--shard-samples", 2, "--out", packed]
+    assert "holds the dataset 'custom', not 'audioset'. " in refusal(mbt, *balanced)
+    assert snapshot(packed) == before
+
+
+def test_a_list_without_packed_clips_is_refused_and_overwrites_nothing(
+    packed: Path, collection: Collection, tmp_path: Path, mbt: Door
+) -> None:
+    before = snapshot(packed)
     fewer = few(tmp_path, collection, "whole,0,2,train,b;a")
-    outcome = mbt(*fewer.arguments(out))
-    assert outcome.code == 2
-    assert "5 packed clips" in outcome.err or "6 packed clips" in outcome.err
+    for more in ([], ["--replan"], ["--stage", "plan"]):
+        refused = refusal(mbt, *fewer.arguments(packed, *more))
+        assert "6 clips would leave it or change, of which 6 clips fetched or packed, such as " in refused
+    assert snapshot(packed) == before
+
+
+def test_the_same_command_rewrites_no_plan(collection: Collection, tmp_path: Path, mbt: Door) -> None:
+    run = collection.arguments(tmp_path / "out", "--stage", "plan")
+    assert mbt(*run).code == 0
+    before = snapshot(tmp_path / "out")
+    assert mbt(*run).out == f"plan: 11 clips in {tmp_path}/out/clips.parquet\n"
+    after = snapshot(tmp_path / "out")
+    plan = {"clips.parquet", "labels.csv", "work/plan.json", "work/pack.json"}
+    assert {name: after[name] for name in plan} == {name: before[name] for name in plan}
+
+
+def test_a_plan_grows_with_its_limit_and_shrinks_only_when_asked(collection: Collection, tmp_path: Path, mbt: Door) -> None:
+    out = tmp_path / "out"
+    for limit in (1, 2, 3):
+        assert mbt(*collection.arguments(out, "--limit", limit)).code == 0
+        assert len(pq.read_table(out / "clips.parquet")) == 2 * limit
+    found = [key for shard in keys(out).values() for key in shard]
+    assert sorted(found) == ["-dash_500", "_under_1500", "vgg_12000", "whole_0", "whole_3300"]
+    assert len(keys(out)) == 5, "each run added a clip of train, and the first two one of eval"
+    assert failed(out) == {"broken_0": "decode.unreadable"}
+
+    assert mbt(*collection.arguments(out, "--stage", "plan")).code == 0
+    refused = refusal(mbt, *collection.arguments(out, "--limit", 3, "--stage", "plan"))
+    assert "5 clips would leave it or change. Use the same list and options, another --out, or --replan " in refused
+    assert mbt(*collection.arguments(out, "--limit", 3, "--stage", "plan", "--replan")).code == 0
+    assert len(pq.read_table(out / "clips.parquet")) == 6
+
+
+def test_a_refused_command_writes_nothing(
+    collection: Collection, tmp_path: Path, mbt: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = collection.arguments(tmp_path / "out")
+    (tmp_path / "file").touch()
+    assert "cannot reach file://" in refusal(mbt, *run, "--to", f"file://{tmp_path}/file/below")
+    assert "nowhere" in refusal(mbt, *run, "--to", "nowhere://bucket/set")
+    assert "cannot read the label list" in refusal(mbt, *run, "--labels", tmp_path / "none")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=500))
+    assert "the plan needs about" in refusal(mbt, *run)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("stage", [[], ["--stage", "plan"], ["--stage", "fetch"]])
+def test_a_folder_of_other_files_is_refused(collection: Collection, tmp_path: Path, mbt: Door, stage: list[str]) -> None:
+    (tmp_path / "media").mkdir()
+    shutil.copy(collection.source / "whole.mp4", tmp_path / "media")
+    before = snapshot(tmp_path)
+    refused = refusal(mbt, *collection.arguments(tmp_path / "media", *stage))
+    assert f"{tmp_path}/media is not empty and was not written by mbt prep: it holds 'whole.mp4'. " in refused
+    assert refused.endswith(f"for example --out {tmp_path}/media/shards.")
+    assert "a part of the path is a file" in refusal(
+        mbt, *collection.arguments(tmp_path / "media" / "whole.mp4" / "set", *stage)
+    )
+    assert snapshot(tmp_path) == before
 
 
 def test_users_mistakes_are_one_line(collection: Collection, tmp_path: Path, mbt: Door) -> None:

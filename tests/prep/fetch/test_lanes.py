@@ -23,7 +23,7 @@ from mbt.prep.plan.plan import Plan, read_plan, write_plan
 from mbt.prep.sources.ytdlp import YtDlp
 from mbt.prep.state.ledger import LedgerReader, read_ledger
 from mbt.prep.state.selection import Selection, select_clips
-from tests.conftest import Door
+from tests.conftest import Collection, Door
 from tests.site import Site
 
 URL = "https://www.youtube.com/watch?v={video_id}"
@@ -256,6 +256,20 @@ def test_only_the_fetch_stage_can_be_shared(
     assert (done.code, "--rank 2 does not exist with --world 2" in done.err) == (2, True)
     done = mbt(*arguments(1), "--stage", "fetch", "--rank", 1)
     assert (done.code, "must be given together" in done.err) == (2, True)
+
+
+def test_slurm_does_not_share_a_folder_or_another_stage(
+    collection: Collection, tmp_path: Path, mbt: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every job of an array may prepare its own folder of clips; only --rank and --world share explicitly."""
+    for name, value in {"ID": "3", "COUNT": "4"}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+    run = collection.arguments(tmp_path / "set", "--limit", 1, "--short-side", 32)
+    done = mbt(*run, "--stage", "plan")
+    assert (done.code, done.err) == (0, "")
+    assert "fetch: 2 clips found, 0 missing\n" in mbt(*run).out
+    refused = mbt(*run, "--rank", 3, "--world", 4)
+    assert (refused.code, "this is worker 3 of 4" in refused.err) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -276,7 +276,7 @@ def code(path: Path, start: float = 0.0, duration: float = 1.0, limits: Limits |
 
 @pytest.mark.parametrize("start", [4.5, 9.9, 10.0, 50.0, 1e6])
 def test_start_beyond_the_end_is_rejected(rendered: Rendered, start: float) -> None:
-    assert code(rendered(Spec("25.mp4")), start) == "clip.short"
+    assert code(rendered(Spec("25.mp4")), start) == "clip.out_of_range"
 
 
 def test_missing_streams_are_named(rendered: Rendered) -> None:

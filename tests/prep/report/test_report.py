@@ -15,6 +15,7 @@ import pytest
 from mbt.manifests.clips import Clip, clip_table
 from mbt.manifests.errors import InputError
 from mbt.manifests.labels import Label, LabelSet
+from mbt.prep.plan.changes import change_plan
 from mbt.prep.plan.plan import Plan, write_plan
 from mbt.prep.report.counts import make_report, wilson
 from mbt.prep.report.model import Report
@@ -33,7 +34,7 @@ def planned(folder: Path, labels: Sequence[tuple[int, ...]], cap: int | None = N
     """Write a plan of clips SPLIT0, SPLIT1, ... with these labels, and return their keys."""
     clips = [Clip(f"{split}{i}", f"v{i}", 0, 10_000, split, of) for i, of in enumerate(labels)]
     caps = {} if cap is None else {split: cap}
-    write_plan(folder, Plan(dataset="hand", task="multilabel", caps=caps), LABELS, clip_table(clips))
+    change_plan(folder, Plan(dataset="hand", task="multilabel", caps=caps), LABELS, clip_table(clips)).save(folder)
     return [clip.key for clip in clips]
 
 

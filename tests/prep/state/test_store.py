@@ -62,9 +62,6 @@ def test_shards_on_s3_equal_those_in_a_folder(
     moved = mbt(*collection.arguments(out), "--to", "s3://shards/elsewhere")
     assert moved.code == 2
     assert "packed with other settings: --to s3://shards/deep/set, not s3://shards/elsewhere (see " in moved.err
-    signed = mbt(*collection.arguments(out), "--to", "s3://shards/deep/set?key=2")
-    assert signed.code == 2
-    assert "other settings: --to s3://shards/deep/set with another query or password (see " in signed.err
 
 
 def test_packed_but_not_uploaded_shards_are_uploaded_without_decoding(
