@@ -1,25 +1,26 @@
 """Pack the fetched media of a plan into shards, on all cores or on a Ray cluster; it can be interrupted and resumed."""
 
-import hashlib
-import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from tqdm import tqdm
 
-from mbt.manifests.atomic import write_text
 from mbt.manifests.clips import iter_clips
-from mbt.manifests.errors import InputError
 from mbt.manifests.progress import progress
-from mbt.manifests.shards import DatasetInfo, shard_file
+from mbt.manifests.shards import DatasetInfo
+from mbt.prep.pack.assign import Assignment, packing_sequence
 from mbt.prep.pack.options import PackOptions
-from mbt.prep.pack.pack_shard import Packing, ShardTask, pack_shard
+from mbt.prep.pack.pack_shard import PackedShard, Packing, ShardTask, pack_shard
 from mbt.prep.pack.publish import publish
+from mbt.prep.pack.raw_files import RawFiles
+from mbt.prep.pack.shard_pool import ShardPool
 from mbt.prep.plan.plan import read_plan
-from mbt.prep.state.ledger import Attempt, read_ledger
-from mbt.prep.state.selection import ASSIGNMENT_FILE, Selection, frozen_clips, read_assignment, select_clips
-from mbt.prep.state.settings import PackSettings, freeze_settings
+from mbt.prep.state.ledger import Attempt, LedgerReader, late_keys, states
+from mbt.prep.state.selection import Selection, frozen_clips, select_clips
+from mbt.prep.state.settings import freeze_settings
 from mbt.prep.state.store import Store
 from mbt.prep.workers.interrupt import graceful_interrupts
 from mbt.prep.workers.processes import cores
@@ -42,56 +43,55 @@ def pack(folder: Path, options: PackOptions) -> DatasetInfo:
         KeyboardInterrupt: after an interrupt from the keyboard, once the clips in progress are finished.
     """
     plan, labels, table = read_plan(folder)
-    settings, ray = options.settings, options.ray
+    settings = options.settings
     store = Store(folder, options.to)
     freeze_settings(folder, settings)
-    ledger = {key: attempt.checked(folder) for key, attempt in read_ledger(folder).items()}
+    attempts = list(LedgerReader(folder).new())
+    ledger = {key: attempt.checked(folder) for key, attempt in states(attempts).items()}
     selection = Selection(plan.caps, len(labels), frozen_clips(folder, iter_clips(table)))
     table = table.take(pa.array([row for row, _ in select_clips(iter_clips(table), ledger, selection)], pa.int64()))
     splits = dict(zip(table["key"].to_pylist(), table["split"].to_pylist(), strict=True))
     fetched = [key for key in splits if key in ledger and ledger[key].path is not None]
-    assignment = _assign(folder, splits, fetched, settings)
-    workers = options.workers or (cores() if ray is None else 1)
-    packing = Packing(folder, labels, store, workers, options)
-    tasks = _tasks(table, assignment, ledger)
-    with graceful_interrupts() as stop_requested, progress(sum(map(len, assignment.values())), "pack", "clip") as bar:
-        if ray is None:
-            for task in tasks:
-                pack_shard(packing, task, bar.update, lambda: not stop_requested.is_set())
-        else:
-            for clips in on_ray(ray, pack_shard, packing, tasks, packing.workers, lambda: not stop_requested.is_set()):
-                bar.update(clips)
-    return publish(folder, plan, labels, table, ledger, list(assignment), settings, store)
+    assignment = Assignment(folder, settings)
+    assignment.check(splits)
+    assignment.extend({key: splits[key] for key in packing_sequence(fetched, late_keys(attempts))})
+    assignment.save()
+    raw_files = RawFiles(folder, options)
+    raw_files.add(iter_clips(table), ledger)
+    packing = Packing(folder, labels, store, options.workers or (cores() if options.ray is None else 1), options)
+    with graceful_interrupts() as stop_requested, progress(sum(map(len, assignment.shards.values())), "pack", "clip") as bar:
+        pack_shards = partial(_pack_here if options.ray is None else _pack_on_ray, packing, bar=bar)
+        for shard in pack_shards(shard_tasks(table, assignment.shards, ledger), lambda: not stop_requested.is_set()):
+            raw_files.release(shard.done)
+    return publish(folder, plan, labels, table, ledger, list(assignment.shards), settings, store)
 
 
-def _tasks(table: pa.Table, assignment: Mapping[str, list[str]], ledger: Mapping[str, Attempt]) -> Iterator[ShardTask]:
+def shard_tasks(table: pa.Table, shards: Mapping[str, list[str]], ledger: Mapping[str, Attempt]) -> Iterator[ShardTask]:
+    """The tasks of packing these shards.
+
+    Args:
+        table: clip table with the clips of the shards.
+        shards: keys of the clips, by name of the shard.
+        ledger: state of each clip, by key.
+    """
     all_keys = np.array(table["key"].to_pylist())
     order = np.argsort(all_keys)
-    for name, keys in assignment.items():
+    for name, keys in shards.items():
         rows = order[np.searchsorted(all_keys, keys, sorter=order)]
-        yield ShardTask(name, table.take(pa.array(rows)), {key: ledger[key] for key in keys if key in ledger})
+        yield ShardTask(name, table.take(pa.array(rows, pa.int64())), {key: ledger[key] for key in keys if key in ledger})
 
 
-def _assign(folder: Path, splits: Mapping[str, str], fetched: Collection[str], settings: PackSettings) -> dict[str, list[str]]:
-    """Keys by shard name: the shards of earlier calls, then new ones for clips fetched since, in a seeded order."""
-    assignment = read_assignment(folder)
-    assigned = {key for keys in assignment.values() for key in keys}
-    dropped = assigned - splits.keys()
-    if dropped:
-        raise InputError(
-            f"{folder}: {len(dropped)} packed clips are not in the new plan, such as {min(dropped)}",
-            "Choose another --out",
-        )
-    new = sorted((key for key in fetched if key not in assigned), key=lambda key: _order(settings.seed, key))
-    for split in sorted({splits[key] for key in new}):
-        keys = [key for key in new if splits[key] == split]
-        first = sum(splits[shard_keys[0]] == split for shard_keys in assignment.values())
-        for number, start in enumerate(range(0, len(keys), settings.shard_samples), first):
-            assignment[shard_file(split, number)] = keys[start : start + settings.shard_samples]
-    if new:
-        write_text(folder / ASSIGNMENT_FILE, json.dumps(assignment, indent=0) + "\n")
-    return assignment
+def _pack_here(
+    packing: Packing, tasks: Iterator[ShardTask], should_continue: Callable[[], bool], bar: "tqdm[None]"
+) -> Iterator[PackedShard]:
+    with ShardPool(packing, bar.update, should_continue) as pool:
+        yield from pool.map(tasks)
 
 
-def _order(seed: int, key: str) -> bytes:
-    return hashlib.sha256(f"{seed}:{key}".encode()).digest()
+def _pack_on_ray(
+    packing: Packing, tasks: Iterator[ShardTask], should_continue: Callable[[], bool], bar: "tqdm[None]"
+) -> Iterator[PackedShard]:
+    assert packing.options.ray is not None
+    for shard in on_ray(packing.options.ray, pack_shard, packing, tasks, packing.workers, should_continue):
+        bar.update(shard.clips)
+        yield shard

@@ -1,12 +1,10 @@
 """Pack one shard: decode its clips on threads and write the samples; on this machine or on a cluster node."""
 
 import socket
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import pyarrow as pa
 import torch
@@ -19,18 +17,16 @@ from mbt.prep.media.decode import decode_clip
 from mbt.prep.media.ffmpeg import ClipError
 from mbt.prep.pack.options import PackOptions
 from mbt.prep.pack.sample import Sample, make_sample
-from mbt.prep.pack.write_shard import write_shard
+from mbt.prep.pack.write_shard import Results, write_shard
 from mbt.prep.plan.plan import PLAN_FILE
 from mbt.prep.plan.removed import REMOVED, is_removed
 from mbt.prep.state.ledger import LOST, NEVER_FETCHED, Attempt
 from mbt.prep.state.shard_record import Failure, ShardRecord, finished_shard, idx_file, read_record
 from mbt.prep.state.store import Store
+from mbt.prep.workers.ordered_pool import OrderedPool
 
 LOCKS_FOLDER = "work/locks"
 """A worker that the cluster considers lost may still be writing its shard."""
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,7 @@ class Packing:
         folder: the dataset folder; the same path on every node.
         labels: the label set.
         store: where finished files go.
-        workers: clips of a shard to decode at a time.
+        workers: clips to decode at a time.
         options: options of the pack stage.
     """
 
@@ -67,15 +63,38 @@ class ShardTask:
     attempts: Mapping[str, Attempt]
 
 
-def pack_shard(
+@dataclass(frozen=True)
+class PackedShard:
+    """The result of packing a shard.
+
+    Attributes:
+        name: file name of its first tar.
+        clips: number of its clips.
+        done: keys of the clips that no longer need their media.
+    """
+
+    name: str
+    clips: int
+    done: tuple[str, ...]
+
+
+def pack_shard(packing: Packing, task: ShardTask) -> PackedShard:
+    """`pack_shard_on` threads of its own, on a node of a cluster."""
+    with OrderedPool(packing.workers) as threads:
+        return pack_shard_on(threads, packing, task)
+
+
+def pack_shard_on(
+    threads: OrderedPool,
     packing: Packing,
     task: ShardTask,
     count: Callable[[int], object] = int,
     should_continue: Callable[[], bool] = lambda: True,
-) -> int:
-    """Pack a shard and put it into the store, unless it is already there; return its number of clips.
+) -> PackedShard:
+    """Pack a shard and put it into the store, unless it is already there.
 
     Args:
+        threads: where its clips are decoded.
         packing: what all shards share.
         task: the shard.
         count: called with the number of clips finished since the last call.
@@ -95,11 +114,11 @@ def pack_shard(
         if record is not None and _is_without(record, clips, packing.options.removed):
             count(len(clips))
         else:
-            record = _make(packing, task, clips, count, should_continue)
+            results = _results(threads, packing, clips, task.attempts, count, should_continue)
+            record = _make(packing, task.name, clips, results)
         for name in _file_names(record):
             packing.store.release(name)
-    _delete_raw(packing, clips, task.attempts)
-    return len(clips)
+    return PackedShard(task.name, len(clips), tuple(clip.key for clip in clips))
 
 
 def _is_without(record: ShardRecord, clips: Iterable[Clip], removed: frozenset[str]) -> bool:
@@ -113,42 +132,30 @@ def _file_names(record: ShardRecord) -> list[str]:
     return [name for file in record.files for name in (idx_file(file.name), file.name)]
 
 
-def _make(
-    packing: Packing,
-    task: ShardTask,
-    clips: list[Clip],
-    count: Callable[[int], object],
-    should_continue: Callable[[], bool],
-) -> ShardRecord:
+def _make(packing: Packing, name: str, clips: list[Clip], results: Results) -> ShardRecord:
     """Write the shard, unless an earlier call has, and put it into the store."""
     folder, store, options = packing.folder, packing.store, packing.options
-    earlier = read_record(folder, task.name)
-    record = finished_shard(Store(folder), task.name)
-    if record is not None and _is_without(record, clips, packing.options.removed):
-        count(len(clips))
-    else:
-        results = _counted(_results(packing, clips, task.attempts, should_continue), count)
+    earlier = read_record(folder, name)
+    record = finished_shard(Store(folder), name)
+    if record is None or not _is_without(record, clips, options.removed):
         keys = [clip.key for clip in clips]
-        record = write_shard(folder, task.name, keys, options.media, options.shard_bytes, results)
+        record = write_shard(folder, name, keys, options.media, options.shard_bytes, results)
     names = _file_names(record)
     for obsolete in set(_file_names(earlier)) - set(names) if earlier else ():
         store.remove(obsolete)
-    for name in names:
-        store.put(name)
+    for file in names:
+        store.put(file)
     return record
 
 
-def _delete_raw(packing: Packing, clips: Iterable[Clip], attempts: Mapping[str, Attempt]) -> None:
-    for clip in clips:
-        path = attempts.get(clip.key, NEVER_FETCHED).path
-        unwanted = not packing.options.keep_raw or is_removed(clip, packing.options.removed)
-        if unwanted and path is not None and not Path(path).is_absolute():
-            (packing.folder / path).unlink(missing_ok=True)
-
-
 def _results(
-    packing: Packing, clips: list[Clip], attempts: Mapping[str, Attempt], should_continue: Callable[[], bool]
-) -> Callable[[int], Iterator[Sample | Failure]]:
+    threads: OrderedPool,
+    packing: Packing,
+    clips: list[Clip],
+    attempts: Mapping[str, Attempt],
+    count: Callable[[int], object],
+    should_continue: Callable[[], bool],
+) -> Results:
     """A function that takes n and yields the results of `clips[n:]`."""
     media = packing.options.media
 
@@ -169,42 +176,11 @@ def _results(
         except ClipError as error:
             return Failure(key=clip.key, stage="pack", code=error.code, message=error.message)
 
-    return lambda done: ordered_map(pack_clip, clips[done:], packing.workers, should_continue)
-
-
-def ordered_map(
-    function: Callable[[T], R], items: Iterable[T], workers: int, should_continue: Callable[[], bool]
-) -> Iterator[R]:
-    """Like `map`, on threads, with at most `2 * workers` results in memory.
-
-    Raises:
-        KeyboardInterrupt: `should_continue` was False; the results of items in progress are yielded first.
-    """
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future[R]] = deque()
-        stopped = False
-        try:
-            for item in items:
-                if stopped := not should_continue():
-                    break
-                waiting.append(pool.submit(function, item))
-                if len(waiting) == 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-    if stopped:
-        raise KeyboardInterrupt
-
-
-def _counted(results: Callable[[int], Iterator[T]], count: Callable[[int], object]) -> Callable[[int], Iterator[T]]:
-    """Wrap `results` to count the clips of earlier calls and each result."""
-
-    def counted(done: int) -> Iterator[T]:
+    def results(done: int) -> Generator[Sample | Failure, None, None]:
         count(done)
-        for result in results(done):
-            yield result
-            count(1)
+        with closing(threads.map(pack_clip, clips[done:], should_continue)) as samples:
+            for sample in samples:
+                yield sample
+                count(1)
 
-    return counted
+    return results

@@ -1,6 +1,7 @@
 """One shard: its tars, their DALI indices and its record, each complete or absent."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from mbt.prep.state.shard_record import Failure, ShardRecord, idx_file, record_f
 
 CHUNK = 8 << 20
 
+Results = Callable[[int], Generator[Sample | Failure, None, None]]
+"""Takes a number n and yields the results of all clips but the first n, in order."""
+
 
 def write_shard(
     folder: Path,
@@ -23,7 +27,7 @@ def write_shard(
     keys: Sequence[str],
     media: MediaFormat,
     max_bytes: int | None,
-    results: Callable[[int], Iterator[Sample | Failure]],
+    results: Results,
 ) -> ShardRecord:
     """Write a shard's tars, their `.idx` files and its record into `folder`; if all clips fail, only the record.
 
@@ -35,7 +39,7 @@ def write_shard(
         keys: the shard's clips, in order.
         media: how samples are stored.
         max_bytes: size limit of a tar, which only a tar with a single sample may exceed; None: no limit.
-        results: takes a number n and yields the results of `keys[n:]` in order.
+        results: yields the results of `keys[n:]`.
 
     Raises:
         StorageError: no space left.
@@ -43,8 +47,9 @@ def write_shard(
     record = record_file(folder, name)
     with storage_errors(folder / name), GrowingTar(record.with_suffix(".partial"), keys, media) as growing_tar:
         done = len(growing_tar.entries)
-        for key, result in zip(keys[done:], results(done), strict=True):
-            growing_tar.add(key, result)
+        with closing(results(done)) as new:
+            for key, result in zip(keys[done:], new, strict=True):
+                growing_tar.add(key, result)
         growing_tar.finish()
         parts = list(_parts(name, [entry for entry in growing_tar.entries if entry.row is not None], max_bytes))
         files = []

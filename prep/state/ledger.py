@@ -213,3 +213,12 @@ def fold(attempts: Sequence[Attempt]) -> Attempt:
     )
     wait_s = WAITS_S[min(len(failed), len(WAITS_S)) - 1]
     return replace(last, final=confirmed or len(failed) >= MAX_ATTEMPTS, not_before=max(last.not_before, last.time + wait_s))
+
+
+def late_keys(attempts: Iterable[Attempt]) -> set[str]:
+    """The clips that failed when they were first asked for; the attempts may come in any order."""
+    first: dict[str, Attempt] = {}
+    for attempt in attempts:
+        if attempt.action not in STOPPING_ACTIONS and (attempt.key not in first or attempt.time < first[attempt.key].time):
+            first[attempt.key] = attempt
+    return {key for key, attempt in first.items() if attempt.code != "ok"}

