@@ -9,7 +9,7 @@ from mbt.demo.examples import CROPS, Example
 from mbt.demo.pictures import png, score_chart, view_picture
 from mbt.demo.scores import KINDS, Scores
 from mbt.demo.variants import BOTTLENECK
-from mbt.prep.report.page import POLICY
+from mbt.prep.report.html import POLICY
 
 TITLE = "mbt demo: what each model can tell"
 SHORT_NAMES = {

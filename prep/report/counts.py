@@ -12,8 +12,8 @@ from mbt.manifests.clips import Clip, table_clips
 from mbt.manifests.labels import LabelSet
 from mbt.prep.plan.choose import ALIVE
 from mbt.prep.plan.plan import Plan, read_plan
-from mbt.prep.report.lanes import lane_reports, read_rows
-from mbt.prep.report.model import ClassReport, Pace, Reason, Report, Share, Span, SplitReport
+from mbt.prep.report.lanes import SAME_VIDEO_S, lane_reports, read_rows
+from mbt.prep.report.model import ClassReport, Pace, Reason, Refusal, Report, Share, Span, SplitReport
 from mbt.prep.state.failure_codes import HOUR_S, Action
 from mbt.prep.state.ledger import LOST, STOPPING_ACTIONS, Attempt, states
 from mbt.prep.state.selection import Selection, finished_here, frozen_clips, read_assignment
@@ -38,16 +38,16 @@ def make_report(folder: Path, now: float) -> Report:
     clips = table_clips(table)
     rows, media = read_rows(folder)
     attempts = [row for row in rows if row.action not in STOPPING_ACTIONS]
-    records = _read_records(folder)
+    records = read_records(folder)
     sampled = {row["key"] for record in records for row in record.rows}
     unpackable = {failed.key: failed for record in records for failed in record.failures if failed.stage == "pack"}
     ledger = _states(folder, attempts, sampled | unpackable.keys())
     available = {key for key, attempt in ledger.items() if attempt.path is not None} | sampled | unpackable.keys()
     by_split = _by_split(clips)
     survival = {split: _survival(own, ledger, available) for split, own in by_split.items()}
-    to_fetch, later = _clips_to_fetch(plan, labels, folder, clips, ledger, available, survival, now)
+    to_fetch, due = _clips_to_fetch(plan, labels, folder, clips, ledger, available, survival, now)
     splits = {
-        split: _split(own, ledger, available, survival[split], to_fetch[split], later[split], sampled, unpackable)
+        split: _split(own, ledger, available, survival[split], to_fetch[split], due[split], sampled, unpackable)
         for split, own in by_split.items()
     }
     sizes = {ledger[clip.key].path: ledger[clip.key].size for clip in clips if clip.key in ledger and clip.key in available}
@@ -55,6 +55,7 @@ def make_report(folder: Path, now: float) -> Report:
         dataset=plan.dataset,
         time=_utc(now),
         splits=splits,
+        refusals=_refusals(rows),
         classes=_classes(clips, labels, ledger, available),
         pace=_pace(attempts, sum(to_fetch.values()), now),
         lanes=lane_reports(rows, media, Counter(ledger[key].lane for key in available & ledger.keys()), now),
@@ -63,7 +64,8 @@ def make_report(folder: Path, now: float) -> Report:
     )
 
 
-def _read_records(folder: Path) -> list[ShardRecord]:
+def read_records(folder: Path) -> list[ShardRecord]:
+    """The records of a folder's finished shards."""
     records = (finished_here(folder, name) for name in read_assignment(folder))
     return [record for record in records if record is not None]
 
@@ -80,15 +82,19 @@ def _by_split(clips: Iterable[Clip]) -> dict[str, list[Clip]]:
     return dict(sorted(splits.items()))
 
 
-def _answered(clip: Clip, ledger: Mapping[str, Attempt], available: Collection[str]) -> bool:
-    """Whether a source delivered or refused the clip."""
+def _is_known(clip: Clip, ledger: Mapping[str, Attempt], available: Collection[str]) -> bool:
+    """Whether the clip's outcome is known; a failure that will be retried says nothing, unless the clip is unavailable."""
     attempt = ledger.get(clip.key)
-    return clip.key in available or (attempt is not None and attempt.code != LOST and attempt.action != Action.NETWORK.label)
+    if clip.key in available or attempt is None:
+        return clip.key in available
+    if not attempt.action:
+        return attempt.code != LOST
+    return attempt.final or (attempt.action == Action.CONFIRM.label and not attempt.code.startswith("env."))
 
 
 def _survival(clips: Iterable[Clip], ledger: Mapping[str, Attempt], available: Collection[str]) -> Share | None:
-    answered = [clip.key in available for clip in clips if _answered(clip, ledger, available)]
-    return wilson(sum(answered), len(answered)) if answered else None
+    known = [clip.key in available for clip in clips if _is_known(clip, ledger, available)]
+    return wilson(sum(known), len(known)) if known else None
 
 
 def wilson(hits: int, total: int) -> Share:
@@ -109,12 +115,15 @@ def _clips_to_fetch(
     available: Collection[str],
     survival: Mapping[str, Share | None],
     now: float,
-) -> tuple[Counter[str], Counter[str]]:
-    """By split, clips to fetch now and clips to retry later: the order of `prep.fetch`, with a guess at unknown outcomes."""
+) -> tuple[Counter[str], Mapping[str, list[float]]]:
+    """By split, the number of clips to fetch now, and the times at which others are due for a retry.
+
+    The order is that of `prep.fetch`, with a guess at unknown outcomes.
+    """
     selection = Selection(plan.caps, len(labels), frozen_clips(folder, clips))
     chance = np.random.default_rng(0)
     to_fetch: Counter[str] = Counter()
-    later: Counter[str] = Counter()
+    due: defaultdict[str, list[float]] = defaultdict(list)
     for clip in clips:
         if not selection.has_room(clip):
             continue
@@ -127,8 +136,8 @@ def _clips_to_fetch(
             if selection.is_capped(clip) and chance.random() < (share.share if share else ALIVE):
                 selection.take(clip)
         elif not attempt.final:
-            later[clip.split] += 1
-    return to_fetch, later
+            due[clip.split].append(attempt.not_before)
+    return to_fetch, due
 
 
 def _split(
@@ -137,7 +146,7 @@ def _split(
     available: Collection[str],
     survival: Share | None,
     to_fetch: int,
-    later: int,
+    due: Sequence[float],
     sampled: Collection[str],
     unpackable: Mapping[str, Failure],
 ) -> SplitReport:
@@ -150,24 +159,62 @@ def _split(
         there=found,
         not_there=len(missing),
         alive=survival,
-        reasons=_reasons([(attempt.code, attempt.action, attempt.message, attempt.final) for attempt in missing]),
+        reasons=_reasons(missing),
         to_ask=to_fetch,
-        due_later=later,
+        due_later=len(due),
+        due_from=_utc(min(due)) if due else None,
+        due_until=_utc(max(due)) if due else None,
         packed=sum(clip.key in sampled for clip in clips),
-        pack_failures=_reasons([(failure.code, "", failure.message, True) for failure in failed]),
+        pack_failures=_reasons(_as_attempt(failure) for failure in failed),
     )
 
 
-def _reasons(failures: Iterable[tuple[str, str, str, bool]]) -> tuple[Reason, ...]:
-    """Group failures, each given by code, action, message and whether it is final."""
-    reasons: dict[tuple[str, str], list[tuple[str, bool]]] = defaultdict(list)
-    for code, action, message, final in failures:
-        reasons[code, action].append((message, final))
-    rows = [
-        Reason(code=code, action=action, clips=len(own), final=sum(final for _, final in own), example=own[0][0])
-        for (code, action), own in reasons.items()
-    ]
+def _as_attempt(failure: Failure) -> Attempt:
+    return Attempt(key=failure.key, source="", code=failure.code, message=failure.message, final=True)
+
+
+def _reasons(failures: Iterable[Attempt]) -> tuple[Reason, ...]:
+    by_reason: dict[tuple[str, str], list[Attempt]] = defaultdict(list)
+    for failure in failures:
+        by_reason[failure.code, failure.action].append(failure)
+    rows = []
+    for (code, action), own in by_reason.items():
+        retries = [failure.not_before for failure in own if not failure.final]
+        retry_from = _utc(min(retries)) if retries else None
+        final, first = len(own) - len(retries), own[0]
+        rows.append(
+            Reason(
+                code=code,
+                action=action,
+                clips=len(own),
+                final=final,
+                retry_from=retry_from,
+                example_key=first.key,
+                example=first.message,
+            )
+        )
     return tuple(sorted(rows, key=lambda reason: (-reason.clips, reason.code, reason.action)))
+
+
+def _refusals(rows: Iterable[Attempt]) -> tuple[Refusal, ...]:
+    """The rows that stopped a lane or a run; those of one video were written together."""
+    by_reason: dict[tuple[str, str], list[Attempt]] = defaultdict(list)
+    for row in rows:
+        if row.action in STOPPING_ACTIONS:
+            by_reason[row.code, row.action].append(row)
+    found = [
+        Refusal(code=code, action=action, times=_bursts(own), example=own[-1].message)
+        for (code, action), own in by_reason.items()
+    ]
+    return tuple(sorted(found, key=lambda refusal: (-refusal.times, refusal.code)))
+
+
+def _bursts(rows: Sequence[Attempt]) -> int:
+    """The number of videos whose rows these are: one lane writes those of a video within SAME_VIDEO_S."""
+    lanes: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        lanes[row.lane].append(row.time)
+    return sum(1 + int((np.diff(times) > SAME_VIDEO_S).sum()) for times in lanes.values())
 
 
 def _classes(
@@ -178,7 +225,7 @@ def _classes(
     found: Counter[int] = Counter()
     for clip in clips:
         planned.update(clip.labels)
-        if _answered(clip, ledger, available):
+        if _is_known(clip, ledger, available):
             answered.update(clip.labels)
         if clip.key in available:
             found.update(clip.labels)

@@ -29,13 +29,33 @@ class Reason(Frozen):
         action: label of the failure's `prep.state.failure_codes.Action`; empty if it has none.
         clips: number of clips.
         final: number of these clips that will not be requested again.
-        example: the message of one of the failures.
+        retry_from: time from which the first of the others may be requested again; None if all are final.
+        example_key: key of one of the clips.
+        example: the message of its failure.
     """
 
     code: str
     action: str
     clips: int
     final: int
+    retry_from: AwareDatetime | None
+    example_key: str
+    example: str
+
+
+class Refusal(Frozen):
+    """Answers that paused a lane or stopped the run. They say nothing about the requested clips.
+
+    Attributes:
+        code: stable name of the failure.
+        action: label of its `prep.state.failure_codes.Action`.
+        times: how often; the clips of one video count once.
+        example: the message of the last one.
+    """
+
+    code: str
+    action: str
+    times: int
     example: str
 
 
@@ -47,12 +67,14 @@ class SplitReport(Frozen):
         asked: clips that were requested from a source.
         there: available clips: their media are on disk, or were when they were packed.
         not_there: missing clips: requested without success.
-        alive: available clips as a share of those that a source delivered or refused. Network failures and lost files do not
-            count.
+        alive: available clips as a share of those whose outcome is known. Clips that will be requested again do not count,
+            except those that are unavailable but not yet confirmed to be: nearly all of them are gone.
         reasons: why clips are missing, the most frequent reason first.
         to_ask: clips to fetch: never requested, or due for a retry. With a cap, the expected number that will fit under it
             if the share of available clips stays the same.
         due_later: missing clips that will be requested again after a wait.
+        due_from: time at which the first of them is due; None if there are none.
+        due_until: time at which the last of them is due.
         packed: samples in finished shards.
         pack_failures: why clips with media are not in finished shards, the most frequent reason first.
     """
@@ -65,6 +87,8 @@ class SplitReport(Frozen):
     reasons: tuple[Reason, ...]
     to_ask: int
     due_later: int
+    due_from: AwareDatetime | None
+    due_until: AwareDatetime | None
     packed: int
     pack_failures: tuple[Reason, ...]
 
@@ -77,7 +101,7 @@ class ClassReport(Frozen):
         id: id of the label.
         name: display name of the label.
         planned: clips in the plan with this label.
-        answered: clips that a source delivered or refused.
+        answered: clips whose outcome is known, as for `SplitReport.alive`.
         there: available clips.
         share: `there` / `answered`; None if no clip was answered.
     """
@@ -165,6 +189,7 @@ class Report(Frozen):
         dataset: name of the dataset.
         time: time of the report.
         splits: the splits by name.
+        refusals: why lanes paused or a run stopped, the most frequent reason first.
         classes: all classes in index order.
         pace: speed of fetching.
         lanes: the lanes in the ledger, by name; empty if all media came from a local folder.
@@ -175,6 +200,7 @@ class Report(Frozen):
     dataset: str
     time: AwareDatetime
     splits: dict[str, SplitReport]
+    refusals: tuple[Refusal, ...]
     classes: tuple[ClassReport, ...]
     pace: Pace
     lanes: tuple[LaneReport, ...]

@@ -1,10 +1,9 @@
-"""The report as one HTML page with its plots inside; it has no scripts and loads nothing."""
+"""The report as one HTML page with its plots inside."""
 
-import base64
-import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
 from html import escape
 
 import numpy as np
@@ -12,57 +11,40 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mbt.manifests.sizes import format_bytes
-from mbt.prep.report.model import ClassReport, LaneReport, Report, Share, SplitReport
+from mbt.prep.report.html import document, image, table
+from mbt.prep.report.model import ClassReport, LaneReport, Reason, Refusal, Report, Share, SplitReport
 
-DPI = 110
 GOOD, BAD = "tab:blue", "tab:orange"
 SHOWN = 15
 """Classes with the lowest and with the highest survival that are always visible."""
 BARS = 20
 """Reasons in the bar chart."""
-TEXTS = {"example", "paused until", "why"}
-"""Table columns that hold texts, beside the first ones."""
 CODE_WIDTH = 40
 """Characters of a failure code beside its bar."""
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: 0.5rem 0 1.5rem; }
-th, td { padding: 0.15rem 0.6rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
-td { overflow-wrap: anywhere; }
-.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-img { max-width: 100%; }
-"""
 NOTHING_YET = "No clip has been requested yet."
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def page(report: Report) -> str:
     """The report as HTML; every text is escaped."""
-    title = f"{escape(report.dataset)}: fetched and packed clips"
+    title = f"{report.dataset}: fetched and packed clips"
     classes = sorted((row for row in report.classes if row.share is not None), key=lambda row: (row.share, row.index))
     parts = [
-        f"<h1>{title}</h1>",
         f"<p>{report.time:%Y-%m-%d %H:%M:%S} UTC. {escape(pace_line(report))}</p>",
         "<h2>Splits</h2>",
-        _table(SPLIT_HEAD, [split_row(name, split) for name, split in report.splits.items()], texts=1),
-        f"<p>Survival: available clips as a share of those that a source delivered or refused, with its 95% confidence "
-        f"interval. Media files: "
+        table(SPLIT_HEAD, [split_row(name, split) for name, split in report.splits.items()], texts=1),
+        f"<p>Survival: available clips as a share of those whose outcome is known, with its 95% confidence interval. Clips "
+        f"that will be requested again do not count, except those that are unavailable. Media files: "
         f"{format_bytes(report.raw_bytes)}; finished shards: {format_bytes(report.packed_bytes)}.</p>",
         "<h2>Why clips are missing</h2>",
         *_reasons_part(report),
         "<h2>Progress</h2>",
-        _image(_over_time(report), "attempts over time") if report.pace.attempts else f"<p>{NOTHING_YET}</p>",
+        image(_over_time(report), "attempts over time") if report.pace.attempts else f"<p>{NOTHING_YET}</p>",
         *_lanes_part(report.lanes),
         "<h2>Classes</h2>",
         *_classes_part(classes, report.classes),
     ]
-    head = (
-        f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        f"<title>{title}</title><style>{STYLE}</style>"
-    )
-    body = "\n".join(parts)
-    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+    return document(title, parts)
 
 
 SPLIT_HEAD = (
@@ -106,6 +88,28 @@ def lane_row(lane: LaneReport) -> list[str]:
     ]
 
 
+REASON_HEAD = ("code", "action", "clips", "final", "retry from", "clip", "example")
+
+
+def reason_row(reason: Reason) -> list[str]:
+    """A reason as cells below REASON_HEAD."""
+    counts = (f"{reason.clips:,}", f"{reason.final:,}")
+    return [reason.code, reason.action, *counts, _minute(reason.retry_from), reason.example_key, reason.example]
+
+
+REFUSAL_HEAD = ("code", "action", "times", "example")
+
+
+def refusal_row(refusal: Refusal) -> list[str]:
+    """Refused requests as cells below REFUSAL_HEAD."""
+    return [refusal.code, refusal.action, f"{refusal.times:,}", refusal.example]
+
+
+def _minute(time: datetime | None) -> str:
+    """A time in UTC, to the next full minute, so that what is due at it is due at the time shown."""
+    return "-" if time is None else f"{time + timedelta(seconds=59):%Y-%m-%d %H:%M}"
+
+
 def percent(share: Share | None) -> str:
     """A share and its interval in percent."""
     return f"{share.share:.1%} ({share.low:.1%} to {share.high:.1%})" if share else "-"
@@ -124,18 +128,19 @@ def pace_line(report: Report) -> str:
     to_fetch = sum(split.to_ask for split in report.splits.values())
     eta = f", {pace.eta_hours:,.1f} h left at this pace" if to_fetch and pace.eta_hours is not None else ""
     speed = f" ({', '.join(rates)})" if rates else ""
-    return f"{pace.attempts:,} attempts{speed}; {to_fetch:,} clips to fetch{eta}."
+    return f"{pace.attempts:,} attempts{speed}; {to_fetch:,} clips to fetch{eta}{_retries(report)}."
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -> str:
-    """An HTML table. The first `texts` columns and those in TEXTS hold texts, the others numbers."""
-    kinds = ["" if i < texts or name in TEXTS else ' class="n"' for i, name in enumerate(head)]
-
-    def line(tag: str, cells: Sequence[str]) -> str:
-        filled = zip(kinds, cells, strict=True)
-        return f"<tr>{''.join(f'<{tag}{kind}>{escape(cell)}</{tag}>' for kind, cell in filled)}</tr>"
-
-    return "\n".join(["<table>", line("th", head), *(line("td", row) for row in rows), "</table>"])
+def _retries(report: Report) -> str:
+    """The clips that are due later, and when."""
+    splits = [split for split in report.splits.values() if split.due_from and split.due_until]
+    if not splits:
+        return ""
+    count = sum(split.due_later for split in splits)
+    first = min(split.due_from for split in splits if split.due_from)
+    last = max(split.due_until for split in splits if split.due_until)
+    when = _minute(first) if _minute(first) == _minute(last) else f"{_minute(first)} to {_minute(last)}"
+    return f"; {count:,} to retry later, due {when} UTC"
 
 
 def _reasons_part(report: Report) -> list[str]:
@@ -143,14 +148,17 @@ def _reasons_part(report: Report) -> list[str]:
     packing = [(name, reason) for name, split in report.splits.items() for reason in split.pack_failures]
     parts = []
     if fetching or packing:
-        parts.append(_image(_by_reason(report), "clips by reason"))
+        parts.append(image(_by_reason(report), "clips by reason"))
     if fetching:
-        head = ("split", "code", "action", "clips", "final", "example")
-        rows = [(name, r.code, r.action, f"{r.clips:,}", f"{r.final:,}", r.example) for name, r in fetching]
-        parts += ["<h3>Fetching</h3>", _table(head, rows, texts=3)]
+        parts += [
+            "<h3>Fetching</h3>",
+            table(("split", *REASON_HEAD), ((name, *reason_row(r)) for name, r in fetching), texts=3),
+        ]
     if packing:
         short = [(name, r.code, f"{r.clips:,}", r.example) for name, r in packing]
-        parts += ["<h3>Packing</h3>", _table(("split", "code", "clips", "example"), short, texts=2)]
+        parts += ["<h3>Packing</h3>", table(("split", "code", "clips", "example"), short, texts=2)]
+    if report.refusals:
+        parts += ["<h3>Refused requests</h3>", table(REFUSAL_HEAD, map(refusal_row, report.refusals), texts=2)]
     return parts or ["<p>No requested clip is missing.</p>"]
 
 
@@ -160,7 +168,7 @@ def _lanes_part(lanes: Sequence[LaneReport]) -> list[str]:
     rows = [[*lane_row(lane), lane.resting.message if lane.resting else ""] for lane in lanes]
     return [
         "<h2>Lanes</h2>",
-        _table((*LANE_HEAD, "why"), rows, texts=1),
+        table((*LANE_HEAD, "why"), rows, texts=1),
         "<p>Success: available clips as a share of attempts. Media: downloaded bytes. Per hour: attempts per hour of work, "
         "without pauses. A lane pauses after a rate limit or a block; times are UTC.</p>",
     ]
@@ -177,7 +185,7 @@ def _classes_part(known: Sequence[ClassReport], classes: Sequence[ClassReport]) 
     everything = ["<details><summary>All classes, lowest survival first</summary>", _class_table([*known, *rest]), "</details>"]
     if not known:
         return ["<p>No survival is known yet.</p>", *everything]
-    plot = _image(_by_class(known), "survival by class")
+    plot = image(_by_class(known), "survival by class")
     lowest, highest = known[:SHOWN], known[::-1][:SHOWN]
     return [
         plot,
@@ -202,13 +210,7 @@ def _class_table(rows: Iterable[ClassReport]) -> str:
         )
         for row in rows
     )
-    return _table(head, cells, texts=2)
-
-
-def _image(figure: Figure, description: str) -> str:
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=DPI)
-    return f'<p><img alt="{description}" src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"></p>'
+    return table(head, cells, texts=2)
 
 
 def _axes(height: float) -> tuple[Figure, Axes]:

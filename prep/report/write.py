@@ -8,7 +8,7 @@ from mbt.manifests.atomic import write_text
 from mbt.manifests.sizes import format_bytes
 from mbt.prep.report.counts import make_report
 from mbt.prep.report.model import Report
-from mbt.prep.report.page import LANE_HEAD, SPLIT_HEAD, clips_by_code, lane_row, pace_line, page, split_row
+from mbt.prep.report.page import LANE_HEAD, SPLIT_HEAD, clips_by_code, lane_row, pace_line, page, split_row, visible
 
 PAGE_FILE = "report.html"
 REPORT_FILE = "report.json"
@@ -33,12 +33,14 @@ def table(report: Report) -> str:
     """The main counts, human-readable."""
     counts = clips_by_code(report)
     reasons = [f"{count:,} {code}" for code, count in counts.most_common(LISTED)]
+    refused = ", ".join(f"{refusal.times:,} {visible(refusal.code)}" for refusal in report.refusals)
     more = [f"and {len(counts) - LISTED} more reasons"] if len(counts) > LISTED else []
     return "\n".join(
         [
             f"{report.dataset}, {report.time:%Y-%m-%d %H:%M:%S} UTC",
             *_aligned(SPLIT_HEAD, (split_row(name, split) for name, split in report.splits.items())),
             *([f"missing or not packed: {', '.join([*reasons, *more])}"] if reasons else []),
+            *([f"refused requests: {refused}"] if refused else []),
             pace_line(report),
             *(_aligned(LANE_HEAD, map(lane_row, report.lanes)) if report.lanes else []),
             f"media files {format_bytes(report.raw_bytes)}, finished shards {format_bytes(report.packed_bytes)}",

@@ -128,10 +128,11 @@ class YtDlp:
                 effort = replace(effort, extract_s=time.monotonic() - began, warnings=self._warnings.plain())
                 if isinstance(info, Problem):
                     return _same_for_all(Answer(classify(info), effort), clips)
-                effort = replace(effort, formats=str(info.get("format_id", "")))
+                offered = ",".join(str(each["format_id"]) for each in info.get("formats") or ())
+                effort = replace(effort, offered=offered, formats=str(info.get("format_id", "")))
                 if (sources := _sources(info)) is None:
                     return _same_for_all(self._download(downloader, info, effort), clips)
-                _wait_until_available(info)
+                effort = replace(effort, wait_s=_wait_until_available(info))
                 return self._fetch_clips(clips, *sources, effort)
         except MbtError:
             raise
@@ -176,7 +177,7 @@ class YtDlp:
 
     def _fetch_clips(self, clips: Sequence[Clip], video: Source, audio: Source, effort: Effort) -> list[Answer]:
         """Fetch the byte ranges of clips; the effort of the extraction counts for the first clip."""
-        shared = replace(effort, extract_s=0.0)
+        shared = replace(effort, extract_s=0.0, wait_s=0.0)
         return [self._fetch_clip(clip, video, audio, shared if i else effort) for i, clip in enumerate(clips)]
 
     def _fetch_clip(self, clip: Clip, video: Source, audio: Source, effort: Effort) -> Answer:
@@ -201,7 +202,7 @@ class YtDlp:
 
 def _same_for_all(answer: Answer, clips: Sequence[Clip]) -> list[Answer]:
     """One answer for all clips of a video; its effort counts for the first clip."""
-    nothing = replace(answer.effort, requests=0, transferred=0, extract_s=0.0, transfer_s=0.0)
+    nothing = replace(answer.effort, requests=0, transferred=0, extract_s=0.0, wait_s=0.0, transfer_s=0.0)
     return [answer, *[replace(answer, effort=nothing)] * (len(clips) - 1)]
 
 
@@ -214,10 +215,12 @@ def _sources(info: Mapping[str, Any]) -> tuple[Source, Source] | None:
     return video, audio
 
 
-def _wait_until_available(info: Mapping[str, Any]) -> None:
-    """Wait as long as the site demands before its media may be requested."""
+def _wait_until_available(info: Mapping[str, Any]) -> float:
+    """Wait as long as the site demands before its media may be requested; return the seconds."""
     times = [each.get("available_at") or 0 for each in info["requested_formats"]]
-    time.sleep(min(max(max(times) - time.time(), 0.0), MAX_WAIT_S))
+    wait_s = min(max(max(times) - time.time(), 0.0), MAX_WAIT_S)
+    time.sleep(wait_s)
+    return wait_s
 
 
 class _Warnings:

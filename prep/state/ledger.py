@@ -71,20 +71,24 @@ class Effort:
     Attributes:
         http_status: status of the response that made the attempt fail, if any.
         warnings: the extractor's warnings.
+        offered: the site's names of all formats that it offered, separated by commas.
         formats: the site's names of the chosen formats.
         requests: number of requests for media.
         transferred: bytes of media received.
         extract_s: seconds of the extraction; counted on the first requested clip of a video.
-        transfer_s: seconds of the transfer, including any wait that the site demands before it.
+        wait_s: seconds of the wait that the site demanded before the transfer; counted like `extract_s`.
+        transfer_s: seconds of the transfer.
         versions: versions of the extractor and its dependencies.
     """
 
     http_status: int | None = None
     warnings: tuple[str, ...] = ()
+    offered: str = ""
     formats: str = ""
     requests: int = 0
     transferred: int = 0
     extract_s: float = 0.0
+    wait_s: float = 0.0
     transfer_s: float = 0.0
     versions: str = ""
 

@@ -96,10 +96,10 @@ def test_a_report_in_the_middle_of_fetching(tmp_path: Path) -> None:
         ("net.timeout", "network", 1, 0, "why train6"),
     ]
     assert train.alive is not None
-    assert (train.alive.of, train.alive.share) == (5, 2 / 5), "the lost one and the network failure do not count"
+    assert (train.alive.of, train.alive.share) == (4, 2 / 4), "the lost one and those that will be requested again do not count"
     assert [(row.name, row.planned, row.answered, row.there, row.share) for row in report.classes] == [
         ("Alpha", 4, 2, 2, 1.0),
-        ("Beta", 4, 4, 1, 0.25),
+        ("Beta", 4, 3, 1, 1 / 3),
         ("Gamma", 2, 0, 0, None),
     ]
     assert report.raw_bytes == 123
@@ -114,6 +114,68 @@ def test_a_clip_is_due_after_its_wait(tmp_path: Path) -> None:
     assert (train.to_ask, train.due_later) == (1, 1)
     train = make_report(tmp_path, NOW + 1.5 * HOUR).splits["train"]
     assert (train.to_ask, train.due_later) == (2, 0)
+
+
+def test_failures_that_will_be_retried_do_not_lower_the_share_that_is_alive(tmp_path: Path) -> None:
+    """9 of 10 videos are served, but half of the transfers break off; "unavailable" counts as gone before it is confirmed."""
+    keys = planned(tmp_path, [()] * 20)
+    write_ledger(
+        tmp_path,
+        *(success(tmp_path, key) for key in keys[:9]),
+        failure(keys[9], "confirm.unavailable", "confirm", wait=24 * HOUR),
+        *(failure(key, "bytes.403", "bytes", wait=HOUR) for key in keys[10:16]),
+        failure(keys[16], "unknown", "later", wait=HOUR),
+        failure(keys[17], "env.client", "confirm", wait=24 * HOUR),
+        failure(keys[18], "env.sabr", "later", wait=HOUR),
+    )
+    alive = make_report(tmp_path, NOW).splits["train"].alive
+    assert alive is not None
+    assert (alive.of, alive.share) == (10, 0.9)
+
+
+def test_when_clips_are_due_for_a_retry(tmp_path: Path, mbt: Door) -> None:
+    """Two clips in an hour and one in a day; a final one is never due."""
+    keys = planned(tmp_path, [()] * 5)
+    now = time.time()
+    rows = [("bytes.403", "bytes", 1.0), ("bytes.403", "bytes", 1.1), ("later.live", "later", 24.0)]
+    waiting = [
+        Attempt(key=key, source="host", code=code, action=action, time=now, not_before=now + hours * HOUR)
+        for key, (code, action, hours) in zip(keys, rows, strict=False)
+    ]
+    write_ledger(tmp_path, *waiting, replace(failure(keys[3], "perm.private", "permanent", final=True), time=now))
+    train = make_report(tmp_path, now).splits["train"]
+    assert (train.to_ask, train.due_later) == (1, 3)
+    assert train.due_from is not None
+    assert train.due_until is not None
+    assert (train.due_from.timestamp(), train.due_until.timestamp()) == pytest.approx((now + HOUR, now + 24 * HOUR))
+    reasons = {r.code: (r.clips, r.final, r.retry_from and r.retry_from.timestamp(), r.example_key) for r in train.reasons}
+    assert reasons == {
+        "bytes.403": (2, 0, pytest.approx(now + HOUR), keys[0]),
+        "later.live": (1, 0, pytest.approx(now + 24 * HOUR), keys[2]),
+        "perm.private": (1, 1, None, keys[3]),
+    }
+    first, last = (time.strftime("%Y-%m-%d %H:%M", time.gmtime(now + hours * HOUR + 59)) for hours in (1, 24))
+    assert f"; 3 to retry later, due {first} to {last} UTC." in mbt("prep", "report", tmp_path).out
+    assert f"<td>{last}</td><td>{keys[2]}</td>" in (tmp_path / "report.html").read_text()
+
+
+def test_refusals_are_counted_by_reason(tmp_path: Path, mbt: Door) -> None:
+    """Three rate limits, one of them for a video with two clips, and one block; their clips are not missing."""
+    keys = planned(tmp_path, [()] * 4)
+    write_ledger(
+        tmp_path,
+        *(replace(limited(key, ago, 0.0), lane="a") for key, ago in zip(keys, (300.0, 299.9, 200.0), strict=False)),
+        replace(limited(keys[3], 300.0, 0.0), lane="b"),
+        replace(failure(keys[3], "block.bot", "block", ago=9.0), lane="b", message="<robot>"),
+    )
+    report = make_report(tmp_path, NOW)
+    assert [(r.code, r.action, r.times, r.example) for r in report.refusals] == [
+        ("cool.rate", "cool", 3, f"why {keys[2]}"),
+        ("block.bot", "block", 1, "<robot>"),
+    ]
+    assert report.splits["train"].reasons == ()
+    assert "\nrefused requests: 3 cool.rate, 1 block.bot\n" in mbt("prep", "report", tmp_path).out
+    assert '<td>block</td><td class="n">1</td><td>&lt;robot&gt;</td>' in page(report)
 
 
 @pytest.mark.parametrize(("hits", "total"), [(8, 10), (1, 3), (0, 10), (10, 10), (18_589, 20_371)])
