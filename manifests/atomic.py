@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from mbt.manifests.errors import StorageError
 
 LOCK_PATIENCE_S = 3.0
-PARTIAL = ".tmp"
-"""Suffix of a file that is being written; its name starts with a dot."""
+PARTIAL = ".mbt.tmp"
+"""Suffix of a file that is being written; its name starts with a dot, and its writer holds a lock on it."""
 
 
 @contextlib.contextmanager
@@ -31,8 +31,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
-        partial = Path(name)
+        descriptor, partial = _locked_partial(path)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 yield file
@@ -44,6 +43,24 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             partial.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def _locked_partial(path: Path) -> tuple[int, Path]:
+    """A new partial file for `path`, open and locked."""
+    while True:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
+        with contextlib.suppress(OSError):  # Some file systems have no locks.
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor, Path(name)
+        os.close(descriptor)  # It was deleted before it was locked.
+
+
+def _delete_abandoned(partial: Path) -> None:
+    """Delete a partial file unless its writer lives."""
+    with contextlib.suppress(OSError), partial.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        partial.unlink()
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -65,14 +82,14 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 @contextlib.contextmanager
 def exclusive_writer(folder: Path) -> Iterator[None]:
-    """Lock `folder` for this process alone, and delete partial files that killed writers left in it.
+    """Lock `folder` for this process alone, and delete partial files of ours that killed writers left in it.
 
     Raises:
         StorageError: another process is writing to the folder.
     """
     with _lock(folder / ".lock", fcntl.LOCK_EX):
         for partial in folder.rglob(f".*{PARTIAL}"):
-            partial.unlink()
+            _delete_abandoned(partial)
         yield
 
 

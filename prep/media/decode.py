@@ -10,7 +10,7 @@ import numpy as np
 
 from mbt.manifests.reading.jpeg import jpeg_end
 from mbt.manifests.shards import FPS, SAMPLE_RATE, VideoFormat
-from mbt.prep.media.ffmpeg import DEFAULT_LIMITS, ClipError, Limits, ffmpeg, run_ffmpeg, source_size
+from mbt.prep.media.ffmpeg import DEFAULT_LIMITS, ClipError, Limits, ffmpeg, run_ffmpeg, source_seconds, source_size
 from mbt.prep.media.flags import THUMBNAIL_SIDE, is_black, is_frozen, is_silent
 
 Stream = Literal["video", "audio"]
@@ -96,10 +96,11 @@ def decode_clip(
     if not np.abs(audio).max(initial=0.0) <= MAX_AMPLITUDE:
         raise ClipError("decode.error", "the audio has values that are not numbers or far beyond full scale")
     real_s = [len(jpegs) / FPS] * ("video" in streams) + [len(audio) / SAMPLE_RATE] * ("audio" in streams)
-    if min(real_s) == 0.0 and max(real_s) <= 1 / FPS:  # Far beyond the end, ffmpeg repeats the last frame once.
+    log = outputs["log"].decode(errors="replace")
+    if not any(real_s) or (min(real_s) == 0.0 and start_s >= source_seconds(log)):
         raise ClipError("clip.out_of_range", f"the clip begins at {start_s:.2f} s, but the file ends before")
     num_frames, short = _length(min(real_s), wanted, min_share)
-    size = source_size(outputs["log"].decode(errors="replace"))
+    size = source_size(log)
     padded_frames = padded_samples = 0
     silent = frozen = black = False
     if "video" in streams:

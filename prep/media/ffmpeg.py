@@ -1,5 +1,6 @@
 """ffmpeg: where it is, and running it in a child process with limits on time and memory."""
 
+import math
 import os
 import re
 import resource
@@ -214,3 +215,9 @@ def source_size(log: str) -> tuple[int, int] | None:
         if match and "(attached pic)" not in line:
             return int(match[1]), int(match[2])
     return None
+
+
+def source_seconds(log: str) -> float:
+    """Duration of the file in seconds, in ffmpeg's description of its input; infinite if it is unknown."""
+    match = re.search(r"Duration: (\d+):(\d+):(\d+\.\d+)", log.partition("Output #0")[0])
+    return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3]) if match else math.inf

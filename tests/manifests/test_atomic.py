@@ -3,6 +3,7 @@
 import errno
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mbt.manifests.atomic import atomic_file, nearest_existing, write_bytes, write_table, write_text
+from mbt.manifests.atomic import atomic_file, exclusive_writer, nearest_existing, write_bytes, write_table, write_text
 from mbt.manifests.errors import StorageError
 
 
@@ -39,6 +40,33 @@ def test_error_in_the_block_keeps_the_old_file(tmp_path: Path) -> None:
         fail()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from mbt.manifests.atomic import atomic_file
+with atomic_file(Path(sys.argv[1])) as file:
+    file.write(b"half")
+    os._exit(1)
+"""
+
+
+def test_only_partial_files_of_dead_writers_are_deleted(tmp_path: Path) -> None:
+    """Not a file that another process is writing, nor files of other programs, whatever their names are."""
+    (tmp_path / "work").mkdir()
+    assert subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "work" / "plan.json")]).returncode == 1
+    assert len(list((tmp_path / "work").iterdir())) == 1
+    others = {".notes.tmp", ".report.html.abcd1234.tmp", "work/.x.tmp"}
+    for name in others:
+        (tmp_path / name).write_text("not ours")
+    with atomic_file(tmp_path / "report.html") as file:
+        with exclusive_writer(tmp_path):
+            left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob(".*") if path.is_file()}
+            assert {name for name in left - others if not name.startswith(".report.html.")} == {".lock"}
+            assert others < left
+        file.write(b"whole")
+    assert (tmp_path / "report.html").read_bytes() == b"whole"
 
 
 def test_write_replaces_the_old_file(tmp_path: Path) -> None:

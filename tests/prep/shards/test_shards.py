@@ -232,7 +232,7 @@ def test_finished_tars_are_skipped(packed: Path, exploded: Path, tmp_path: Path,
         os.utime(path, (1, 1))
     (out / "train-000000.tar").unlink()
     (out / "train-000001.tar").write_bytes(b"half")
-    (out / ".train-000000.tar.abc.tmp").write_bytes(b"left by a killed process")
+    (out / ".train-000000.tar.abc.mbt.tmp").write_bytes(b"left by a killed process")
     assert mbt("shards", "explode", packed, out, "--workers", 2).code == 0
     made = {path.name for path in out.glob("*.tar") if path.stat().st_mtime > 1}
     assert made == {"train-000000.tar", "train-000001.tar"}
