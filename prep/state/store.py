@@ -1,6 +1,7 @@
 """Where finished files are stored: in the dataset folder itself, or at a URL that fsspec supports."""
 
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -29,6 +30,7 @@ class Store:
     def __init__(self, folder: Path, url: str | None = None) -> None:
         self.folder = folder
         self.url = url
+        self._transaction = threading.Lock()  # A file system of fsspec has one transaction at a time.
         if url is not None:
             self.shown = without_secrets(url)
             self._files, self._root = file_system(url, f"cannot write to {self.shown}")
@@ -74,7 +76,7 @@ class Store:
         size = path.stat().st_size
         with self._storage_errors():
             self._files.makedirs(self._root, exist_ok=True)
-            with self._files.transaction, path.open("rb") as source, self._files.open(target, "wb") as file:
+            with self._transaction, self._files.transaction, path.open("rb") as source, self._files.open(target, "wb") as file:
                 shutil.copyfileobj(source, file, CHUNK)
             self._files.invalidate_cache()
             stored_size = self._files.info(target)["size"]

@@ -104,7 +104,7 @@ def test_packed_but_not_uploaded_shards_are_uploaded_without_decoding(
     assert mbt(*arguments).code == 0
     assignment = json.loads((tmp_path / "out/work/assignment.json").read_text())
     after = list(assignment)[list(assignment).index("train-000001.tar") + 1 :]
-    assert len(decoded) == sum(len(assignment[name]) for name in after) > 0
+    assert 0 < len(decoded) <= sum(len(assignment[name]) for name in after)
     names = {Path(item.key).name for item in bucket.objects.all()}
     assert {"dataset.json", "train-000000.tar", "train-000001.tar", "train-000001.idx"} <= names
 
