@@ -71,7 +71,8 @@ class Effort:
     Attributes:
         http_status: status of the response that made the attempt fail, if any.
         warnings: the extractor's warnings.
-        formats: the site's names of the chosen formats.
+        formats: the site's names of the chosen formats, joined by +.
+        offered: its names of all formats, joined by commas.
         requests: number of requests for media.
         transferred: bytes of media received.
         extract_s: seconds of the extraction; counted on the first requested clip of a video.
@@ -82,6 +83,7 @@ class Effort:
     http_status: int | None = None
     warnings: tuple[str, ...] = ()
     formats: str = ""
+    offered: str = ""
     requests: int = 0
     transferred: int = 0
     extract_s: float = 0.0
