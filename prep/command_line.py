@@ -124,8 +124,8 @@ prep_options = together(
         SOURCE,
         "--ytdlp",
         multiple=True,
-        metavar="OPTION=VALUE",
-        help="yt-dlp option by its name in the Python API, e.g. cookiefile=FILE; repeatable.",
+        metavar='"FLAGS"',
+        help='yt-dlp\'s own flags, e.g. "--cookies FILE --proxy URL"; repeatable.',
     ),
     option(
         SPEED,

@@ -49,7 +49,7 @@ DOORS = {
     "jax": {"benchmarks/flax_peer.py"},
     "nvidia": {"train/data/decode.py", "benchmarks/loader.py"},
     "deepspeed": {"train/engine/deepspeed_engine.py"},
-    "yt_dlp": {"prep/sources/ytdlp.py"},
+    "yt_dlp": {f"prep/sources/{name}.py" for name in ("http_ranges", "problems", "whole_file", "ytdlp", "ytdlp_flags")},
 }
 PREDICTION = "train/inference/predict.py"
 """It decodes a video by the function that packed the training data, and so may import prep."""

@@ -4,14 +4,14 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mbt.manifests.clips import Clip
 from mbt.manifests.errors import InputError
 from mbt.prep.fetch.options import FetchOptions
-from mbt.prep.sources.ytdlp import Answer, Offer, YtDlp, check_options, parse_options
+from mbt.prep.sources.ytdlp import Answer, Offer, YtDlp, parse_ytdlp
 from mbt.prep.state.failure_codes import HOUR_S, Action, Verdict
 from mbt.prep.state.ledger import LedgerReader
 from mbt.prep.workers.clock import Clock
@@ -80,20 +80,21 @@ def restore_pauses(lanes: Iterable[Lane], folder: Path) -> None:
 
 
 class LaneTable(BaseModel):
-    """A `[[lane]]` table of a lanes file: a name, a rate, and yt-dlp options for this lane only."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    name: str = Field(pattern=r"^[\w.-]+$")
-    sleep: float | None = Field(default=None, ge=0)
-
-
-class LanesFile(BaseModel):
-    """A lanes file: yt-dlp options for every lane, and the lanes."""
+    """A `[[lane]]` table of a lanes file: a name, a rate, and yt-dlp's command-line flags for this lane only."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    ytdlp: dict[str, Any] = Field(default_factory=dict)
+    name: str = Field(pattern=r"^[\w.-]+$")
+    sleep: float | None = Field(default=None, ge=0)
+    ytdlp: str = ""
+
+
+class LanesFile(BaseModel):
+    """A lanes file: yt-dlp's command-line flags for every lane, and the lanes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ytdlp: str = ""
     lane: tuple[LaneTable, ...] = Field(min_length=1)
 
 
@@ -102,41 +103,31 @@ def make_lanes(folder: Path, options: FetchOptions) -> list[Lane]:
 
     Args:
         folder: the dataset folder.
-        options: options of the fetch stage. `options.lanes` is TOML: `[[lane]]` with `name`, `sleep` and yt-dlp options
-            (`proxy`, `cookiefile`, `source_address`, ...); `[ytdlp]` with yt-dlp options for every lane, which override
-            `options.ytdlp`.
+        options: options of the fetch stage. `options.lanes` is TOML: `ytdlp` with yt-dlp's command-line flags for every lane,
+            which override `options.ytdlp`, and `[[lane]]` tables with `name`, `sleep`, and `ytdlp` for that lane.
 
     Raises:
-        InputError: the file or an option is malformed, two lanes have the same name, or the template has no placeholder.
+        InputError: the file or a flag is malformed, two lanes have the same name, or the template has no placeholder.
     """
-    template, file, ytdlp = options.source, options.lanes, parse_options(options.ytdlp)
+    template, file, shared = options.source, options.lanes, options.ytdlp
     prefix = f"{options.share.rank}." if options.share.world > 1 else ""
     if file is None:
-        return [Lane(f"{prefix}direct", YtDlp(folder, template, ytdlp), options.sleep)]
+        return [Lane(f"{prefix}direct", YtDlp(folder, template, parse_ytdlp(shared)), options.sleep)]
     content = _read_file(file)
     names = [table.name for table in content.lane]
     if len(set(names)) < len(names):
         raise InputError(f"{file}: a lane name is used twice", "Give every lane its own name")
-    shared = {**ytdlp, **check_options(content.ytdlp, f"{file}: [ytdlp]")}
     lanes = []
+    parse_ytdlp(shared)
     for table in content.lane:
-        own = _lane_options(table, file)
+        flags = parse_ytdlp((*shared, content.ytdlp, table.ytdlp), f"{file}: lane {table.name}: ytdlp")
         sleep = options.sleep if table.sleep is None else table.sleep
-        lanes.append(Lane(f"{prefix}{table.name}", YtDlp(folder, template, {**shared, **own}), sleep))
+        lanes.append(Lane(f"{prefix}{table.name}", YtDlp(folder, template, flags), sleep))
     return lanes
 
 
-def _lane_options(table: LaneTable, file: Path) -> dict[str, Any]:
-    options = check_options(table.model_extra or {}, f"{file}: lane {table.name}")
-    cookies = options.get("cookiefile")
-    if cookies is not None and not Path(cookies).is_file():
-        fix = "Set cookiefile to the path of a cookies file, or remove it"
-        raise InputError(f"{file}: lane {table.name}: cookiefile {cookies} does not exist", fix)
-    return options
-
-
 def _read_file(path: Path) -> LanesFile:
-    fix = 'Write it as docs/scale.md shows: [[lane]], name = "a", proxy = "http://host:port"'
+    fix = 'Write it as docs/scale.md shows: [[lane]], name = "a", ytdlp = "--proxy http://host:port"'
     try:
         return LanesFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

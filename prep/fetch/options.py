@@ -15,7 +15,7 @@ class FetchOptions:
         source: folder of media files, or URL with the placeholder `{video_id}`.
         sleep: seconds between two requests of a lane that sets no other rate.
         lanes: TOML file of lanes; None: one lane, this machine's own network address.
-        ytdlp: yt-dlp options as `OPTION=VALUE`, for every lane.
+        ytdlp: texts with yt-dlp's command-line flags, for every lane.
         rank: this worker's number among `world`; None: Slurm's.
         world: number of workers that fetch the same plan; None: Slurm's.
         removed: keys and video ids that are not fetched.

@@ -10,7 +10,16 @@ import numpy as np
 
 from mbt.manifests.reading.jpeg import jpeg_end
 from mbt.manifests.shards import FPS, SAMPLE_RATE, VideoFormat
-from mbt.prep.media.ffmpeg import DEFAULT_LIMITS, ClipError, Limits, ffmpeg, run_ffmpeg, source_seconds, source_size
+from mbt.prep.media.ffmpeg import (
+    DEFAULT_LIMITS,
+    ClipError,
+    Limits,
+    ffmpeg,
+    media_input,
+    run_ffmpeg,
+    source_seconds,
+    source_size,
+)
 from mbt.prep.media.flags import THUMBNAIL_SIDE, is_black, is_frozen, is_silent
 
 Stream = Literal["video", "audio"]
@@ -160,9 +169,9 @@ def decode_command(path: Path, start_s: float, wanted: int, video: VideoFormat, 
     begin = PRIMING_S if seek else start_s
     command = [
         *(ffmpeg(), "-nostdin", "-nostats", "-hide_banner", "-loglevel", "level+info", "-max_error_rate", "0"),
-        *("-threads", "1", "-filter_threads", "1", "-protocol_whitelist", "file,pipe"),
+        *("-threads", "1", "-filter_threads", "1"),
         *(("-noaccurate_seek", "-ss", f"{start_s - PRIMING_S:.3f}") if seek else ()),
-        *("-i", f"file:{path}"),
+        *media_input(path),
     ]
     if "video" in streams:
         side = video.short_side

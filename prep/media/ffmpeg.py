@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from io import FileIO
+from pathlib import Path
 from typing import BinaryIO
 
 import imageio_ffmpeg
@@ -23,6 +24,11 @@ from mbt.manifests.errors import InputError
 LOG_BYTES = 1 << 20
 """ffmpeg's log is kept up to this many bytes; the rest is read and dropped."""
 CHUNK = 1 << 20
+DEMUXERS = (
+    *("mov", "matroska", "webm", "avi", "flv", "live_flv", "asf", "mpeg", "mpegts", "ogg", "mpegvideo", "h264", "hevc", "m4v"),
+    *("aac", "ac3", "flac", "mp3", "wav", "w64", "aiff", "amr", "caf", "mxf", "ivf", "rm", "dv"),
+)
+"""The demuxers of real media. Others open the files that a file names: hls, concat, image2."""
 OUTPUT = re.compile(r"(pipe|memory):\{(\w+)\}")
 """Placeholder for an output in a command."""
 
@@ -67,6 +73,11 @@ def ffmpeg() -> str:
 def ffmpeg_version() -> str:
     """Version of `ffmpeg()`, such as 7.1."""
     return imageio_ffmpeg.get_ffmpeg_version()
+
+
+def media_input(path: Path) -> list[str]:
+    """ffmpeg options that read a local media file, and nothing that the file names."""
+    return ["-protocol_whitelist", "file,pipe", "-format_whitelist", ",".join(DEMUXERS), "-i", f"file:{path}"]
 
 
 def run_ffmpeg(command: Sequence[str], limits: Limits, max_bytes: int = 0) -> dict[str, bytes]:

@@ -3,14 +3,14 @@
 import errno
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mbt.manifests.atomic import storage_errors, write_bytes
 from mbt.manifests.shards import FPS
 from mbt.prep.media.decode import SEEK_FROM_S
-from mbt.prep.media.ffmpeg import DEFAULT_LIMITS, ClipError, Limits, ffmpeg, run_ffmpeg
+from mbt.prep.media.ffmpeg import DEFAULT_LIMITS, ClipError, Limits, ffmpeg, media_input, run_ffmpeg
 from mbt.prep.sources.http_ranges import MediaClient, TransferError
 from mbt.prep.sources.sidx import MARGIN_S, NoIndexError, SegmentIndex, are_segments, parse_index
 
@@ -138,6 +138,26 @@ def fetch_clip(
     return RawClip(target, len(data), round(offset_s * 1000))
 
 
+def merge_whole(paths: Sequence[Path], target: Path, limits: Limits = DEFAULT_LIMITS) -> RawClip:
+    """Put a whole video into one Matroska file; the start of each of its files is time 0 of the video.
+
+    Args:
+        paths: the file with the pictures, and with the sound if that is in a file of its own.
+        target: file to write, complete or not at all.
+        limits: limits of each ffmpeg process.
+
+    Raises:
+        ClipError: `clip.no_video`, `clip.no_audio`; `decode.*`, the files are not media.
+        StorageError: no space left.
+    """
+    merged = paths[0].with_name("merged.mkv")
+    with storage_errors(target):
+        _merge([_Part(path, _probe(path, limits).start_s) for path in paths], None, merged, limits)
+        offset_s = _probe(merged, limits).start_s
+        merged.replace(target)
+    return RawClip(target, target.stat().st_size, round(offset_s * 1000))
+
+
 def _fetch_part(
     source: Source, start_s: float, end_s: float, path: Path, client: MediaClient, max_whole: int, limits: Limits
 ) -> _Part:
@@ -196,23 +216,24 @@ def _read(source: Source, head: bytes, first: int, last: int, size: int, client:
     return have + client.read(source.url, source.headers, first + len(have), last, size)[0]
 
 
-def _merge(parts: list[_Part], end_s: float, merged: Path, limits: Limits) -> None:
-    """Write video and audio to one Matroska file, up to a few seconds after `end_s`."""
+def _merge(parts: list[_Part], end_s: float | None, merged: Path, limits: Limits) -> None:
+    """Write video and audio to one Matroska file, up to a few seconds after `end_s`, or all of it."""
     inputs: list[str] = []
     for part in parts:
         if part.seek_s is not None:
             inputs += ["-noaccurate_seek", "-ss", f"{part.seek_s:.3f}"]
-        inputs += ["-itsoffset", f"{-part.start_s:.6f}", *_input(part.path)]
+        inputs += ["-itsoffset", f"{-part.start_s:.6f}", *media_input(part.path)]
     output = [
         *("-map", "0:V:0", "-map", "1:a:0" if len(parts) == 2 else "0:a:0?", "-map_metadata", "-1", "-c", "copy"),
-        *("-to", f"{end_s + KEPT_AFTER_S:.3f}", "-avoid_negative_ts", "disabled"),
+        *(() if end_s is None else ("-to", f"{end_s + KEPT_AFTER_S:.3f}")),
+        *("-avoid_negative_ts", "disabled"),
         *("-fflags", "+bitexact", "-f", "matroska", f"file:{merged}"),
     ]
     _run_ffmpeg(["-y", "-copyts", *inputs, *output], limits)
 
 
 def _probe(path: Path, limits: Limits) -> _Probe:
-    arguments = [*_input(path), "-map", "0:v?", "-map", "0:a?", "-c", "copy", "-t", "0", "-f", "null", "-"]
+    arguments = [*media_input(path), "-map", "0:v?", "-map", "0:a?", "-c", "copy", "-t", "0", "-f", "null", "-"]
     log = _run_ffmpeg(arguments, limits)["log"].decode(errors="replace")
     match = TIMES.search(log)
     if match is None:
@@ -227,13 +248,9 @@ def _last_shown_s(merged: Path, limits: Limits) -> float:
 
     The last picture may be shown for longer: ffmpeg derives its duration from the frame rate.
     """
-    arguments = ["-copyts", *_input(merged), "-map", "0:V:0", "-c", "copy", "-f", "framecrc", "pipe:{video}"]
+    arguments = ["-copyts", *media_input(merged), "-map", "0:V:0", "-c", "copy", "-f", "framecrc", "pipe:{video}"]
     packets = PACKET.findall(_run_ffmpeg(arguments, limits)["video"].decode())
     return sum(max((int(time), int(duration)) for time, duration in packets)) / 1000
-
-
-def _input(path: Path) -> list[str]:
-    return ["-protocol_whitelist", "file,pipe", "-i", f"file:{path}"]
 
 
 def _run_ffmpeg(arguments: list[str], limits: Limits) -> dict[str, bytes]:

@@ -1,26 +1,26 @@
 """Byte ranges of media files over HTTP(S): small requests, exact checks, and typed errors."""
 
-import base64
 import errno
 import http.client
 import random
 import re
 import socket
 import ssl
-import threading
 import time
-import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
+from typing import Any
+from urllib.parse import urlsplit
 
-from mbt.manifests.errors import InputError
+from yt_dlp.networking import Request, Response
+from yt_dlp.networking.exceptions import HTTPError, IncompleteRead, ProxyError, RequestError, SSLError, TransportError
+from yt_dlp.socks import ProxyError as SocksProxyError
+
+from mbt.prep.sources.problems import causes
 
 MAX_RANGE = 10_000_000
 """Maximum bytes per request: media servers throttle larger ones."""
-MAX_REDIRECTS = 5
-REDIRECTS = (301, 302, 303, 307, 308)
 CHUNK = 1 << 16
 TRANSIENT = frozenset({"bytes.short", "net.5xx", "net.dns", "net.reset", "net.timeout", "net.unreachable"})
 """Errors after which the missing bytes are requested again at once."""
@@ -29,7 +29,6 @@ STATUS_CODES = {
     **{402: "rate.429", 429: "rate.429", 407: "net.proxy", 408: "net.5xx"},
 }
 UNREACHABLE = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EHOSTDOWN})
-SECRET_HEADERS = frozenset({"authorization", "cookie"})
 
 
 class TransferError(Exception):
@@ -55,14 +54,12 @@ class TransferLimits:
     """Timeouts, minimum speed and retries.
 
     Attributes:
-        connect_s: seconds to connect, including TLS.
-        stall_s: seconds in which the response must begin; then the period over which the speed is measured.
+        stall_s: seconds to connect, and for each read from the network; also the period over which the speed is measured.
         slow_bytes_s: minimum speed, bytes per second.
         tries: attempts per read, including the first.
         backoff_s: seconds before the second attempt, randomly varied by up to 50%; doubled for each further attempt.
     """
 
-    connect_s: float = 15.0
     stall_s: float = 20.0
     slow_bytes_s: int = 50 << 10
     tries: int = 5
@@ -81,28 +78,23 @@ class _Received:
 
 
 class MediaClient:
-    """Reads byte ranges of files at URLs. Not thread-safe.
+    """Reads byte ranges of files at URLs, through yt-dlp's network layer. Not thread-safe.
+
+    yt-dlp's layer applies its options to media as to pages: proxies, cookies, source address, impersonation, TLS. On a
+    redirect to another host it drops cookies and credentials.
 
     Args:
-        proxy: `http://[user:password@]host:port`; None: the environment's (`http_proxy`, `https_proxy`, `no_proxy`).
+        urlopen: `YoutubeDL.urlopen` of the session that found the URLs.
         limits: timeouts, minimum speed and retries.
-        source_address: address of this machine to connect from.
 
     Attributes:
-        requests: number of requests sent so far, including failed ones.
+        requests: number of requests started so far, including failed ones; a request and its redirects count as one.
         transferred: bytes of media received so far.
-
-    Raises:
-        InputError: the proxy is not of the form `http://host:port`.
     """
 
-    def __init__(
-        self, proxy: str | None = None, limits: TransferLimits = DEFAULT_LIMITS, source_address: str | None = None
-    ) -> None:
-        self._proxy = None if proxy is None else _proxy_parts(proxy)
+    def __init__(self, urlopen: Callable[[Request], Response], limits: TransferLimits = DEFAULT_LIMITS) -> None:
+        self._urlopen = urlopen
         self._limits = limits
-        self._source = None if source_address is None else (source_address, 0)
-        self._tls = ssl.create_default_context()
         self.requests = 0
         self.transferred = 0
 
@@ -122,7 +114,6 @@ class MediaClient:
 
         Raises:
             TransferError: the bytes could not be read.
-            InputError: the environment's proxy is not of the form `http://host:port`.
         """
         received = _Received(bytearray(), size)
         failures = 0
@@ -139,91 +130,32 @@ class MediaClient:
 
     def _read_once(self, url: str, headers: Mapping[str, str], start: int, end: int, received: _Received) -> None:
         """Append bytes [start, end) to what was received, or those that arrive before the transfer breaks off."""
-        headers = {**headers, "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity", "Connection": "close"}
-        with _typed_errors(None):
-            connection, response = self._follow_redirects(url, headers)
-        try:
-            with _typed_errors(response.status):
-                length, size = _check_response(response, start, end)
-                if received.size not in (None, size):
-                    message = f"the file has {size} bytes, not {received.size}"
-                    raise TransferError("bytes.wrong", response.status, message)
-                received.size = size
-                count = self._receive(response, received.data)
-            if count < length:
-                raise TransferError("bytes.short", response.status, f"received {count} of {length} bytes")
-        finally:
-            response.close()
-            connection.close()
-
-    def _follow_redirects(
-        self, url: str, headers: dict[str, str]
-    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        """The first response that is not a redirect."""
-        for _ in range(MAX_REDIRECTS + 1):
-            parts = urlsplit(url)
-            connection, response = self._request(parts, headers)
-            location = response.getheader("Location")
-            if response.status not in REDIRECTS or location is None:
-                return connection, response
-            response.close()
-            connection.close()
-            url = urljoin(url, location)
-            if urlsplit(url).netloc != parts.netloc:
-                headers = {name: value for name, value in headers.items() if name.lower() not in SECRET_HEADERS}
-        raise TransferError("bytes.wrong", response.status, f"more than {MAX_REDIRECTS} redirects")
-
-    def _request(
-        self, parts: SplitResult, headers: dict[str, str]
-    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        """Connect, send a GET request, and wait for the response to begin."""
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise TransferError("bytes.wrong", None, f"{parts.scheme}://{parts.hostname} is not an http or https URL")
-        proxy = self._proxy_for(parts)
-        target = quote((parts.path or "/") + (parts.query and f"?{parts.query}"), safe="!$%&'()*+,/:;=?@[]~")
-        if proxy and parts.scheme == "http":
-            target = f"http://{parts.netloc.rpartition('@')[2]}{target}"
-            headers = {**headers, **_credentials(proxy)}
-        connection = self._connection(parts, proxy)
+        headers = {**headers, "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        if urlsplit(url).scheme not in ("http", "https"):
+            raise TransferError("bytes.wrong", None, f"{url.partition(':')[0]}: is not an http or https URL")
         self.requests += 1
-        try:
-            _connect(connection, proxy)
-            connection.sock.settimeout(self._limits.stall_s)
-            with _deadline(connection.sock, self._limits.stall_s):
-                connection.request("GET", target, headers=headers)
-                return connection, connection.getresponse()
-        except BaseException:
-            connection.close()
-            raise
+        with _typed_errors(None):
+            response = self._urlopen(Request(url, headers=headers, extensions={"timeout": self._limits.stall_s}))
+        with closing(response):
+            length, size = _check_response(response, start, end)
+            if received.size not in (None, size):
+                raise TransferError("bytes.wrong", response.status, f"the file has {size} bytes, not {received.size}")
+            received.size = size
+            with _typed_errors(response.status):
+                count = self._receive(response, received.data, length)
+        if count < length:
+            raise TransferError("bytes.short", response.status, f"received {count} of {length} bytes")
 
-    def _connection(self, parts: SplitResult, proxy: SplitResult | None) -> http.client.HTTPConnection:
-        """A connection to the server or to the proxy, not yet open."""
-        first_hop = proxy or parts
-        assert first_hop.hostname is not None
-        host, port, timeout = first_hop.hostname, first_hop.port, self._limits.connect_s
-        if parts.scheme == "http":
-            return http.client.HTTPConnection(host, port, timeout=timeout, source_address=self._source)
-        connection = http.client.HTTPSConnection(host, port, timeout=timeout, source_address=self._source, context=self._tls)
-        if proxy:
-            assert parts.hostname is not None
-            connection.set_tunnel(parts.hostname, parts.port, headers=_credentials(proxy))
-        return connection
-
-    def _proxy_for(self, parts: SplitResult) -> SplitResult | None:
-        if self._proxy is not None or urllib.request.proxy_bypass(parts.hostname or ""):
-            return self._proxy
-        proxy = urllib.request.getproxies().get(parts.scheme)
-        return _proxy_parts(proxy) if proxy else None
-
-    def _receive(self, response: http.client.HTTPResponse, data: bytearray) -> int:
-        """Append the body to `data`, and return its length.
+    def _receive(self, response: Response, data: bytearray, length: int) -> int:
+        """Append the body, up to `length` bytes, to `data`, and return how many there were.
 
         Raises:
             TransferError: `bytes.slow`.
         """
         limits = self._limits
+        read_once_from_network(response)
         count, counted, since = 0, 0, time.monotonic()
-        while chunk := response.read1(CHUNK):
+        while count < length and (chunk := response.read(min(CHUNK, length - count))):
             data += chunk
             count += len(chunk)
             self.transferred += len(chunk)
@@ -235,7 +167,30 @@ class MediaClient:
         return count
 
 
-def _check_response(response: http.client.HTTPResponse, start: int, end: int) -> tuple[int, int]:
+class _OneReadAtATime:
+    """A response's file whose `read(size)` returns after one read from the network, as `read1` does."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def read(self, size: int | None = None, **options: Any) -> bytes:
+        """Up to `size` bytes; all of them if it is None."""
+        return self._file.read(**options) if size is None else self._file.read1(size, **options)
+
+
+def read_once_from_network(response: Response) -> None:
+    """Make `response.read(size)` return what one read from the network gives.
+
+    Otherwise it waits until `size` bytes have come, and every byte restarts the socket's timeout.
+    """
+    if hasattr(response.fp, "read1"):
+        response.fp = _OneReadAtATime(response.fp)
+
+
+def _check_response(response: Response, start: int, end: int) -> tuple[int, int]:
     """Length of the body, and size of the file, of a response to a request for bytes [start, end).
 
     Raises:
@@ -243,13 +198,15 @@ def _check_response(response: http.client.HTTPResponse, start: int, end: int) ->
     """
     status = response.status
     if status not in (200, 206):
-        code = STATUS_CODES.get(status, "net.5xx" if status >= 500 else "bytes.wrong")
-        raise TransferError(code, status, f"the server responded {status} {response.reason}".rstrip())
-    if response.getheader("Content-Encoding", "identity") != "identity" or response.length is None:
+        raise TransferError("bytes.wrong", status, f"the server responded {status} {response.reason or ''}".rstrip())
+    length = response.get_header("Content-Length", "")
+    if response.get_header("Content-Encoding", "identity") != "identity" or not re.fullmatch(r"[0-9]{1,15}", length):
+        raise TransferError("bytes.wrong", status, "the body is encoded, or its length is unknown")
+    if response.get_header("Transfer-Encoding") is not None:
         raise TransferError("bytes.wrong", status, "the body is encoded, or its length is unknown")
     if status == 200:
-        return _check_whole_file(response.length, start)
-    return _check_range(response.getheader("Content-Range", ""), response.length, start, end)
+        return _check_whole_file(int(length), start)
+    return _check_range(response.get_header("Content-Range", ""), int(length), start, end)
 
 
 def _check_whole_file(length: int, start: int) -> tuple[int, int]:
@@ -269,77 +226,40 @@ def _check_range(content_range: str, length: int, start: int, end: int) -> tuple
     return length, size
 
 
-def _connect(connection: http.client.HTTPConnection, proxy: SplitResult | None) -> None:
-    """Connect; an error before the proxy has opened the tunnel is reported as the proxy's."""
-    try:
-        connection.connect()
-    except ssl.SSLError:
-        raise
-    except OSError as error:
-        if proxy is None:
-            raise
-        raise TransferError("net.proxy", None, f"proxy {proxy.hostname}:{proxy.port}: {error}") from error
-
-
-@contextmanager
-def _deadline(sock: socket.socket, seconds: float) -> Iterator[None]:
-    """Shut the connection down after `seconds`; the socket's own timeout restarts with every byte."""
-    expired = threading.Event()
-
-    def shut_down() -> None:
-        expired.set()
-        with suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)
-
-    timer = threading.Timer(seconds, shut_down)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    except (OSError, http.client.HTTPException):
-        if not expired.is_set():
-            raise
-    finally:
-        timer.cancel()
-    if expired.is_set():
-        raise TimeoutError(f"no response within {seconds:g} s")
-
-
 @contextmanager
 def _typed_errors(status: int | None) -> Iterator[None]:
-    """Turn the exceptions of sockets, TLS and http.client into a TransferError."""
+    """Turn the exceptions of yt-dlp's network layer into a TransferError, without the URL that their texts may hold."""
     try:
         yield
-    except socket.gaierror as error:
-        raise TransferError("net.dns", status, f"cannot resolve the host name: {error.strerror}") from error
-    except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
-        raise TransferError("net.reset", status, f"the TLS connection broke: {error.reason}") from error
-    except TimeoutError as error:
-        raise TransferError("net.timeout", status, f"timed out: {error}") from error
-    except ssl.SSLError as error:
-        raise TransferError("net.tls", status, f"TLS failed: {error}") from error
-    except (ValueError, http.client.InvalidURL) as error:
-        raise TransferError("bytes.wrong", status, f"not a valid URL: {type(error).__name__}") from error
-    except http.client.HTTPException as error:
-        raise TransferError("net.reset", status, f"the response broke off: {type(error).__name__}") from error
-    except OSError as error:
-        code = "net.unreachable" if error.errno in UNREACHABLE else "net.reset"
-        raise TransferError(code, status, f"{type(error).__name__}: {error.strerror or error}") from error
+    except HTTPError as error:
+        error.close()
+        code = STATUS_CODES.get(error.status, "net.5xx" if error.status >= 500 else "bytes.wrong")
+        message = f"the server responded {error.status} {error.reason or ''}".rstrip()
+        raise TransferError(code, error.status, message) from error
+    except (RequestError, ValueError) as error:
+        found = causes(error)
+        code, words = _network_failure(found)
+        raise TransferError(code, status, f"{words} ({type(found[-1]).__name__})") from error
 
 
-def _proxy_parts(proxy: str) -> SplitResult:
-    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    try:
-        if parts.scheme == "http" and parts.hostname and parts.port:
-            return parts
-    except ValueError:
-        pass
-    shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-    raise InputError(f"cannot fetch media through the proxy {shown}", "Give a proxy of the form http://HOST:PORT")
+def _network_failure(found: Sequence[BaseException]) -> tuple[str, str]:
+    """Code and description of a failed request, from its error and the causes of that."""
 
+    def has(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(error, kinds) for error in found)
 
-def _credentials(proxy: SplitResult) -> dict[str, str]:
-    if proxy.username is None:
-        return {}
-    pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
-    return {"Proxy-Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
+    if has(ProxyError, SocksProxyError):
+        return "net.proxy", "the proxy refused or failed"
+    if has(socket.gaierror):
+        return "net.dns", "cannot resolve the host name"
+    if has(TimeoutError):
+        return "net.timeout", "timed out"
+    if has(SSLError) and not has(ssl.SSLEOFError, ssl.SSLZeroReturnError):
+        return "net.tls", "TLS failed"
+    if any(isinstance(error, OSError) and error.errno in UNREACHABLE for error in found):
+        return "net.unreachable", "cannot connect"
+    if has(http.client.IncompleteRead, IncompleteRead):
+        return "bytes.short", "the response ended early"
+    if has(TransportError):
+        return "net.reset", "the connection broke"
+    return "bytes.wrong", "not a valid request or URL"

@@ -1,37 +1,51 @@
 """yt-dlp as a source: clips of the videos at a URL template, at about 360 pixels, in their original codecs."""
 
-import difflib
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import yt_dlp
 import yt_dlp_ejs
 from yt_dlp.globals import supported_js_runtimes
-from yt_dlp.networking.exceptions import HTTPError, network_exceptions
-from yt_dlp.utils import DownloadError, ExtractorError, GeoRestrictedError, YoutubeDLError
+from yt_dlp.utils import DownloadError
 
 from mbt.manifests.clips import Clip
 from mbt.manifests.errors import InputError, MbtError, StorageError
-from mbt.manifests.toml_value import toml_value
-from mbt.prep.media.ffmpeg import ClipError, ffmpeg
+from mbt.prep.media.ffmpeg import ClipError
 from mbt.prep.sources.byte_ranges import RawClip, Source, fetch_clip
-from mbt.prep.sources.http_ranges import MediaClient, TransferError
-from mbt.prep.state.failure_codes import SEVERAL_VIDEOS, UNEXPECTED, Problem, Verdict, classify, plain, verdict_of
+from mbt.prep.sources.http_ranges import MediaClient, TransferError, TransferLimits
+from mbt.prep.sources.problems import problem_of
+from mbt.prep.sources.whole_file import DEFAULT_LIMITS as WHOLE_LIMITS
+from mbt.prep.sources.whole_file import OPTIONS, Meter, fetch_whole
+from mbt.prep.sources.ytdlp_flags import parse_flags
+from mbt.prep.state.failure_codes import SEVERAL_VIDEOS, Problem, Verdict, classify, plain, verdict_of
 from mbt.prep.state.ledger import Effort
 
 PLACEHOLDER = "{video_id}"
-FORMAT_SORT = ["res:360", "vcodec:h264", "acodec:aac", "proto:https", "+size"]
+OVER_HTTPS = "[protocol^=http][protocol!*=dash]"
+FORMAT = "/".join(
+    (
+        f"bv{OVER_HTTPS}+ba{OVER_HTTPS}[format_id!*=drc]",
+        f"bv{OVER_HTTPS}+ba{OVER_HTTPS}",
+        f"b{OVER_HTTPS}",
+        "bv+ba",
+        "b",
+    )
+)
+"""Pictures and sound in separate files, whose byte ranges can be read; otherwise one file; otherwise streams. Sound without
+compressed dynamic range (drc) comes first."""
+FORMAT_SORT = "lang,res:360,vcodec:h264,hdr:sdr,fps:30,quality,acodec:aac"
+"""The original language; about 360 pixels on the short side; H.264 and AAC, which cost the least to decode."""
+FLAGS = ("--format", FORMAT, "--format-sort", FORMAT_SORT, "--no-geo-bypass", "--socket-timeout", "20")
+"""yt-dlp flags that the user's may override."""
 MAX_WAIT_S = 60.0
+NO_SPACE = "No space left on device"
 UNFINISHED = frozenset({"is_live", "post_live"})
 """States of a live stream whose recording is missing or incomplete."""
-MEDIA_ERROR = re.compile(r"unable to download video data|\[download\] Got error|fragment \d+ not found", re.IGNORECASE)
-"""How yt-dlp's messages about the transfer of the media begin."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +97,10 @@ class YtDlp:
     Args:
         folder: the dataset folder.
         template: URL with the placeholder `{video_id}`.
-        options: yt-dlp options that override ours; `proxy` and `source_address` apply to the media too.
+        options: yt-dlp options by their names in its API, as `parse_ytdlp` gives them; they apply to pages and media.
 
     Raises:
-        InputError: the template has no placeholder, or media cannot be fetched through the proxy.
+        InputError: the template has no placeholder.
     """
 
     def __init__(self, folder: Path, template: str, options: Mapping[str, Any] | None = None) -> None:
@@ -99,19 +113,14 @@ class YtDlp:
         self.name = urlsplit(template).hostname or "url"
         self._warnings = _Warnings()
         self._options: dict[str, Any] = {
-            "format": "bv*+ba/b",
-            "format_sort": FORMAT_SORT,
-            "ffmpeg_location": ffmpeg(),
-            "geo_bypass": False,
+            **parse_ytdlp(()),
+            **(options or {}),
+            **OPTIONS,
             "logger": self._warnings,
             "noplaylist": True,
             "noprogress": True,
             "quiet": True,
-            "retries": 5,
-            "socket_timeout": 30,
-            **(options or {}),
         }
-        self._client = MediaClient(self._options.get("proxy"), source_address=self._options.get("source_address"))
 
     def fetch(self, video_id: str, clips: Sequence[Clip]) -> list[Answer]:
         """The result of each clip of a video, from one extraction.
@@ -119,25 +128,25 @@ class YtDlp:
         Raises:
             StorageError: no space left.
         """
-        target = self.folder / "raw" / video_id[:2] / f"{video_id}.%(ext)s"
         effort = Effort(versions=versions())
         began = time.monotonic()
         try:
-            with yt_dlp.YoutubeDL({**self._options, "outtmpl": {"default": str(target)}}) as downloader:
+            with yt_dlp.YoutubeDL(dict(self._options)) as downloader:
                 info = self._extract(downloader, video_id)
                 effort = replace(effort, extract_s=time.monotonic() - began, warnings=self._warnings.plain())
                 if isinstance(info, Problem):
                     return _same_for_all(Answer(classify(info), effort), clips)
                 offered = ",".join(str(each["format_id"]) for each in info.get("formats") or ())
                 effort = replace(effort, offered=offered, formats=str(info.get("format_id", "")))
-                if (sources := _sources(info)) is None:
-                    return _same_for_all(self._download(downloader, info, effort), clips)
                 effort = replace(effort, wait_s=_wait_until_available(info))
-                return self._fetch_clips(clips, *sources, effort)
+                if (sources := _sources(info)) is None:
+                    return _same_for_all(self._download(downloader, info, video_id, effort), clips)
+                client = MediaClient(downloader.urlopen, TransferLimits(stall_s=self._options["socket_timeout"]))
+                return self._fetch_clips(clips, *sources, client, effort)
         except MbtError:
             raise
         except Exception as error:
-            if "No space left on device" in str(error):
+            if NO_SPACE in str(error):
                 fix = "Free some space, then run again"
                 raise StorageError(f"cannot write below {self.folder}: no space left on the disk", fix) from None
             problem = problem_of(error, self._warnings.texts)
@@ -166,38 +175,64 @@ class YtDlp:
             return Problem("the video is a live stream that has not ended", frozenset({info["live_status"]}))
         return info
 
-    def _download(self, downloader: Any, info: Mapping[str, Any], effort: Effort) -> Answer:
+    def _download(self, downloader: Any, info: Mapping[str, Any], video_id: str, effort: Effort) -> Answer:
         """Download a whole video with yt-dlp."""
         began = time.monotonic()
-        downloaded = downloader.process_ie_result(info, download=True)
-        path = Path(downloaded["requested_downloads"][0]["filepath"])
-        size = path.stat().st_size
-        effort = replace(effort, requests=1, transferred=size, transfer_s=time.monotonic() - began)
-        return Answer(RawClip(path, size, 0), effort)
-
-    def _fetch_clips(self, clips: Sequence[Clip], video: Source, audio: Source, effort: Effort) -> list[Answer]:
-        """Fetch the byte ranges of clips; the effort of the extraction counts for the first clip."""
-        shared = replace(effort, extract_s=0.0, wait_s=0.0)
-        return [self._fetch_clip(clip, video, audio, shared if i else effort) for i, clip in enumerate(clips)]
-
-    def _fetch_clip(self, clip: Clip, video: Source, audio: Source, effort: Effort) -> Answer:
-        target = self.folder / "raw" / clip.video_id[:2] / f"{clip.key}.mkv"
-        began, requests, transferred = time.monotonic(), self._client.requests, self._client.transferred
+        meter = Meter(downloader.urlopen, WHOLE_LIMITS)
         result: RawClip | Verdict
         status = None
         try:
-            result = fetch_clip(video, audio, clip.start_ms / 1000, clip.end_ms / 1000, target, self._client)
+            result = fetch_whole(downloader, info, self._raw(video_id, _file_name(video_id)), meter, WHOLE_LIMITS)
+        except (TransferError, ClipError) as error:
+            result = verdict_of(error.code, error.message)
+        except DownloadError as error:
+            if NO_SPACE in str(error):
+                raise
+            problem = problem_of(error, self._warnings.texts)
+            result, status = classify(problem), problem.status
+        effort = replace(
+            effort,
+            http_status=status,
+            requests=meter.requests,
+            transferred=meter.transferred,
+            transfer_s=time.monotonic() - began,
+        )
+        return Answer(result, effort)
+
+    def _fetch_clips(
+        self, clips: Sequence[Clip], video: Source, audio: Source, client: MediaClient, effort: Effort
+    ) -> list[Answer]:
+        """Fetch the byte ranges of clips; the effort of the extraction counts for the first clip."""
+        shared = replace(effort, extract_s=0.0, wait_s=0.0)
+        return [self._fetch_clip(clip, video, audio, client, shared if i else effort) for i, clip in enumerate(clips)]
+
+    def _fetch_clip(self, clip: Clip, video: Source, audio: Source, client: MediaClient, effort: Effort) -> Answer:
+        target = self._raw(clip.video_id, f"{clip.key}.mkv")
+        began, requests, transferred = time.monotonic(), client.requests, client.transferred
+        result: RawClip | Verdict
+        status = None
+        try:
+            result = fetch_clip(video, audio, clip.start_ms / 1000, clip.end_ms / 1000, target, client)
         except (TransferError, ClipError) as error:
             result = verdict_of(error.code, error.message)
             status = error.status if isinstance(error, TransferError) else None
         effort = replace(
             effort,
             http_status=status,
-            requests=self._client.requests - requests,
-            transferred=self._client.transferred - transferred,
+            requests=client.requests - requests,
+            transferred=client.transferred - transferred,
             transfer_s=time.monotonic() - began,
         )
         return Answer(result, effort)
+
+    def _raw(self, video_id: str, name: str) -> Path:
+        """A path below raw/, in a folder named after the first two characters of the video id."""
+        return self.folder / "raw" / _file_name(video_id[:2]) / name
+
+
+def _file_name(text: str) -> str:
+    """The text as part of a file name: unchanged if it has only letters, digits, `_` and `-`, as YouTube's ids do."""
+    return quote(text, safe="").replace(".", "%2E").replace("~", "%7E")
 
 
 def _same_for_all(answer: Answer, clips: Sequence[Clip]) -> list[Answer]:
@@ -217,7 +252,7 @@ def _sources(info: Mapping[str, Any]) -> tuple[Source, Source] | None:
 
 def _wait_until_available(info: Mapping[str, Any]) -> float:
     """Wait as long as the site demands before its media may be requested; return the seconds."""
-    times = [each.get("available_at") or 0 for each in info["requested_formats"]]
+    times = [each.get("available_at") or 0 for each in info.get("requested_formats") or [info]]
     wait_s = min(max(max(times) - time.time(), 0.0), MAX_WAIT_S)
     time.sleep(wait_s)
     return wait_s
@@ -244,31 +279,9 @@ class _Warnings:
         """Ignore errors: they are raised too."""
 
 
-def parse_options(settings: Sequence[str]) -> dict[str, Any]:
-    """yt-dlp options from `OPTION=VALUE` settings.
-
-    Raises:
-        InputError: a setting has no value, or yt-dlp has no such option.
-    """
-    pairs = [setting.partition("=") for setting in settings]
-    if wrong := next((name for name, equals, _ in pairs if not equals), None):
-        raise InputError(f"--ytdlp {wrong} has no value", "Give it as OPTION=VALUE")
-    return check_options({name.strip(): toml_value(value.strip()) for name, _, value in pairs}, "--ytdlp")
-
-
-def check_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The options, if yt-dlp has all of them.
-
-    Raises:
-        InputError: yt-dlp has no such option; the message begins with `where`.
-    """
-    known_options = yt_dlp.parse_options([]).ydl_opts if options else {}
-    for name in options:
-        if name not in known_options:
-            near = difflib.get_close_matches(name, known_options, n=1)
-            fix = f"Did you mean {near[0]}?" if near else "Use the names of yt-dlp's Python API, such as cookiefile"
-            raise InputError(f"{where}: yt-dlp has no option {name}", fix)
-    return dict(options)
+def parse_ytdlp(texts: Sequence[str], where: str = "--ytdlp") -> dict[str, Any]:
+    """yt-dlp options from texts with its command-line flags, and from ours; `parse_flags` says what is refused."""
+    return parse_flags(FLAGS, texts, where)
 
 
 @cache
@@ -282,59 +295,3 @@ def find_deno() -> Deno | None:
     """The deno that yt-dlp finds, in the environment's bin folder or on PATH."""
     info = supported_js_runtimes.value["deno"]().info
     return info and Deno(info.path, info.version, info.supported)
-
-
-def problem_of(error: Exception, warnings: Sequence[str] = ()) -> Problem:
-    """What is known about an exception that yt-dlp raised: a DownloadError, or whatever a bug in an extractor raises.
-
-    Args:
-        error: the exception.
-        warnings: yt-dlp's warnings before it.
-    """
-    errors = _causes(error)
-    extraction = next((e for e in errors if isinstance(e, ExtractorError)), None)
-    http = next((e for e in errors if isinstance(e, HTTPError)), None)
-    region = next((e for e in errors if isinstance(e, GeoRestrictedError)), None)
-    kind = {type(e).__name__ for e in errors}
-    if extraction:
-        message, expected = extraction.orig_msg, extraction.expected
-        if not expected and extraction.cause:
-            message += f" (caused by {extraction.cause!r})"
-    elif isinstance(error, YoutubeDLError):
-        message = str(error)
-        expected = "please report this issue" not in message
-    else:
-        message, expected = f"{type(error).__name__}: {error}", isinstance(error, OSError)
-    if not expected and not any(isinstance(e, network_exceptions) for e in errors):
-        kind.add(UNEXPECTED)
-    message = plain(message)
-    host = urlsplit(http.response.url).hostname if http else None
-    return Problem(
-        message=message,
-        kind=frozenset(kind),
-        status=http.status if http else None,
-        countries=tuple(region.countries or ()) if region else (),
-        warnings=tuple(plain(text) for text in warnings),
-        url_is_media=bool(MEDIA_ERROR.match(message)) or (host or "").endswith(".googlevideo.com"),
-        extractor=(extraction and extraction.ie) or Problem.extractor,
-    )
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    """The error and the errors that led to it.
-
-    The context of an ExtractorError is skipped: it may have been raised while an unrelated error was handled.
-    """
-    found: list[BaseException] = []
-    pending: list[object] = [error]
-    while pending:
-        candidate = pending.pop(0)
-        if not isinstance(candidate, BaseException) or candidate in found:
-            continue
-        found.append(candidate)
-        pending += [getattr(candidate, "cause", None), candidate.__cause__]
-        if isinstance(candidate, DownloadError) and not candidate.__context__:
-            pending += (candidate.exc_info or ())[1:2]
-        if not isinstance(candidate, ExtractorError):
-            pending.append(candidate.__context__)
-    return found

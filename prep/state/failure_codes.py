@@ -330,6 +330,9 @@ def classify(problem: Problem) -> Verdict:
 
 OWN_CODES = {
     "bytes.large": Action.INPUT,
+    "bytes.long": Action.INPUT,
+    "bytes.protocol": Action.INPUT,
+    "bytes.timeout": Action.BYTES,
     "bytes.wrong": Action.BYTES,
     "clip.no_audio": Action.PERMANENT,
     "clip.no_video": Action.PERMANENT,

@@ -242,20 +242,19 @@ def test_canary_that_allows_byte_ranges(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 LANES = """
-[ytdlp]
-http_headers = {"X-Of" = "all"}
+ytdlp = "--add-headers X-Of:all"
 [[lane]]
 name = "office"
-source_address = "127.0.0.2"
+ytdlp = "--source-address 127.0.0.2"
 [[lane]]
 name = "lab"
-proxy = "http://127.0.0.1:9"
+ytdlp = "--proxy http://127.0.0.1:9"
 [[lane]]
 name = "limited"
-http_headers = {"X-Of" = "limited"}
+ytdlp = "--add-headers X-Of:limited"
 [[lane]]
 name = "wrong"
-source_address = "203.0.113.1"
+ytdlp = "--source-address 203.0.113.1"
 """
 
 
@@ -310,14 +309,14 @@ def test_canary_over_each_lane(
             "--lanes lanes.toml requires --canary. Add --canary VIDEO_ID, the video to request over each lane.",
         ),
         (("--canary", "x", "--lanes", "nothing.toml"), "cannot read the lanes file nothing.toml"),
-        (("--canary", "x", "--lanes", "lanes.toml"), "lanes.toml: lane a: yt-dlp has no option prox. Did you mean proxy?"),
+        (("--canary", "x", "--lanes", "lanes.toml"), "lanes.toml: lane a: ytdlp: no such option: --prozy"),
     ],
 )
 def test_wrong_use_of_lanes(
     tmp_path: Path, mbt: Door, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("lanes.toml").write_text('[[lane]]\nname = "a"\nprox = "http://a:1"\n')
+    Path("lanes.toml").write_text('[[lane]]\nname = "a"\nytdlp = "--prozy http://a:1"\n')
     outcome = mbt("doctor", *arguments)
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err.startswith(f"error: {message}")

@@ -50,7 +50,7 @@ def arguments(tmp_path: Path) -> Callable[..., list[object]]:
 
 
 def lanes(*names: str) -> str:
-    return "".join(f'[[lane]]\nname = "{name}"\nproxy = "http://{name}:1"\n' for name in names)
+    return "".join(f'[[lane]]\nname = "{name}"\nytdlp = "--proxy http://{name}:1"\n' for name in names)
 
 
 def refusing(proxy: str, text: str, times: int) -> Callable[[dict[str, object]], str | None]:
@@ -74,7 +74,7 @@ def test_lanes_share_the_videos_and_fetch_one_each_at_a_time(
 
 
 def test_each_lane_keeps_its_own_rate(mbt: Door, arguments: Callable[..., list[object]], site: Site) -> None:
-    run = arguments(12, '[[lane]]\nname = "slow"\nproxy = "http://slow:1"\nsleep = 0.5\n' + lanes("quick"))
+    run = arguments(12, '[[lane]]\nname = "slow"\nytdlp = "--proxy http://slow:1"\nsleep = 0.5\n' + lanes("quick"))
     assert mbt(*run, "--stage", "plan").code == 0
     assert mbt(*run, "--stage", "fetch").out == "fetch: 12 clips found, 0 missing\n"
     assert sum(options["proxy"] == "http://slow:1" for options in site.options) == 1
@@ -137,13 +137,14 @@ def test_the_run_stops_when_half_of_the_lanes_are_blocked(
     ("text", "message"),
     [
         ("", "lane"),
-        ("[[lane]]\nproxy = 'http://a:1'\n", "lane.0.name"),
+        ("[[lane]]\nytdlp = '--proxy http://a:1'\n", "lane.0.name"),
+        ("[[lane]]\nname = 'a'\nproxy = 'http://a:1'\n", "lane.0.proxy is not valid"),
         (lanes("a") + lanes("a"), "a lane name is used twice"),
-        ("[[lane]]\nname = 'a'\ncookies = 'x'\n", "no option cookies. Did you mean"),
-        ("[ytdlp]\nproxi = 'x'\n[[lane]]\nname = 'a'\n", "Did you mean proxy"),
-        ("[[lane]]\nname = 'a'\nproxy = 'ftp://a:1'\n", "http://HOST:PORT"),
+        ("[[lane]]\nname = 'a'\nytdlp = '--cookiez x'\n", "lane a: ytdlp: no such option: --cookiez"),
+        ("ytdlp = '--proxi x'\n[[lane]]\nname = 'a'\n", "lane a: ytdlp: no such option: --proxi"),
+        ("[[lane]]\nname = 'a'\nytdlp = '--proxy ftp://a:1'\n", "--proxy: Unsupported proxy type"),
         ("[[lane", "cannot read the lanes file"),
-        ("[[lane]]\nname = 'a'\ncookiefile = 'nowhere.txt'\n", "cookiefile nowhere.txt does not exist"),
+        ("[[lane]]\nname = 'a'\nytdlp = '--cookies nowhere.txt'\n", "--cookies: the file nowhere.txt does not exist"),
     ],
 )
 def test_malformed_lanes_files_are_refused(mbt: Door, arguments: Callable[..., list[object]], text: str, message: str) -> None:
@@ -151,12 +152,14 @@ def test_malformed_lanes_files_are_refused(mbt: Door, arguments: Callable[..., l
     assert (done.code, message in done.err) == (2, True), done.err
 
 
-def test_options_of_one_lane_override_those_of_all(mbt: Door, arguments: Callable[..., list[object]], site: Site) -> None:
-    run = arguments(1, '[ytdlp]\nretries = 7\ngeo_bypass = true\n[[lane]]\nname = "a"\nretries = 9\n')
-    assert mbt(*run, "--ytdlp", "geo_bypass=false", "--ytdlp", "socket_timeout=3", "--stage", "plan").code == 0
-    assert mbt(*run, "--ytdlp", "geo_bypass=false", "--ytdlp", "socket_timeout=3", "--stage", "fetch").code == 0
+def test_flags_of_one_lane_override_those_of_all(mbt: Door, arguments: Callable[..., list[object]], site: Site) -> None:
+    run = arguments(1, 'ytdlp = "--referer all --user-agent all"\n[[lane]]\nname = "a"\nytdlp = "--referer one"\n')
+    run += ["--ytdlp", "--referer none --socket-timeout 3", "--ytdlp", "--proxy ''"]
+    assert mbt(*run, "--stage", "plan").code == 0
+    assert mbt(*run, "--stage", "fetch").code == 0
     (options,) = site.options
-    assert (options["retries"], options["geo_bypass"], options["socket_timeout"]) == (9, True, 3)
+    assert (options["http_headers"]["Referer"], options["http_headers"]["User-Agent"]) == ("one", "all")
+    assert (options["socket_timeout"], options["proxy"]) == (3.0, "")
 
 
 NUM_CLASSES = 6

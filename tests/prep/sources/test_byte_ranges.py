@@ -29,6 +29,7 @@ from tests.mediaserver import (
     with_access_points,
 )
 from tests.prep.conftest import INDEXED, SECONDS, Served, ffmpeg_run
+from tests.site import session
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +48,7 @@ def fetched(
     media: MediaServer, folder: Path, video: str, audio: str | None, start_s: float, seconds: float = 10, **options: int
 ) -> RawClip:
     sound = None if audio is None else Source(f"{media.url}/{audio}")
-    client = MediaClient(limits=FAST)
+    client = MediaClient(session().urlopen, FAST)
     return fetch_clip(Source(f"{media.url}/{video}"), sound, start_s, start_s + seconds, folder / "raw.mkv", client, **options)
 
 
@@ -326,7 +327,9 @@ def test_a_file_that_changes_between_requests(media: MediaServer, served: Served
 
 def test_a_known_size_is_checked(media: MediaServer, tmp_path: Path) -> None:
     with pytest.raises(TransferError, match=r"bytes\.wrong"):
-        fetch_clip(Source(f"{media.url}/late30.mp4", {}, 5), None, 0, 1, tmp_path / "raw.mkv", MediaClient(limits=FAST))
+        fetch_clip(
+            Source(f"{media.url}/late30.mp4", {}, 5), None, 0, 1, tmp_path / "raw.mkv", MediaClient(session().urlopen, FAST)
+        )
 
 
 def test_a_server_without_range_support(media: MediaServer, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from yt_dlp.networking.exceptions import (
 )
 from yt_dlp.utils import ContentTooShortError, DownloadError, ExtractorError, GeoRestrictedError, UnsupportedError
 
-from mbt.prep.sources.ytdlp import problem_of
+from mbt.prep.sources.problems import problem_of
 from mbt.prep.state.failure_codes import TABLE, UNEXPECTED, Action, Problem, Verdict, classify, plain
 from tests.conftest import LoopbackServer
 
