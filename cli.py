@@ -68,7 +68,8 @@ def audioset(subset: str, list_path: Path | None, source: str | None, **options:
     options["cap"] = options["cap"] or find_subset(AUDIOSET, subset).cap
     plan = Plan(dataset=AUDIOSET.name, task=AUDIOSET.task)
     chosen = PrepOptions.from_command_line(**options)
-    prepare(plan, audioset_labels, lambda _: audioset_clips(subset, list_path), chosen)
+    if code := prepare(plan, audioset_labels, lambda _: audioset_clips(subset, list_path), chosen):
+        sys.exit(code)
 
 
 @prep.command(cls=Command)
@@ -85,7 +86,8 @@ def custom(list_path: Path, labels_path: Path, name: str, task: Any, **options: 
 
     plan = Plan(dataset=name, task=task)
     chosen = PrepOptions.from_command_line(**options)
-    prepare(plan, lambda: read_labels(labels_path), lambda labels: custom_clips(list_path, labels, task), chosen)
+    if code := prepare(plan, lambda: read_labels(labels_path), lambda labels: custom_clips(list_path, labels, task), chosen):
+        sys.exit(code)
 
 
 @prep.command()

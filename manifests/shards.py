@@ -22,6 +22,7 @@ SAMPLE_RATE: Final = 16_000
 DATASET_FILE = "dataset.json"
 LABELS_FILE = "labels.csv"
 FAILURES_FILE = "failures.parquet"
+FAILURES_CSV = "failures.csv"
 README_FILE = "README.md"
 
 CLIP_FIELDS = [

@@ -169,6 +169,7 @@ prep_options = together(
     ),
     click.option("--stage", type=click.Choice(["plan", "fetch", "pack"]), help="Run only this stage."),
     click.option("--dry-run", is_flag=True, help="Print the requests, hours and disk space needed, and exit."),
+    click.option("--strict", is_flag=True, help="Exit with 3 if any clip is missing in the end."),
     click.option("--ignore-disk", is_flag=True, help="Start even if the disk is too small."),
 )
 audioset_options = together(

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from mbt.manifests.atomic import exclusive_writer, shared_writer
 from mbt.manifests.errors import InputError
 from mbt.manifests.labels import LabelSet
-from mbt.manifests.shards import DATASET_FILE, FAILURES_FILE
+from mbt.manifests.shards import DATASET_FILE, FAILURES_CSV, FAILURES_FILE
 from mbt.prep.fetch.clip_states import Fetched
 from mbt.prep.fetch.fetch import fetch
 from mbt.prep.fetch.lanes import make_lanes
@@ -36,7 +36,11 @@ from mbt.prep.state.settings import check_settings, freeze_settings
 from mbt.prep.state.store import Store
 
 Stage = Literal["plan", "fetch", "pack"]
-Work = Callable[[], None]
+Work = Callable[[], int]
+"""A stage; it returns the number of clips that are missing."""
+CLIPS_MISSING = 3
+"""Exit code with --strict if clips are missing."""
+SHOWN_FAILURES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +51,7 @@ class PrepOptions:
         out: the dataset folder.
         stage: run this stage only; None: all of them.
         dry_run: only print what the run will need.
+        strict: exit with an error code if clips are missing in the end.
         ignore_disk: start even if the disk is too small for the plan.
         plan: which clips to take.
         fetch: where clips are fetched from, and how fast.
@@ -59,6 +64,7 @@ class PrepOptions:
     out: Path
     stage: Stage | None = None
     dry_run: bool = False
+    strict: bool = False
     ignore_disk: bool = False
     plan: PlanOptions
     fetch: FetchOptions
@@ -113,8 +119,8 @@ def _make(group: Any, values: Mapping[str, Any]) -> Any:
 
 def prepare(
     plan: Plan, read_labels: Callable[[], LabelSet], read_clips: Callable[[LabelSet], pa.Table], options: PrepOptions
-) -> None:
-    """Run the stages of `mbt prep` and print the result of each.
+) -> int:
+    """Run the stages of `mbt prep` and print the result of each; return the exit code.
 
     Args:
         plan: dataset and task.
@@ -132,7 +138,7 @@ def prepare(
         clips = choose(read_clips(labels), options.plan, len(labels), options.ordered_by)
         caps = fetch_caps(clips, options.plan)
         click.echo("\n".join(_estimate(clips, caps, len(labels), options).lines()))
-        return
+        return 0
     _check_folder(out, options)
     stages: dict[Stage, Callable[[], Work]] = {
         "plan": lambda: _plan(out, plan, read_labels, read_clips, options),
@@ -141,8 +147,8 @@ def prepare(
     }
     ready = [check() for stage, check in stages.items() if options.stage in (None, stage)]
     with _lock(out, options.share):
-        for work in ready:
-            work()
+        missing = [work() for work in ready][-1]
+    return CLIPS_MISSING if options.strict and missing else 0
 
 
 def _check_folder(out: Path, options: PrepOptions) -> None:
@@ -189,11 +195,12 @@ def _plan(
     if options.stage is None:
         _check_disk(out, change.clips, change.plan.caps, len(labels), options)
 
-    def work() -> None:
+    def work() -> int:
         change = change_plan(out, wanted, labels, clips, options.plan.replan)  # Again: the folder was not locked before.
         freeze_settings(out, options.pack.settings, replace=not read_assignment(out))
         change.save(out)
         click.echo(f"plan: {_count(change.clips.num_rows, 'clip')} in {out / CLIPS_FILE}")
+        return 0
 
     return work
 
@@ -206,12 +213,13 @@ def _fetch(out: Path, options: PrepOptions) -> Work:
     else:
         run = partial(find_local_clips, out, LocalFolder(Path(options.fetch.source)), options.fetch)
 
-    def work() -> None:
+    def work() -> int:
         plan, labels, clips = read_plan(out)
         _check_disk(out, clips, plan.caps, len(labels), options)
         fetched = run()
         worker = f" (worker {share.rank} of {share.world})" if share.world > 1 else ""
         click.echo(f"fetch: {_count(fetched.found, 'clip')} found, {fetched.missing:,} missing{worker}")
+        return fetched.missing
 
     return work
 
@@ -219,17 +227,27 @@ def _fetch(out: Path, options: PrepOptions) -> Work:
 def _pack(out: Path, options: PackOptions) -> Work:
     Store(out, options.to).size(DATASET_FILE)  # Fails if the URL cannot be reached.
 
-    def work() -> None:
+    def work() -> int:
         info = pack(out, options)
         for name, split in info.splits.items():
             samples, shards = _count(split.samples, "sample"), _count(len(split.shards), "shard")
             click.echo(f"pack: {name}: {samples} in {shards}, {_count(split.failures, 'clip')} failed")
-        codes = Counter(pq.read_table(out / FAILURES_FILE)["code"].to_pylist()).most_common()
-        if codes:
-            reasons = ", ".join(f"{count:,} {code}" for code, count in codes)
-            click.echo(f"pack: failed clips: {reasons}; details in {out / FAILURES_FILE}")
+        return _report_failures(out)
 
     return work
+
+
+def _report_failures(out: Path) -> int:
+    """Print the failed clips by reason, and the first of them; return their number."""
+    failures = pq.read_table(out / FAILURES_FILE, columns=["key", "code", "message"])
+    if failures.num_rows:
+        codes = Counter(failures["code"].to_pylist()).most_common()
+        click.echo(f"pack: failed clips: {', '.join(f'{count:,} {code}' for code, count in codes)}")
+        for row in failures.slice(0, SHOWN_FAILURES).to_pylist():
+            click.echo(f"  {row['key']}: {row['code']}: {row['message']}")
+        more = failures.num_rows - SHOWN_FAILURES
+        click.echo(f"  {f'and {more:,} more' if more > 0 else 'listed'} in {out / FAILURES_CSV}")
+    return failures.num_rows
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,5 +1,7 @@
 """The last step of packing: indices, failures, dataset.json and README.md from the records of the shards."""
 
+import csv
+import io
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -18,6 +20,7 @@ from mbt.manifests.labels import LabelSet
 from mbt.manifests.shards import (
     DATASET_FILE,
     FAILURE_SCHEMA,
+    FAILURES_CSV,
     FAILURES_FILE,
     LABELS_FILE,
     MEL_RATE,
@@ -39,6 +42,8 @@ from mbt.prep.state.store import Store
 
 INDEX_ROWS = 1 << 14
 """Rows of an index to write at a time."""
+FAILURE_COLUMNS = ("video_id", "start", "end", "split", "labels", "key", "stage", "code", "message")
+"""Columns of failures.csv: those of a list of clips come first, so that it can be one."""
 
 
 def publish(
@@ -51,7 +56,7 @@ def publish(
     settings: PackSettings,
     store: Store,
 ) -> DatasetInfo:
-    """Write the indices, labels.csv, failures.parquet, dataset.json and README.md, reading one shard record at a time.
+    """Write the indices, labels.csv, failures.parquet and .csv, dataset.json and README.md, reading one shard record at a time.
 
     Args:
         folder: the dataset folder.
@@ -81,11 +86,11 @@ def publish(
                 indices[split].add(record.rows)
                 splits[split].add(record)
                 packed.update(row["key"] for row in record.rows)
-    _write_failures(folder, clips, packed, failures, ledger, splits)
+    _write_failures(folder, clips, labels, packed, failures, ledger, splits)
     found = {name: counts.info() for name, counts in splits.items() if counts.samples}
     if not found:
         raise InputError(
-            f"{folder}: no clip could be packed{_first_failure(folder)}", f"See {folder / FAILURES_FILE} for all failures"
+            f"{folder}: no clip could be packed{_first_failure(folder)}", f"See {folder / FAILURES_CSV} for all failures"
         )
     statistics_of = "train" if "train" in found else next(iter(found))
     labels.write(folder / LABELS_FILE)
@@ -102,7 +107,7 @@ def publish(
     )
     write_text(folder / README_FILE, card(info))
     info.write(folder)
-    for name in (*map(index_file, found), LABELS_FILE, FAILURES_FILE, README_FILE, DATASET_FILE):
+    for name in (*map(index_file, found), LABELS_FILE, FAILURES_FILE, FAILURES_CSV, README_FILE, DATASET_FILE):
         store.put(name)
     return info
 
@@ -169,18 +174,27 @@ class Counts:
 def _write_failures(
     folder: Path,
     clips: pa.Table,
+    labels: LabelSet,
     packed: Collection[str],
     failures: Mapping[str, Failure],
     ledger: Mapping[str, Attempt],
     splits: Mapping[str, Counts],
 ) -> None:
-    """Write failures.parquet, and count its rows by split in `splits`."""
+    """Write failures.parquet and failures.csv, and count their rows by split in `splits`."""
     rows = []
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(FAILURE_COLUMNS)
     for clip in iter_clips(clips):
         if clip.key not in packed:
-            rows.append({**asdict(clip), **(failures.get(clip.key) or _not_fetched(clip.key, ledger)).model_dump()})
+            failure = failures.get(clip.key) or _not_fetched(clip.key, ledger)
+            rows.append({**asdict(clip), **failure.model_dump()})
+            ids = ";".join(labels.ids(clip.labels))
+            times = clip.start_ms / 1000, clip.end_ms / 1000
+            writer.writerow((clip.video_id, *times, clip.split, ids, clip.key, failure.stage, failure.code, failure.message))
             splits[clip.split].failures += 1
     write_table(folder / FAILURES_FILE, pa.Table.from_pylist(rows, schema=FAILURE_SCHEMA))
+    write_text(folder / FAILURES_CSV, text.getvalue())
 
 
 def _not_fetched(key: str, ledger: Mapping[str, Attempt]) -> Failure:
@@ -213,8 +227,8 @@ spectrograms at {MEL_RATE} rows per second. Task: {info.task}, {info.num_classes
 
 Each sample has the members `KEY.json` (labels, times, `frame_bytes`), `KEY.mel.npy` (float16, rows x {mel.n_mels}) and
 `KEY.mjpg` (all frames, as concatenated JPEGs){flac}.
-`SPLIT.parquet` gives the byte span of each, `SPLIT-NNNNNN.idx` is DALI's index, and `{FAILURES_FILE}` lists every missing
-clip with the reason. Format: {info.format} {info.format_version}; its specification is docs/shards.md of mbt.
+`SPLIT.parquet` gives the byte span of each, and `SPLIT-NNNNNN.idx` is DALI's index. `{FAILURES_FILE}` and `{FAILURES_CSV}`
+list every missing clip with the reason. Format: {info.format} {info.format_version}; its specification: docs/shards.md of mbt.
 
 Log-mel: natural logarithm of power, {mel.n_mels} {mel.mel_scale} bands of {mel.f_min:g} to {mel.f_max:g} Hz,
 {mel.win_length}-sample {mel.window} window, hop {mel.hop_length}, {mel.sample_rate} Hz; over the split

@@ -447,6 +447,48 @@ def test_users_mistakes_are_one_line(collection: Collection, tmp_path: Path, mbt
     assert "has no subset 'huge'" in refusal(mbt, "prep", "audioset", "--subset", "huge", "--out", tmp_path / "as")
 
 
+def test_failed_clips_are_printed_and_listed_as_csv(packed: Path, collection: Collection, tmp_path: Path, mbt: Door) -> None:
+    """The list is a list of clips that `mbt prep custom` takes."""
+    rows = list(csv.DictReader((packed / "failures.csv").read_text().splitlines()))
+    assert {row["key"]: (row["video_id"], row["start"], row["end"], row["split"], row["labels"]) for row in rows} == {
+        "silent_0": ("silent", "0.0", "2.0", "train", "a"),
+        "broken_0": ("broken", "0.0", "2.0", "eval", "a"),
+        "absent_0": ("absent", "0.0", "2.0", "eval", "c"),
+    }
+    assert {row["key"]: (row["code"], row["message"]) for row in rows} == {
+        row["key"]: (row["code"], row["message"]) for row in pq.read_table(packed / "failures.parquet").to_pylist()
+    }
+    out = Path(shutil.copytree(packed, tmp_path / "out"))
+    done = mbt(*collection.arguments(out))
+    lines = done.out.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("pack: failed clips: 1 "))
+    assert all(f"1 {code}" in lines[start] for code in FAILED.values())
+    shown = sorted(line.partition(": ")[0].strip() for line in lines[start + 1 : -1])
+    assert (shown, lines[-1]) == (["absent_0", "broken_0", "silent_0"], f"  listed in {out}/failures.csv")
+    again = Collection(collection.source, packed / "failures.csv", collection.labels, {})
+    assert mbt(*again.arguments(tmp_path / "again", "--stage", "plan")).out.startswith("plan: 3 clips in ")
+
+
+def test_only_the_first_ten_failures_are_printed(collection: Collection, tmp_path: Path, mbt: Door) -> None:
+    rows = ["whole,0,0.4,train,a", *(f"absent{number:02},0,2,train,a" for number in range(13))]
+    done = mbt(*few(tmp_path, collection, *rows).arguments(tmp_path / "out", "--short-side", 32))
+    lines = done.out.splitlines()
+    assert sum(": local.missing: no file named" in line for line in lines) == 10
+    assert lines[-1] == f"  and 3 more in {tmp_path}/out/failures.csv"
+
+
+def test_strict_makes_a_failure_an_exit_code(collection: Collection, tmp_path: Path, mbt: Door) -> None:
+    good = few(tmp_path / "good", collection, "whole,0,0.4,train,a").arguments(tmp_path / "a", "--short-side", 32)
+    bad = few(tmp_path / "bad", collection, "whole,0,0.4,train,a", "absent,0,1,train,a").arguments(
+        tmp_path / "b", "--short-side", 32
+    )
+    assert mbt(*good, "--strict").code == 0
+    assert mbt(*bad, "--strict").code == 3
+    assert mbt(*bad).code == 0
+    assert [mbt(*bad, "--strict", "--stage", stage).code for stage in ("plan", "fetch", "pack")] == [0, 3, 3]
+    assert (tmp_path / "b" / "dataset.json").exists()
+
+
 def test_nothing_but_bad_clips_is_an_error_with_every_reason(collection: Collection, tmp_path: Path, mbt: Door) -> None:
     bad = few(tmp_path, collection, "silent,0,2,train,a", "broken,0,2,train,a", "absent,0,2,train,a")
     outcome = mbt(*bad.arguments(tmp_path / "out"))
