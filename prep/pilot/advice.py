@@ -11,8 +11,8 @@ MANY = 0.02
 SUSPICIOUS = 0.3
 """Share of "unavailable" videos from which the address may be refused: fewer than a tenth of AudioSet's are gone that way."""
 LONG_HOURS = 30 * 24
-COOKIES = "Give yt-dlp the cookies of an account that may watch them (--ytdlp cookiefile=FILE, or cookiefile in a lane)"
-OTHER_CLIENT = "if yt-dlp is the newest, try another player client (yt-dlp's extractor argument youtube:player_client)"
+COOKIES = "Give yt-dlp the cookies of an account that may watch them (--ytdlp '--cookies FILE', or in the lanes file)"
+OTHER_CLIENT = "if yt-dlp is the newest, try another player client (--ytdlp '--extractor-args youtube:player_client=CLIENT')"
 
 
 def advise(report: PilotReport) -> tuple[Advice, ...]:

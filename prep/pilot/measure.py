@@ -107,7 +107,8 @@ class Measured:
     def _lane(self, number: int, report: LaneReport) -> PilotLane:
         rows = [attempt for attempt, _ in self.rows if attempt.lane == report.name]
         paused_s = _paused_s(rows)
-        videos = [next(own).time for _, own in groupby(rows, lambda row: self.clips[row.key].video_id)]
+        answered = [row for row in rows if row.action not in STOPPING_ACTIONS]
+        videos = [next(own).time for _, own in groupby(answered, lambda row: self.clips[row.key].video_id)]
         periods = spread(gap for first, second in pairwise(videos) if (gap := second - first) <= PAUSE_S)
         return PilotLane(
             number=number,
@@ -115,7 +116,7 @@ class Measured:
             there=report.there,
             rests=report.rests,
             paused_hours=paused_s / HOUR_S,
-            per_hour=_per_hour(periods.mean, paused_s / periods.of) if periods else None,
+            per_hour=_per_hour(periods.mean, paused_s / len(videos)) if periods else None,
         )
 
 

@@ -99,7 +99,7 @@ def _advice(report: PilotReport) -> str:
 def _forecast_part(forecast: Forecast | None) -> list[str]:
     if forecast is None:
         return ["<p>Unknown: at least two clips must be fetched.</p>"]
-    text = "The expected values, with 95% intervals, if the rest is like the sample and the site does not change its mind."
+    text = "The expected values, with 95% intervals, if the rest is like the sample."
     return [table(("what", "estimate"), _forecast_rows(forecast), texts=2), f"<p>{text}</p>"]
 
 

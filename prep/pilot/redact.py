@@ -3,6 +3,7 @@
 import getpass
 import platform
 import re
+import shlex
 import tempfile
 import tomllib
 from collections.abc import Iterable, Iterator
@@ -62,23 +63,28 @@ def _surroundings() -> Iterator[str]:
 
 
 def option_names(options: FetchOptions) -> list[str]:
-    """The names of the yt-dlp options that are set for any lane."""
-    texts = " ".join(options.ytdlp)
-    names = set(re.findall(r"(?:^|\s)(--?[a-z][\w-]*|\w+(?==))", texts))
-    return sorted(names.union(*_lane_tables(options.lanes)) - {"name", "sleep"})
+    """The names of the yt-dlp flags that are set for any lane."""
+    return sorted({name for text in _given(options) for name in re.findall(r"(?:^|\s)(--?[a-z][\w-]*)", text)})
 
 
 def private_values(options: FetchOptions) -> Iterator[str]:
-    """The values of all options, with the parts of URLs and the longer words among them."""
-    values = [text for table in _lane_tables(options.lanes) for text in _texts(table)]
-    for text in options.ytdlp:
-        values += [text.partition("=")[2], *(word for word in re.split(r"[\s=]+", text)[1:] if not word.startswith("-"))]
-    for value in [*values, str(options.lanes or ""), *([options.source] if not is_youtube(options.source) else [])]:
-        yield value.strip("\"'")
+    """The values of all flags and settings, with the parts of URLs and the longer words among them."""
+    words = [word.rpartition("=")[2] for text in _given(options) for word in _words(text) if not word.isdecimal()]
+    for value in [*words, str(options.lanes or ""), *([options.source] if not is_youtube(options.source) else [])]:
+        yield value
         yield from re.findall(r"[\w+./%-]{8,}", value)
         if "://" in value:
             parts = urlsplit(value)
             yield from (part for part in (parts.netloc, parts.hostname, parts.username, parts.password) if part)
+
+
+def _words(text: str) -> list[str]:
+    """The words of a command line, without flags that have no value in the same word."""
+    try:
+        words = shlex.split(text)
+    except ValueError:  # Such as the closing quote of a name.
+        words = text.split()
+    return [word for word in words if "=" in word or not word.startswith("-")]
 
 
 def is_youtube(source: str) -> bool:
@@ -87,15 +93,15 @@ def is_youtube(source: str) -> bool:
     return host == "youtube.com" or host.endswith(".youtube.com")
 
 
-def _lane_tables(file: Path | None) -> list[dict[str, Any]]:
-    """The tables of a lanes file that has been checked before."""
-    if file is None:
-        return []
-    content = tomllib.loads(file.read_text(encoding="utf-8"))
-    return [content.get("ytdlp", {}), *content["lane"]]
+def _given(options: FetchOptions) -> Iterator[str]:
+    """The texts in `--ytdlp` and in the lanes file, which has been checked before."""
+    yield from options.ytdlp
+    if options.lanes is not None:
+        yield from _texts(tomllib.loads(options.lanes.read_text(encoding="utf-8")))
 
 
 def _texts(value: Any) -> Iterator[str]:
+    """All strings in a TOML value."""
     if isinstance(value, dict | list):
         for part in value.values() if isinstance(value, dict) else value:
             yield from _texts(part)

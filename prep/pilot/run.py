@@ -17,6 +17,7 @@ import click
 import pyarrow as pa
 
 from mbt.manifests.atomic import nearest_existing, write_text
+from mbt.manifests.balance import Balance, balanced_rows
 from mbt.manifests.errors import InputError, MbtError
 from mbt.manifests.lists.audioset import audioset_labels
 from mbt.manifests.lists.datasets import AUDIOSET, audioset_clips, find_subset
@@ -31,7 +32,6 @@ from mbt.prep.pilot.measure import Measured
 from mbt.prep.pilot.model import Ended, PilotReport, Settings
 from mbt.prep.pilot.page import lines, page
 from mbt.prep.pilot.redact import Redactor, is_youtube, option_names, private_values
-from mbt.prep.plan.choose import choose
 from mbt.prep.plan.options import PlanOptions
 from mbt.prep.plan.plan import PLAN_FILE, Plan, read_plan
 from mbt.prep.report.counts import make_report
@@ -149,8 +149,9 @@ def random_sample(subset: str, size: int) -> tuple[pa.Table, int]:
         InputError: there is no such subset, or its list cannot be downloaded.
     """
     cap = find_subset(AUDIOSET, subset).cap
-    listed = audioset_clips(subset, None)
-    clips = choose(listed, PlanOptions(cap=cap, balance="list" if cap else None), len(audioset_labels()))
+    clips = audioset_clips(subset, None)
+    if cap is not None:
+        clips = clips.take(pa.array(balanced_rows(clips, Balance(cap), len(audioset_labels()))))
     digests = [hashlib.sha256(f"{SEED}:{key}".encode()).digest() for key in clips["key"].to_pylist()]
     rows = sorted(range(len(digests)), key=digests.__getitem__)[:size]
     return clips.take(pa.array(rows)), clips.num_rows
@@ -225,9 +226,9 @@ def make_pilot_report(options: PilotOptions, settings: Settings, ended: Ended, f
         forecast=make_forecast(split.alive, costs, lanes, split.due_later / max(split.asked, 1)),
         advice=(),
     )
-    made = made.model_copy(update={"advice": advise(made)})
     redact = Redactor([str(options.out), str(folder), *private_values(options.fetch)])
-    return PilotReport.model_validate(_redacted(made.model_dump(mode="json"), redact))
+    made = PilotReport.model_validate(_redacted(made.model_dump(mode="json"), redact))
+    return made.model_copy(update={"advice": advise(made)})
 
 
 def _redacted(value: Any, redact: Redactor, name: str = "") -> Any:

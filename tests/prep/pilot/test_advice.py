@@ -64,7 +64,7 @@ def test_nothing_stands_out() -> None:
 @pytest.mark.parametrize(
     ("change", "found", "remedy"),
     [
-        (failed("creds.age", 3), "3 of 200 clips (2%) are limited by age", "cookiefile=FILE"),
+        (failed("creds.age", 3), "3 of 200 clips (2%) are limited by age", "--ytdlp '--cookies FILE'"),
         (refused("creds.cookies_stale", 1), "the cookies were refused once", "Export the cookies again"),
         (refused("rate.429", 2), "the site limited the rate 2 times in 200 requests, with 15 s between", "--sleep 22.5"),
         (refused("rate.429", 2), "the site limited the rate", "--lanes"),

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -29,6 +30,8 @@ pytestmark = pytest.mark.slow
 KINDS = {"range": 9, "whole": 2, "removed": 4, "private": 3, "aged": 2, "dead": 2, "broken": 1, "odd": 1}
 """Videos of each kind; the first two can be fetched."""
 CLIPS = 24
+WAIT_S = 0.1
+"""Wait that the site demands before the media of a video of the first kind may be requested."""
 TEXTS = {
     "removed": "This video has been removed by the uploader",
     "private": "Private video. Sign in if you've been granted access to this video",
@@ -68,11 +71,12 @@ class Tube:
         url = self.media.url
         if kind == "whole":
             return [{"format_id": "18", "url": f"{url}/both", **BOTH}]
+        at = {"available_at": time.time() + WAIT_S} if kind == "range" else {}
         pictures = f"{url}/refused" if kind == "broken" else f"{url}/v"
         return [
             {"format_id": "249", "url": f"{url}/a", "vcodec": "none", "acodec": "opus", "ext": "webm"},
             {"format_id": "140", "url": f"{url}/a", **SOUND},
-            {"format_id": "134", "url": pictures, **PICTURES},
+            {"format_id": "134", "url": pictures, **PICTURES, **at},
         ]
 
 
@@ -168,6 +172,9 @@ def test_the_numbers_are_those_that_the_site_counted(tube: Tube, tmp_path: Path,
     assert costs.shard_bytes is not None
     assert costs.shard_bytes.mean.expected == pytest.approx(members / 11)
     assert report.extractions == len(tube.extracted) == CLIPS
+    assert costs.wait_s is not None
+    assert costs.wait_s.mean.expected == pytest.approx(9 * WAIT_S / 11, rel=0.3)
+    assert costs.wait_s.max <= WAIT_S
     for seconds in (costs.extract_s, costs.transfer_s, costs.decode_s):
         assert seconds is not None
         assert seconds.max > 0

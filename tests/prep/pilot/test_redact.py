@@ -52,18 +52,17 @@ def test_what_is_private_is_removed(redact: Redactor, text: str, left: str) -> N
     assert redact(text) == left
 
 
-def test_values_of_options_are_private_and_their_names_are_not(tmp_path: Path) -> None:
+def test_values_of_flags_are_private_and_their_names_are_not(tmp_path: Path) -> None:
     lanes = tmp_path / "lanes.toml"
     lanes.write_text(
-        '[ytdlp]\nsocket_timeout = 20\nextractor_args = {youtube = {po_token = ["web+Tok123"]}}\n'
-        '[[lane]]\nname = "lab"\nsleep = 2.4\nproxy = "http://bob:pw1@proxy.corp:3128"\n'
+        'ytdlp = "--socket-timeout 200 --extractor-args youtube:player_client=web;po_token=web+Tok123"\n'
+        '[[lane]]\nname = "lab"\nsleep = 2.4\nytdlp = "--proxy=http://bob:pw1@proxy.corp:3128"\n'
     )
-    given = ("cookiefile=/x/my jar.txt", "--username carol --proxy socks5://h.corp:1080")
+    given = ("--cookies '/x/my jar.txt' --username carol", "--proxy socks5://h.corp:1080")
     options = FetchOptions(source="https://media.corp/{video_id}", lanes=lanes, ytdlp=given)
-    assert option_names(options) == [
-        *("--proxy", "--username", "cookiefile", "extractor_args", "proxy", "socket_timeout"),
-    ]
+    assert option_names(options) == ["--cookies", "--extractor-args", "--proxy", "--socket-timeout", "--username"]
     redact = Redactor(private_values(options))
     for private in ("web+Tok123", "lab", "bob", "pw1", "proxy.corp", "/x/my jar.txt", "carol", "h.corp", "media.corp"):
         assert redact(f"of '{private}' and") == "of '<private>' and"
-    assert redact("a proxy, a username, a label; 20 or 2.4") == "a proxy, a username, a label; 20 or 2.4"
+    kept = "a proxy, a username, a label; 200 or 2.4; --extractor-args youtube:player_client"
+    assert redact(kept) == kept
