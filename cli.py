@@ -14,7 +14,7 @@ from mbt.prep.command_line import (
     Location,
     audioset_options,
     custom_options,
-    lanes_option,
+    doctor_options,
     removed_option,
 )
 
@@ -342,22 +342,25 @@ def import_scenic(file: Path, out: Path, settings: tuple[str, ...], data: Path |
     click.echo(f"{config.to_json()}written to {out}; check the fields above, since shapes do not determine all of them")
 
 
-@cli.command()
-@click.option(
-    "--out", type=FOLDER, default=Path("audioset"), help="Folder for the dataset; the free space on its disk is checked."
-)
-@click.option("--canary", metavar="URL|ID", help="Also request this video over the network, without downloading it.")
-@lanes_option
-@json_option
-def doctor(out: Path, canary: str | None, lanes: Path | None, as_json: bool) -> None:
+@cli.command(cls=Command)
+@doctor_options
+def doctor(out: Path | None, canary: str | None, pilot: int | None, as_json: bool, **options: Any) -> None:
     """Check that this machine is ready for the other commands.
 
-    With --lanes, --canary is requested over each lane. Exits with 1 if a check fails.
+    With --lanes, --canary is requested over each lane. With --pilot, only what fetching and packing need is checked. Exits with
+    1 if a check fails, or if something stops the pilot.
     """
+    if pilot is not None:
+        from mbt.prep.pilot.run import PilotOptions, run_pilot
+
+        sys.exit(not run_pilot(PilotOptions.from_command_line(pilot, out or Path("pilot"), canary, **options), as_json))
+    if needless := next((name for name in ("subset", "source", "sleep") if options[name] is not None), None):
+        raise click.UsageError(f"--{needless} requires --pilot.")
     from mbt.prep.doctor import media_checks, report
     from mbt.train.doctor import TRAINING_CHECKS
 
-    sys.exit(not report([*media_checks(out, canary, lanes), *TRAINING_CHECKS], as_json))
+    checks = media_checks(out or Path("audioset"), canary, options["lanes"], options["ytdlp"])
+    sys.exit(not report([*checks, *TRAINING_CHECKS], as_json))
 
 
 @cli.command()

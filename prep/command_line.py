@@ -91,6 +91,13 @@ removed_option = option(
 lanes_option = option(
     SOURCE, "--lanes", type=FILE, help="TOML file of network addresses (lanes) to fetch from, each at its own rate."
 )
+ytdlp_option = option(
+    SOURCE,
+    "--ytdlp",
+    multiple=True,
+    metavar='"FLAGS"',
+    help='yt-dlp\'s own flags, e.g. "--cookies FILE --proxy URL"; repeatable.',
+)
 prep_options = together(
     option(CHOOSE, "--limit", type=COUNT, metavar="N", help="Take only the first N clips of each split."),
     option(
@@ -120,13 +127,7 @@ prep_options = together(
         help="Replace an earlier plan, although clips leave it; those fetched or packed must stay.",
     ),
     lanes_option,
-    option(
-        SOURCE,
-        "--ytdlp",
-        multiple=True,
-        metavar='"FLAGS"',
-        help='yt-dlp\'s own flags, e.g. "--cookies FILE --proxy URL"; repeatable.',
-    ),
+    ytdlp_option,
     option(
         SPEED,
         "--sleep",
@@ -199,4 +200,20 @@ custom_options = together(
     ),
     option(TARGET, "--out", type=FOLDER, required=True, help="Dataset folder to write."),
     prep_options,
+)
+doctor_options = together(
+    option(TARGET, "--out", type=FOLDER, help="Folder for the dataset: ./audioset by default, or ./pilot with --pilot."),
+    click.option("--canary", metavar="URL|ID", help="Also request this video over the network, without downloading it."),
+    click.option(
+        "--pilot",
+        type=COUNT,
+        metavar="N",
+        help="Fetch and pack a random sample of N clips into --out, and write a report there: pilot.html and pilot.json.",
+    ),
+    option(CHOOSE, "--subset", metavar="NAME", help="With --pilot: balanced, eval, unbalanced, or as500k; eval by default."),
+    option(SOURCE, "--source", metavar="URL", help="With --pilot: URL with {video_id}; YouTube by default."),
+    lanes_option,
+    ytdlp_option,
+    option(SPEED, "--sleep", type=float, metavar="SECONDS", help="With --pilot: pause between requests; 15 by default."),
+    click.option("--json", "as_json", is_flag=True, help="Print JSON."),
 )

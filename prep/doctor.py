@@ -40,6 +40,7 @@ DECODERS = {"aac", "h264", "opus", "vp9"}
 SHORT_SIDE = 64
 CHOOSE_OUT = "Choose another --out"
 CHOOSE_CACHE = "Set MBT_CACHE to a writable folder"
+CHECK_NETWORK = "Check the network, then run again"
 REINSTALL_FFMPEG = "Run pip install --force-reinstall imageio-ffmpeg, then run again"
 
 
@@ -107,16 +108,17 @@ def examine(checks: Iterable[Check]) -> Iterator[Finding]:
             yield Finding(name, "fail", text[:300].rstrip("."), remedy)
 
 
-def media_checks(out: Path, canary: str | None = None, lanes: Path | None = None) -> list[Check]:
+def media_checks(out: Path, canary: str | None = None, lanes: Path | None = None, ytdlp: tuple[str, ...] = ()) -> list[Check]:
     """The checks for fetching and packing.
 
     Args:
         out: the folder that a dataset will be written to.
         canary: URL or YouTube id of a video to request; None: no network is used.
         lanes: TOML file of lanes; each requests the canary in a check of its own.
+        ytdlp: yt-dlp options for the canary.
 
     Raises:
-        InputError: the lanes cannot be read, or are given without a canary.
+        InputError: the lanes cannot be read, a yt-dlp option is wrong, or one of them is given without a canary.
     """
     checks: list[Check] = [
         ("python", python, "Install Python 3.11 or newer"),
@@ -130,22 +132,26 @@ def media_checks(out: Path, canary: str | None = None, lanes: Path | None = None
         ("yt-dlp-ejs", yt_dlp_ejs, UPGRADE),
         ("deno", deno, UPGRADE),
     ]
-    return [*checks, *canary_checks(canary, lanes)]
+    return [*checks, *canary_checks(canary, lanes, ytdlp)]
 
 
-def canary_checks(canary: str | None, lanes: Path | None) -> list[Check]:
+def canary_checks(canary: str | None, lanes: Path | None, ytdlp: tuple[str, ...]) -> list[Check]:
     """The checks that request a video; arguments and errors are those of `media_checks`."""
     if canary is None:
-        if lanes:
-            raise InputError(f"--lanes {lanes} requires --canary", "Add --canary VIDEO_ID, the video to request over each lane")
+        if lanes or ytdlp:
+            option = f"--lanes {lanes}" if lanes else f"--ytdlp {ytdlp[0].partition('=')[0]}"
+            raise InputError(f"{option} requires --canary or --pilot", "Add --canary VIDEO_ID, the video to request")
         return []
-    if lanes is None:
-        return [("canary", partial(request, canary), UPGRADE)]
     from mbt.prep.fetch.lanes import make_lanes
     from mbt.prep.fetch.options import FetchOptions
 
-    made = make_lanes(Path(os.devnull), FetchOptions(source=_template(canary), sleep=0, lanes=lanes, rank=0, world=1))
-    return [(f"canary {lane.name}", partial(request, canary, lane.source), UPGRADE) for lane in made]
+    made = make_lanes(
+        Path(os.devnull), FetchOptions(source=_template(canary), sleep=0, lanes=lanes, ytdlp=ytdlp, rank=0, world=1)
+    )
+    check = "Check the network and the lane's options, then run again" if lanes else CHECK_NETWORK
+    return [
+        (f"canary {lane.name}" if lanes else "canary", partial(request, canary, lane.source, check), UPGRADE) for lane in made
+    ]
 
 
 def python() -> str:
@@ -287,14 +293,11 @@ def _template(canary: str) -> str:
     return PLACEHOLDER if "://" in canary else AUDIOSET.url_template
 
 
-def request(canary: str, source: "VideoSource | None" = None) -> str | CheckWarning:
+def request(canary: str, source: "VideoSource", check_network: str) -> str | CheckWarning:
     """The formats that the site offers for a video, over a lane or this machine's own address; nothing is downloaded."""
-    from mbt.prep.sources.ytdlp import YtDlp
-
-    offer = (source or YtDlp(Path(os.devnull), _template(canary))).probe(canary)
+    offer = source.probe(canary)
     if isinstance(offer, Verdict):
-        check = "Check the network and the lane's options, then run again" if source else "Check the network, then run again"
-        remedy = offer.remedy or ("Try another video" if offer.answered else check)
+        remedy = offer.remedy or ("Try another video" if offer.answered else check_network)
         raise SourceError(f"{canary}: {offer.code}: {offer.message}".rstrip("."), remedy)
     part = "only the clips' bytes" if offer.by_ranges else "whole files"
     formats = f"{offer.num_formats} format{'s' * (offer.num_formats != 1)}"

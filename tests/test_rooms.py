@@ -25,6 +25,7 @@ FLOORS = (
     "train/recipes",
     "train/sampling",
     "train/distributed",
+    "prep/pilot",
     "prep",
     "prep/report",
     "prep/shards",
