@@ -34,7 +34,7 @@ class FetchOptions:
     @property
     def is_remote(self) -> bool:
         """Whether the source is a URL."""
-        return "://" in self.source
+        return "://" in self.source and not self.source.startswith("file:")
 
     @property
     def share(self) -> WorkerShare:
