@@ -69,6 +69,11 @@ def find_local_clips(folder: Path, source: LocalFolder, options: FetchOptions = 
             for clip in clips:
                 states.settle(clip)
             bar.update(len(clips))
+    if not states.found and source.example:
+        _report(
+            f"no file in {source.place} is named after a clip; {source.example} is one of them, "
+            f"{states.table['key'][0].as_py()} a clip (docs/datasets.md, Local files, lists the names)"
+        )
     if ambiguous:
         raise _refusal(ambiguous)
     return states.counts

@@ -12,7 +12,7 @@ class FetchOptions:
     """Where clips are fetched from, and how fast.
 
     Attributes:
-        source: folder of media files, or URL with the placeholder `{video_id}`.
+        source: folder or archive of media files, or URL with the placeholder `{video_id}`.
         sleep: seconds between two requests of a lane that sets no other rate.
         lanes: TOML file of lanes; None: one lane, this machine's own network address.
         ytdlp: texts with yt-dlp's command-line flags, for every lane.

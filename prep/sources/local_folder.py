@@ -93,6 +93,11 @@ class LocalFolder:
             if media_name := split_media_name(name):
                 self._add(media_name[0], (_Spot(_joined(archive.folder, folder), media_name[1], path),))
 
+    @property
+    def example(self) -> str:
+        """Name of one of the files, for messages; empty if there are only archives."""
+        return next((printable(_joined(spots[0].folder, stem) + spots[0].suffix) for stem, spots in self._spots.items()), "")
+
     def has(self, clip: Clip) -> bool:
         """Whether the name of a file says that it may hold the clip."""
         return any(True for names in names_of(clip) for _ in self._named(names))

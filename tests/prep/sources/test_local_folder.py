@@ -365,7 +365,7 @@ def test_two_files_of_one_name_are_refused_before_packing(prep: Prep, tmp_path: 
         (media / label / "day1").mkdir(parents=True)
         copy(rendered(spec), media / label / "day1/001.mp4", media / label / "day1/003.mp4")
     copy(rendered(SECOND), media / "traffic/002.mp4")
-    refused = prep("002,0,1,train,a", "001,0,1,train,b")
+    refused = prep("002,0,1,train,a", "001,2,3,train,b")
     assert refused.code == 2
     assert refused.err.splitlines()[-1] == (
         "error: 1 clip is ambiguous: 001 may be guitar/day1/001.mp4 or traffic/day1/001.mp4, and these files differ. "
@@ -373,7 +373,7 @@ def test_two_files_of_one_name_are_refused_before_packing(prep: Prep, tmp_path: 
     )
     assert not list((tmp_path / "out").glob("*.tar"))
     assert prep(options=("--stage", "pack")).code == 0
-    assert (set(first_frames(tmp_path / "out")), failed(tmp_path / "out")) == ({"002_0"}, {"001_0": "local.ambiguous"})
+    assert (set(first_frames(tmp_path / "out")), failed(tmp_path / "out")) == ({"002_0"}, {"001_2000": "local.ambiguous"})
     (media / "guitar/day1/001.mp4").unlink()
     assert prep("002,0,1,train,a", "001,2,3,train,b").code == 0
     assert first_frames(tmp_path / "out") == {"002_0": 0, "001_2000": 50}
@@ -421,3 +421,14 @@ def test_a_clip_without_times_in_its_name_is_cut_only_if_it_lasts_as_long(
     assert offsets == {
         "AAAAAAAAAAA_20000": 20_000, "BBBBBBBBBBB_1000": 0, "CCCCCCCCCCC_0": 0, "CCCCCCCCCCC_20000": 0, "own-recording_20000": 0
     }  # fmt: skip
+
+
+def test_names_that_fit_no_clip_are_shown(prep: Prep, tmp_path: Path) -> None:
+    put(tmp_path / "media", "deep/video-000001.mp4")
+    done = prep("abc,3,4,train,a", options=("--stage", "plan"))
+    done = prep(options=("--stage", "fetch"))
+    assert done.out == "fetch: 0 clips found, 1 missing\n"
+    assert (
+        f"fetch: no file in {tmp_path}/media is named after a clip; deep/video-000001.mp4 is one of them, abc_3000 a clip"
+        in done.err
+    )
