@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,9 +20,9 @@ from mbt.prep.fetch.clip_states import ClipStates, Fetched
 from mbt.prep.fetch.options import FetchOptions
 from mbt.prep.media.duration import duration_s
 from mbt.prep.media.ffmpeg import ClipError
-from mbt.prep.sources.archives import copy_members
-from mbt.prep.sources.local_folder import AMBIGUOUS, FoundFile, LocalFolder, printable
-from mbt.prep.sources.media_names import YOUTUBE_ID, base_names, names_of, split_media_name, stem_bases
+from mbt.prep.sources.archives import Archive, copy_members
+from mbt.prep.sources.local_folder import AMBIGUOUS, MISSING, FoundFile, LocalFolder, printable
+from mbt.prep.sources.media_names import PICTURE_SUFFIXES, YOUTUBE_ID, base_names, names_of, split_media_name, stem_bases
 from mbt.prep.state.ledger import Attempt, LedgerWriter
 from mbt.prep.workers.processes import cores
 
@@ -50,8 +50,7 @@ def find_local_clips(folder: Path, source: LocalFolder, options: FetchOptions = 
     states = ClipStates(folder, source.name, options.removed)
     for unread in source.unread:
         _report(f"cannot read {unread}")
-    search = _Search(source, states.table)
-    _copy_from_archives(folder, source, states)
+    search = _Search(source, states.table, _copy_from_archives(folder, source, states))
     ambiguous: list[Attempt] = []
     total = states.table.num_rows
     with (
@@ -86,10 +85,12 @@ class _Search:
     Attributes:
         source: the folder of media files.
         table: the clip table of the plan.
+        sounds: by key of a clip, a file in an archive that has its name, but no pictures.
     """
 
     source: LocalFolder
     table: pa.Table
+    sounds: Mapping[str, str]
 
     def attempt(self, clip: Clip, folder: Path) -> Attempt:
         """The ledger row of a clip; copies inside the dataset folder get relative paths, which packing may delete."""
@@ -99,6 +100,8 @@ class _Search:
             path = file.path.relative_to(folder) if file.path.is_relative_to(folder / "raw") else file.path
             return replace(attempt, path=str(path), size=file.size, offset_ms=self._offset_ms(clip, file))
         except ClipError as error:
+            if error.code == MISSING and clip.key in self.sounds:
+                return replace(attempt, code="clip.no_video", message=f"{self.sounds[clip.key]} has sound only")
             return replace(attempt, code=error.code, message=error.message)
 
     @cached_property
@@ -133,35 +136,49 @@ def _suffix(name: str) -> str:
     return parts[1] if parts else ""
 
 
-def _copy_from_archives(folder: Path, source: LocalFolder, states: ClipStates) -> None:
-    """Copy the files of clips that have none outside of archives, and add them to the source."""
-    if not source.archives:
-        return
-    rows: dict[str, list[int]] = defaultdict(list)
-    now = time.time()
-    for start in range(0, states.table.num_rows, BATCH):
-        for row, clip in enumerate(table_clips(states.table.slice(start, BATCH)), start):
-            if states.is_wanted(clip, now) and not source.has(clip):
-                for name in base_names(clip):
-                    rows[name].append(row)
+def _copy_from_archives(folder: Path, source: LocalFolder, states: ClipStates) -> dict[str, str]:
+    """Copy the videos of clips that have none outside of archives, and add them to the source.
+
+    Returns:
+        By key of a clip, a sound file in an archive that has its name.
+    """
+    rows = _rows_without_video(source, states) if source.archives else {}
+    sounds: dict[str, str] = {}
     if not rows:
-        return
+        return sounds
     with progress(len(source.archives), "read", "archive") as bar:
         for archive in sorted(source.archives, key=lambda archive: archive.path):
 
-            def is_wanted(member: str, place: str = archive.folder) -> bool:
+            def is_wanted(member: str, archive: Archive = archive) -> bool:
                 inner, _, name = member.rpartition("/")
                 stem, suffix = split_media_name(name) or ("", "")
-                at = "/".join(filter(None, (place, inner)))
+                place = "/".join(filter(None, (archive.folder, inner)))
                 found = {row for base in stem_bases(stem) for row in rows.get(base, ())}
                 clips = table_clips(states.table.take(pa.array(sorted(found), pa.int64()))) if found else []
-                return any(names.fit(stem, at, suffix) for clip in clips for names in names_of(clip))
+                fitting = [clip for clip in clips if any(names.fit(stem, place, suffix) for names in names_of(clip))]
+                if suffix.lower() in PICTURE_SUFFIXES:
+                    return bool(fitting)
+                sounds.update({clip.key: printable(f"{archive.path}: {member}") for clip in fitting})
+                return False
 
             copies, problem = copy_members(archive, folder, is_wanted)
             if problem:
                 _report(f"cannot read all of {printable(str(archive.path))}: {printable(problem)}")
             source.add_copies(archive, copies)
             bar.update()
+    return sounds
+
+
+def _rows_without_video(source: LocalFolder, states: ClipStates) -> dict[str, list[int]]:
+    """Rows of the wanted clips that have no video file, by the names in `base_names`."""
+    rows: dict[str, list[int]] = defaultdict(list)
+    now = time.time()
+    for start in range(0, states.table.num_rows, BATCH):
+        for row, clip in enumerate(table_clips(states.table.slice(start, BATCH)), start):
+            if states.is_wanted(clip, now) and not source.has_pictures(clip):
+                for name in base_names(clip):
+                    rows[name].append(row)
+    return rows
 
 
 def _refusal(ambiguous: Sequence[Attempt]) -> InputError:

@@ -13,7 +13,7 @@ from mbt.prep.media.ffmpeg import ClipError
 from mbt.prep.sources.archives import Archive, is_archive
 from mbt.prep.sources.media_names import PICTURE_SUFFIXES, SOUND_SUFFIXES, Names, is_ignored, names_of, split_media_name
 
-AMBIGUOUS = "local.ambiguous"
+MISSING, AMBIGUOUS = "local.missing", "local.ambiguous"
 FIX = "Give a folder of media files named after clips or videos (docs/datasets.md, Local files), or a URL template"
 
 
@@ -98,9 +98,9 @@ class LocalFolder:
         """Name of one of the files, for messages; empty if there are only archives."""
         return next((printable(_joined(spots[0].folder, stem) + spots[0].suffix) for stem, spots in self._spots.items()), "")
 
-    def has(self, clip: Clip) -> bool:
-        """Whether the name of a file says that it may hold the clip."""
-        return any(True for names in names_of(clip) for _ in self._named(names))
+    def has_pictures(self, clip: Clip) -> bool:
+        """Whether there is a video file with a name of the clip."""
+        return any(spot.suffix.lower() in PICTURE_SUFFIXES for names in names_of(clip) for _, spot in self._named(names))
 
     def find(self, clip: Clip, listed: Container[str] = frozenset()) -> FoundFile:
         """The file that holds the clip; one with sound only if there is no other.
@@ -134,7 +134,7 @@ class LocalFolder:
                     path = min(files)
                     return FoundFile(path, path.stat().st_size, names.is_cut)
         message = f"no file named {clip.key} or {clip.video_id} in {printable(str(self.place))}{problem}"
-        raise ClipError("local.missing", message)
+        raise ClipError(MISSING, message)
 
     def _index(self, out: Path | None) -> None:
         """Index all files below the place. Links are followed, and every folder is read once, which ends all loops."""

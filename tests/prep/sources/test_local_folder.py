@@ -189,7 +189,7 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     source = LocalFolder(media)
     assert source.find(clip("train/abc", 0)).path == (elsewhere / "abc.mp4").resolve()
     assert source.find(clip("real/other", 0)).path == (media / "real/other.mp4").resolve()
-    assert source.has(clip("folder.mp4/inside", 0))
+    assert source.has_pictures(clip("folder.mp4/inside", 0))
     for name, reason in (("broken", "No such file or directory"), ("self", "Symlink loop")):
         code, message = refused(media, clip(name, 0))
         assert code == "local.missing"
@@ -210,8 +210,8 @@ def test_a_folder_that_cannot_be_read_is_reported(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("os.scandir", deny)
     source = LocalFolder(tmp_path)
     assert source.unread == [f"{tmp_path}/closed: Permission denied"]
-    assert source.has(clip("a", 0))
-    assert not source.has(clip("b", 0))
+    assert source.has_pictures(clip("a", 0))
+    assert not source.has_pictures(clip("b", 0))
 
 
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:
@@ -246,12 +246,12 @@ def test_a_place_without_media_is_refused(tmp_path: Path) -> None:
 def test_the_dataset_folder_is_not_part_of_the_source(tmp_path: Path) -> None:
     put(tmp_path, "media/abc.mp4", "out/raw/ab/other.mp4", "out/train-000000.tar")
     source = LocalFolder(tmp_path, tmp_path / "out")
-    assert source.has(clip("abc", 0))
-    assert not source.has(clip("other", 0))
+    assert source.has_pictures(clip("abc", 0))
+    assert not source.has_pictures(clip("other", 0))
     assert source.archives == []
     with pytest.raises(InputError, match="both the source and the dataset folder"):
         LocalFolder(tmp_path / "out", tmp_path / "out")
-    assert LocalFolder(tmp_path / "out/raw", tmp_path / "out").has(clip("other", 0))
+    assert LocalFolder(tmp_path / "out/raw", tmp_path / "out").has_pictures(clip("other", 0))
 
 
 def test_many_files_are_indexed_without_looking_at_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,7 +261,7 @@ def test_many_files_are_indexed_without_looking_at_them(tmp_path: Path, monkeypa
     monkeypatch.setattr("os.stat", lambda *args, **kwargs: (counted.append(args), real(*args, **kwargs))[1])
     source = LocalFolder(tmp_path)
     assert len(counted) < 20
-    assert source.has(clip(f"{1999:011}", 5000))
+    assert source.has_pictures(clip(f"{1999:011}", 5000))
 
 
 Prep = Callable[..., Outcome]
@@ -387,8 +387,17 @@ def test_a_missing_stream_is_named(prep: Prep, tmp_path: Path, rendered: Callabl
     copy(silent, media / "seen.mp4", media / "both.mp4")
     copy(sound, media / f"Y{ID}.wav", media / "both.wav")
     copy(rendered(SECOND), media / "good.mp4")
-    assert prep(*(f"{name},0,1,train,a" for name in ("seen", ID, "both", "good"))).code == 0
-    assert failed(tmp_path / "out") == {"seen_0": "clip.no_audio", f"{ID}_0": "clip.no_video", "both_0": "clip.no_audio"}
+    copy(sound, media / "apart.wav")
+    with tarfile.open(media / "mirror.tar", "w") as tar:
+        tar.add(sound, f"audio/Y{YID}.wav")
+        tar.add(rendered(SECOND), "video/apart.mp4")
+    names = ("seen", ID, "both", "good", YID, "apart")
+    assert prep(*(f"{name},0,1,train,a" for name in names)).code == 0
+    assert failed(tmp_path / "out") == {
+        "seen_0": "clip.no_audio", f"{ID}_0": "clip.no_video", "both_0": "clip.no_audio", f"{YID}_0": "clip.no_video"
+    }  # fmt: skip
+    assert set(first_frames(tmp_path / "out")) == {"good_0", "apart_0"}
+    assert len(list((tmp_path / "out/raw").rglob("*.*"))) == 1
 
 
 def test_a_file_that_changes_between_fetching_and_packing_is_lost_and_found_again(
@@ -432,3 +441,12 @@ def test_names_that_fit_no_clip_are_shown(prep: Prep, tmp_path: Path) -> None:
         f"fetch: no file in {tmp_path}/media is named after a clip; deep/video-000001.mp4 is one of them, abc_3000 a clip"
         in done.err
     )
+
+
+def test_files_in_folders_that_are_not_utf8_are_packed(prep: Prep, tmp_path: Path, rendered: Callable[[Spec], Path]) -> None:
+    folder = tmp_path / "media" / os.fsdecode(b"caf\xe9")
+    folder.mkdir(parents=True)
+    copy(rendered(SECOND), folder / "abc.mp4")
+    copy(rendered(Spec("silent-second.mp4", seconds=1, audio=False)), folder / "bad.mp4")
+    assert prep("abc,0,1,train,a", "bad,0,1,train,a").code == 0
+    assert (first_frames(tmp_path / "out"), failed(tmp_path / "out")) == ({"abc_0": 0}, {"bad_0": "clip.no_audio"})
