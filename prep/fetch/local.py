@@ -126,9 +126,8 @@ class _Search:
         name = clip.video_id.rpartition("/")[2]
         if not clip.start_ms or not YOUTUBE_ID.fullmatch(name) or clip.video_id in self._ids_of_several_clips:
             return 0
-        seconds = duration_s(file.path)
         most = min(MAX_DIFFERENCE_S, clip.start_ms / 2000)
-        return clip.start_ms if seconds is not None and abs(seconds - clip.duration_ms / 1000) <= most else 0
+        return clip.start_ms if abs(duration_s(file.path) - clip.duration_ms / 1000) <= most else 0
 
 
 def _suffix(name: str) -> str:

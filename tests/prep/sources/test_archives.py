@@ -83,6 +83,23 @@ def test_an_archive_is_read_again_only_for_members_that_were_not_copied(
     assert copied(path, out) == ({"two.MP4": b"changed, " * 100}, "")
 
 
+def test_an_interrupted_pass_keeps_its_copies(tmp_path: Path) -> None:
+    path, out = tmp_path / "a.tar.gz", tmp_path / "out"
+    WRITERS["a.tar.gz"](path, FILES)
+
+    def interrupted(member: str) -> bool:
+        if member == "two.MP4":
+            raise KeyboardInterrupt
+        return True
+
+    with pytest.raises(KeyboardInterrupt):
+        copied(path, out, interrupted)
+    (first,) = files_below(out)
+    written = first.stat().st_mtime_ns
+    assert copied(path, out) == (TAKEN, "")
+    assert first.stat().st_mtime_ns == written
+
+
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.zip"])
 def test_names_in_an_archive_cannot_leave_the_folder_of_copies(tmp_path: Path, name: str) -> None:
     evil = {"../../evil.mp4": b"e", "/tmp/evil.mp4": b"f", "a/../../../evil.mp4": b"g", "x" * 200 + ".mp4": b"h"}
