@@ -21,7 +21,7 @@ from mbt.prep.fetch.options import FetchOptions
 from mbt.prep.media.duration import duration_s
 from mbt.prep.media.ffmpeg import ClipError
 from mbt.prep.sources.archives import Archive, copy_members
-from mbt.prep.sources.local_folder import AMBIGUOUS, MISSING, FoundFile, LocalFolder, printable
+from mbt.prep.sources.local_folder import AMBIGUOUS, MISSING, SHOWN, FoundFile, LocalFolder, printable
 from mbt.prep.sources.media_names import PICTURE_SUFFIXES, YOUTUBE_ID, base_names, names_of, split_media_name, stem_bases
 from mbt.prep.state.ledger import Attempt, LedgerWriter
 from mbt.prep.workers.processes import cores
@@ -29,7 +29,6 @@ from mbt.prep.workers.processes import cores
 BATCH = 1000
 MAX_DIFFERENCE_S = 1.0
 """A file that lasts as long as a clip, give or take this, is the clip itself."""
-SHOWN = 3
 DEFAULTS = FetchOptions()
 
 

@@ -2,6 +2,7 @@
 
 import filecmp
 import os
+from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,10 @@ from mbt.prep.sources.archives import Archive, is_archive
 from mbt.prep.sources.media_names import PICTURE_SUFFIXES, SOUND_SUFFIXES, Names, is_ignored, names_of, split_media_name
 
 MISSING, AMBIGUOUS = "local.missing", "local.ambiguous"
+MANY = 10
+"""Files of one name from which on they are indexed by folder too."""
+SHOWN = 3
+"""Maximum number of file names in a message."""
 FIX = "Give a folder of media files named after clips or videos (docs/datasets.md, Local files), or a URL template"
 
 
@@ -71,7 +76,8 @@ class LocalFolder:
         self.place = local_path(place)
         self.archives: list[Archive] = []
         self.unread: list[str] = []
-        self._spots: dict[str, tuple[_Spot, ...]] = {}
+        self._spots: dict[str, _Spot | list[_Spot]] = {}
+        self._by_folder: dict[str, dict[str, list[_Spot]]] = {}
         if not self.place.exists():
             raise InputError(f"the source {self.place} does not exist", FIX)
         if out is not None and self.place.resolve() == out.resolve():
@@ -91,12 +97,16 @@ class LocalFolder:
         for member, path in copies.items():
             folder, _, name = member.rpartition("/")
             if media_name := split_media_name(name):
-                self._add(media_name[0], (_Spot(_joined(archive.folder, folder), media_name[1], path),))
+                self._add(media_name[0], _Spot(_joined(archive.folder, folder), media_name[1], path))
+        self._by_folder.clear()
 
     @property
     def example(self) -> str:
         """Name of one of the files, for messages; empty if there are only archives."""
-        return next((printable(_joined(spots[0].folder, stem) + spots[0].suffix) for stem, spots in self._spots.items()), "")
+        for stem in self._spots:
+            spot = self._spots_of(stem)[0]
+            return printable(_joined(spot.folder, stem) + spot.suffix)
+        return ""
 
     def has_pictures(self, clip: Clip) -> bool:
         """Whether there is a video file with a name of the clip."""
@@ -152,7 +162,7 @@ class LocalFolder:
 
     def _index_folder(self, folder: str, entries: Iterable["os.DirEntry[str]"], folders: list[str], links: list[str]) -> None:
         """Index the files of a folder; append its folders, and its links to folders."""
-        spots: dict[str, tuple[_Spot]] = {}
+        spots: dict[str, _Spot] = {}
         for entry in entries:
             if is_ignored(entry.name):
                 continue
@@ -160,19 +170,39 @@ class LocalFolder:
             media_name = split_media_name(entry.name)
             if media_name and (is_link or entry.is_file()):
                 stem, suffix = media_name
-                self._add(stem, spots.setdefault(suffix, (_Spot(folder, suffix),)))
+                self._add(stem, spots.setdefault(suffix, _Spot(folder, suffix)))
             elif _is_folder(entry):
                 (links if is_link else folders).append(_joined(folder, entry.name))
             elif is_archive(entry.name) and (is_link or entry.is_file()):
                 self.archives.append(Archive(Path(entry.path).absolute(), folder))
 
-    def _add(self, stem: str, spots: tuple[_Spot]) -> None:
-        self._spots[stem] = self._spots.get(stem, ()) + spots
+    def _add(self, stem: str, spot: _Spot) -> None:
+        spots = self._spots.setdefault(stem, spot)  # Most names are unique, and a list would take more memory.
+        if isinstance(spots, list):
+            spots.append(spot)
+        elif spots is not spot:
+            self._spots[stem] = [spots, spot]
+
+    def _spots_of(self, stem: str) -> list[_Spot]:
+        spots = self._spots.get(stem, [])
+        return spots if isinstance(spots, list) else [spots]
+
+    def _spots_in(self, folder: str, stem: str) -> list[_Spot]:
+        """Spots that may be in a folder: thousands of folders may each hold a `video.mp4`."""
+        spots = self._spots_of(stem)
+        if len(spots) < MANY:
+            return spots
+        if stem not in self._by_folder:
+            by_folder = defaultdict(list)
+            for spot in spots:
+                by_folder[spot.folder].append(spot)
+            self._by_folder[stem] = by_folder
+        return self._by_folder[stem].get(folder, [])
 
     def _named(self, names: Names) -> Iterator[tuple[str, _Spot]]:
         """Stem and spot of the files that have one of these names."""
         for stem in names.stems:
-            for spot in self._spots.get(stem, ()):
+            for spot in self._spots_of(stem) if names.folder is None else self._spots_in(names.folder, stem):
                 if names.fit(stem, spot.folder, spot.suffix):
                     yield stem, spot
 
@@ -204,7 +234,8 @@ def _check_same(clip: Clip, files: Mapping[Path, str]) -> None:
     except OSError:
         same = False
     if not same:
-        shown = " or ".join(sorted(map(printable, files.values())))
+        names = sorted(map(printable, files.values()))
+        shown = " or ".join([*names[:SHOWN], f"{len(names) - SHOWN:,} others"] if len(names) > SHOWN else names)
         raise ClipError(AMBIGUOUS, f"{clip.video_id} may be {shown}, and these files differ")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mbt.manifests.errors import StorageError
 from mbt.prep.sources.archives import Archive, copy_members
 
 FILES = {
@@ -98,6 +99,17 @@ def test_an_interrupted_pass_keeps_its_copies(tmp_path: Path) -> None:
     written = first.stat().st_mtime_ns
     assert copied(path, out) == (TAKEN, "")
     assert first.stat().st_mtime_ns == written
+
+
+def test_a_full_disk_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    WRITERS["a.zip"](tmp_path / "a.zip", FILES)
+    monkeypatch.setattr("shutil.copyfileobj", fill)
+    with pytest.raises(StorageError, match="no space left"):
+        copied(tmp_path / "a.zip", tmp_path / "out")
+    assert not files_below(tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.zip"])

@@ -15,6 +15,7 @@ from mbt.manifests.errors import InputError
 from mbt.prep.media.decode import split_jpegs
 from mbt.prep.media.ffmpeg import ClipError
 from mbt.prep.sources.local_folder import LocalFolder
+from mbt.prep.sources.media_names import Names
 from mbt.prep.state.ledger import read_ledger
 from tests.conftest import Door, Outcome
 from tests.media import Spec, counter_of
@@ -172,6 +173,20 @@ def test_a_video_id_may_be_a_path(tmp_path: Path) -> None:
     assert found(tmp_path, clip("é 1", 0)) == ("é 1.mp4", False)
     for missing in ("day1/001", "guitar/001", "guitar/day1/002", "guitar/day1/001.mkv"):
         assert refused(tmp_path, clip(missing, 5000))[0] == "local.missing"
+
+
+def test_thousands_of_folders_with_files_of_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, *(f"{number}/video.mp4" for number in range(1000)))
+    source = LocalFolder(tmp_path)
+    looked_at = []
+    fit = Names.fit
+    monkeypatch.setattr(Names, "fit", lambda *args: (looked_at.append(1), fit(*args))[1])
+    for number in range(1000):
+        assert source.find(clip(f"{number}/video", 0)).path == tmp_path.resolve() / f"{number}/video.mp4"
+    assert len(looked_at) < 5000
+    code, message = refused(tmp_path, clip("video", 0))
+    shown = "0/video.mp4 or 1/video.mp4 or 10/video.mp4 or 997 others"
+    assert (code, message) == ("local.ambiguous", f"video may be {shown}, and these files differ")
 
 
 def test_links_are_followed_once(tmp_path: Path) -> None:
