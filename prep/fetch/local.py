@@ -20,7 +20,7 @@ from mbt.prep.fetch.clip_states import ClipStates, Fetched
 from mbt.prep.fetch.options import FetchOptions
 from mbt.prep.media.duration import duration_s
 from mbt.prep.media.ffmpeg import ClipError
-from mbt.prep.sources.archives import Archive, copy_members
+from mbt.prep.sources.archives import COPIES_FOLDER, Archive, copy_members
 from mbt.prep.sources.local_folder import AMBIGUOUS, MISSING, SHOWN, FoundFile, LocalFolder, printable
 from mbt.prep.sources.media_names import PICTURE_SUFFIXES, YOUTUBE_ID, base_names, names_of, split_media_name, stem_bases
 from mbt.prep.state.ledger import Attempt, LedgerWriter
@@ -92,11 +92,11 @@ class _Search:
     sounds: Mapping[str, str]
 
     def attempt(self, clip: Clip, folder: Path) -> Attempt:
-        """The ledger row of a clip; copies inside the dataset folder get relative paths, which packing may delete."""
+        """The ledger row of a clip. Copies of archive members get relative paths: packing may delete only those."""
         attempt = Attempt(key=clip.key, source=self.source.name, time=time.time())
         try:
             file = self.source.find(clip, self._own_names)
-            path = file.path.relative_to(folder) if file.path.is_relative_to(folder / "raw") else file.path
+            path = file.path.relative_to(folder) if file.path.is_relative_to(folder / COPIES_FOLDER) else file.path
             return replace(attempt, path=str(path), size=file.size, offset_ms=self._offset_ms(clip, file))
         except ClipError as error:
             if error.code == MISSING and clip.key in self.sounds:

@@ -213,22 +213,6 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     assert found(media, clip("broken", 0)) == ("spare/broken.mkv", False)
 
 
-def test_a_folder_that_cannot_be_read_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put(tmp_path, "a.mp4", "closed/b.mp4")
-    scandir = os.scandir
-
-    def deny(path: Path) -> Iterator[os.DirEntry[str]]:
-        if path.name == "closed":
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr("os.scandir", deny)
-    source = LocalFolder(tmp_path)
-    assert source.unread == [f"{tmp_path}/closed: Permission denied"]
-    assert source.has_pictures(clip("a", 0))
-    assert not source.has_pictures(clip("b", 0))
-
-
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     put(tmp_path, b"caf\xe9/abc.mp4", b"caf\xe9.mp4", b"other/abc.mkv")
     code, message = refused(tmp_path, clip("abc", 0))
@@ -465,3 +449,33 @@ def test_files_in_folders_that_are_not_utf8_are_packed(prep: Prep, tmp_path: Pat
     copy(rendered(Spec("silent-second.mp4", seconds=1, audio=False)), folder / "bad.mp4")
     assert prep("abc,0,1,train,a", "bad,0,1,train,a").code == 0
     assert (first_frames(tmp_path / "out"), failed(tmp_path / "out")) == ({"abc_0": 0}, {"bad_0": "clip.no_audio"})
+
+
+def test_a_folder_that_cannot_be_read_is_reported(prep: Prep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    media = tmp_path / "media"
+    put(media, "a.mp4", "closed/b.mp4")
+    scandir = os.scandir
+
+    def deny(path: Path) -> Iterator[os.DirEntry[str]]:
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", deny)
+    assert prep("a,0,1,train,a", "b,0,1,train,a", options=("--stage", "plan")).code == 0
+    done = prep(options=("--stage", "fetch"))
+    assert done.out == "fetch: 1 clip found, 1 missing\n"
+    assert f"fetch: cannot read {media}/closed: Permission denied" in done.err.splitlines()
+
+
+def test_files_of_a_source_below_raw_are_not_ours_to_delete(
+    prep: Prep, tmp_path: Path, rendered: Callable[[Spec], Path]
+) -> None:
+    put(tmp_path / "media", "x.mp4")
+    assert prep("abc,0,1,train,a", options=("--stage", "plan")).code == 0
+    raw = tmp_path / "out/raw/ab"
+    raw.mkdir(parents=True)
+    copy(rendered(SECOND), raw / "abc.mp4")
+    for stage in ("fetch", "pack"):
+        assert prep(options=("--stage", stage, "--no-keep-raw"), source=tmp_path / "out/raw").code == 0
+    assert (first_frames(tmp_path / "out"), (raw / "abc.mp4").exists()) == ({"abc_0": 0}, True)
