@@ -31,7 +31,7 @@ from mbt.manifests.progress import progress
 from mbt.manifests.shards import FPS, SAMPLE_RATE, LogMelFormat, VideoFormat
 from mbt.prep.media.decode import decode_command
 from mbt.prep.media.ffmpeg import ffmpeg, ffmpeg_version
-from mbt.prep.sources.local_folder import MEDIA_SUFFIXES
+from mbt.prep.sources.media_names import MEDIA_SUFFIXES
 
 CLIP_S = 10.0
 RENDERED = 8

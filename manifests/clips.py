@@ -1,5 +1,6 @@
 """The clip table: one row per clip, in Arrow, stored as Parquet."""
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -12,6 +13,8 @@ import pyarrow.parquet as pq
 from mbt.manifests.errors import InputError
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
+NOT_A_VIDEO_ID = r"^$|\p{Cc}|\\|(^|/)\.{0,2}(/|$)"
+"""Matches video ids that name no file below a folder: empty or absolute, a part `.` or `..`, a backslash, a line break."""
 RESERVED_SPLITS = ("clips", "failures")
 """Split names whose index would overwrite another table of the dataset folder."""
 
@@ -36,7 +39,7 @@ class Clip:
 
     Attributes:
         key: unique name, `[A-Za-z0-9_-]{1,80}`; by default `<video_id>_<start_ms>`.
-        video_id: the video's name at its source: a YouTube id, or a file name without extension.
+        video_id: the video's name at its source: a YouTube id, or a file name, which may begin with folders (`a/b/name`).
         start_ms: start of the clip in the video, milliseconds.
         end_ms: end of the clip in the video, milliseconds.
         split: "train", "eval", ...
@@ -57,8 +60,16 @@ class Clip:
 
 
 def clip_key(video_id: str, start_ms: int) -> str:
-    """The default key of a clip: `<video_id>_<start_ms>`."""
-    return f"{video_id}_{start_ms}"
+    """The default key of a clip: `<video_id>_<start_ms>`.
+
+    If that is not a valid key, because the video id is a path or a long name: the end of the video id with `_` for each
+    character that is not allowed, 8 hexadecimal digits of the SHA-256 of the video id, and the start.
+    """
+    key = f"{video_id}_{start_ms}"
+    if KEY_PATTERN.fullmatch(key):
+        return key
+    readable = re.sub(r"[^A-Za-z0-9_-]", "_", video_id)[-50:]
+    return f"{readable}-{hashlib.sha256(video_id.encode()).hexdigest()[:8]}_{start_ms}"
 
 
 def clip_table(clips: Iterable[Clip]) -> pa.Table:
@@ -82,7 +93,8 @@ def check_clips(table: pa.Table, where: str) -> pa.Table:
     """Check the rows of `table`, and return it with the columns and types of `SCHEMA`.
 
     Raises:
-        InputError: no rows, a missing column, an invalid key or split, a duplicate key, or an end that is not after its start.
+        InputError: no rows, a missing column, an invalid key, video id or split, a duplicate key, or an end that is not after
+            its start.
     """
     try:
         table = table.select(SCHEMA.names).cast(SCHEMA)
@@ -94,6 +106,11 @@ def check_clips(table: pa.Table, where: str) -> pa.Table:
     if bad.num_rows:
         key = bad["key"][0].as_py()
         raise InputError(f"{where}: the key {key!r} is invalid", "Use 1 to 80 characters of A-Z, a-z, 0-9, _ and -")
+    bad = table.filter(pc.match_substring_regex(table["video_id"], NOT_A_VIDEO_ID))
+    if bad.num_rows:
+        video_id = bad["video_id"][0].as_py()
+        fix = "Use the name of a file, or its path relative to the source folder, such as guitar/day1/001"
+        raise InputError(f"{where}: the video id {video_id!r} is invalid", fix)
     for split in pc.unique(table["split"]).to_pylist():
         if not KEY_PATTERN.fullmatch(split) or split in RESERVED_SPLITS:
             raise InputError(f"{where}: the split name {split!r} is invalid", "Use a name such as train or eval")

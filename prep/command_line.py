@@ -182,14 +182,21 @@ audioset_options = together(
         help="balanced, eval, unbalanced, or as500k (--cap 200000, as in the paper).",
     ),
     option(CHOOSE, "--list", "list_path", type=FILE, help="Segment list (CSV) to use instead of the subset's official one."),
-    option(SOURCE, "--source", metavar="FOLDER|URL", help="Folder of media files, or URL with {video_id}; YouTube by default."),
+    option(
+        SOURCE,
+        "--source",
+        metavar="PLACE|URL",
+        help="Folder or archive of media files, or URL with {video_id}; YouTube by default.",
+    ),
     option(TARGET, "--out", type=FOLDER, default=Path("audioset"), help="Dataset folder to write."),
     prep_options,
 )
 custom_options = together(
     option(CHOOSE, "--list", "list_path", type=FILE, required=True, help="CSV of clips: video_id,start,end,split,labels."),
     option(CHOOSE, "--labels", "labels_path", type=FILE, required=True, help="CSV of labels: id,display_name."),
-    option(SOURCE, "--source", metavar="FOLDER|URL", required=True, help="Folder of media files, or URL with {video_id}."),
+    option(
+        SOURCE, "--source", metavar="PLACE|URL", required=True, help="Folder or archive of media files, or URL with {video_id}."
+    ),
     option(STORE, "--name", metavar="NAME", default="custom", help="Name of the dataset."),
     option(
         STORE,

@@ -211,7 +211,7 @@ def _fetch(out: Path, options: PrepOptions) -> Work:
     if options.fetch.is_remote:
         run = partial(fetch, out, make_lanes(out, options.fetch), options.fetch)
     else:
-        run = partial(find_local_clips, out, LocalFolder(Path(options.fetch.source)), options.fetch)
+        run = partial(find_local_clips, out, LocalFolder(options.fetch.source, out), options.fetch)
 
     def work() -> int:
         plan, labels, clips = read_plan(out)

@@ -12,7 +12,7 @@ class FetchOptions:
     """Where clips are fetched from, and how fast.
 
     Attributes:
-        source: folder of media files, or URL with the placeholder `{video_id}`.
+        source: folder or archive of media files, or URL with the placeholder `{video_id}`.
         sleep: seconds between two requests of a lane that sets no other rate.
         lanes: TOML file of lanes; None: one lane, this machine's own network address.
         ytdlp: texts with yt-dlp's command-line flags, for every lane.
@@ -34,7 +34,7 @@ class FetchOptions:
     @property
     def is_remote(self) -> bool:
         """Whether the source is a URL."""
-        return "://" in self.source
+        return "://" in self.source and not self.source.startswith("file:")
 
     @property
     def share(self) -> WorkerShare:

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mbt.manifests.clips import SCHEMA, Clip, check_clips, clip_key, clip_table, read_clips, table_clips
+from mbt.manifests.clips import KEY_PATTERN, SCHEMA, Clip, check_clips, clip_key, clip_table, read_clips, table_clips
 from mbt.manifests.errors import InputError
 from mbt.manifests.labels import Label, LabelSet, read_labels
 from mbt.manifests.lists.custom import custom_clips
@@ -22,6 +22,15 @@ def row(**changes: object) -> dict[str, object]:
 
 def test_key_is_id_and_milliseconds() -> None:
     assert clip_key("-x_Y", 30_017) == "-x_Y_30017"
+
+
+def test_the_key_of_a_path_is_valid_unique_and_says_what_it_is() -> None:
+    paths = ["a/b_c", "a_b/c", "a b/c", "é/1", "è/1", "deep/" * 30 + "x", "x" * 90]
+    keys = [clip_key(path, 1500) for path in paths]
+    assert len(set(keys)) == len(paths)
+    assert all(KEY_PATTERN.fullmatch(key) and key.endswith("_1500") for key in keys)
+    assert keys[0].startswith("a_b_c-")
+    assert keys[0] != clip_key("a/b_c", 1501)
 
 
 def test_duration_is_end_minus_start() -> None:
@@ -58,6 +67,10 @@ def test_other_column_orders_and_narrower_types_are_accepted() -> None:
         ([row(key="")], "the key '' is invalid"),
         ([row(key="x" * 81)], "is invalid"),
         ([row(key="a\n")], "is invalid"),
+        *[
+            ([row(video_id=video_id)], "the video id .* is invalid")
+            for video_id in ("", "../x", "a/../b", "a/..", "/etc/x", "./x", "a//b", "a/", "..", ".", "a\\b", "a\nb", "a\0b")
+        ],
         ([row(), row(start_ms=0)], "'a_0' is duplicated"),
         ([row(start_ms=7, end_ms=7)], "a_0 ends before it starts"),
         ([row(split="")], "the split name '' is invalid"),
@@ -142,8 +155,7 @@ def test_custom_list_is_read_in_any_column_order(tmp_path: Path) -> None:
         ("v,2,1,train,x", "line 3: invalid row"),
         ("v,-1,1,train,x", "line 3: invalid row"),
         ("v,0,1,train,x;unknown", "line 3: unknown label id 'unknown'"),
-        ("v w,0,1,train,x", "the key 'v w_0' is invalid"),
-        ("../v,0,1,train,x", r"the key '\.\./v_0' is invalid"),
+        ("../v,0,1,train,x", r"the video id '\.\./v' is invalid"),
         ("v,0,1,a/b,x", "the split name 'a/b' is invalid"),
         ("good,0.0,2,train,y", "'good_0' is duplicated"),
     ],

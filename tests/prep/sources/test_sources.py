@@ -1,4 +1,4 @@
-"""Sources of media: files in a local folder by name, and yt-dlp against a loopback server; and the ledger."""
+"""Sources of media: yt-dlp against a loopback server; and the ledger."""
 
 import dataclasses
 import json
@@ -14,7 +14,6 @@ from mbt.manifests.clips import Clip
 from mbt.manifests.errors import InputError, StorageError
 from mbt.prep.fetch.fetch import fetch
 from mbt.prep.sources.byte_ranges import RawClip
-from mbt.prep.sources.local_folder import LocalFolder
 from mbt.prep.sources.ytdlp import YtDlp
 from mbt.prep.state.failure_codes import Action, Verdict
 from mbt.prep.state.ledger import Attempt, LedgerWriter, fold, read_ledger
@@ -25,42 +24,6 @@ from tests.site import HandClock, Site
 
 def clip(video_id: str, start_ms: int, key: str | None = None) -> Clip:
     return Clip(key or f"{video_id}_{start_ms}", video_id, start_ms, start_ms + 10_000, "train", ())
-
-
-@pytest.mark.parametrize(
-    ("files", "wanted", "found"),
-    [
-        (["abc.mp4"], clip("abc", 30_000), ("abc.mp4", 0)),
-        (["abc_30000.mp4"], clip("abc", 30_000), ("abc_30000.mp4", 30_000)),
-        (["abc_000030.mp4"], clip("abc", 30_000), ("abc_000030.mp4", 30_000)),
-        (["abc_000030.mp4"], clip("abc", 33_500), ("abc_000030.mp4", 30_000)),
-        (["abc_000030.mp4"], clip("abc", 29_999), None),
-        (["abc_000000.mp4"], clip("abc", 0), ("abc_000000.mp4", 0)),
-        (["abc_100000.mp4"], clip("abc", 105_000), ("abc_100000.mp4", 100_000)),
-        (["abc_000010.mp4", "abc_000020.mp4", "abc_000040.mp4"], clip("abc", 25_000), ("abc_000020.mp4", 20_000)),
-        (["my-key.mp4"], clip("abc", 30_000, "my-key"), ("my-key.mp4", 30_000)),
-        (["-_a_b-c.webm"], clip("-_a_b-c", 0), ("-_a_b-c.webm", 0)),
-        (["-_a_b_000007.mkv"], clip("-_a_b", 7000), ("-_a_b_000007.mkv", 7000)),
-        (["deep/er/abc.MP4"], clip("abc", 0), ("deep/er/abc.MP4", 0)),
-        (["abc.mp4", "abc_30000.mp4"], clip("abc", 30_000), ("abc_30000.mp4", 30_000)),
-        (["ABC.mp4"], clip("abc", 0), None),
-        (["abcd.mp4", "xabc.mp4"], clip("abc", 0), None),
-    ],
-)
-def test_a_file_is_found_by_its_name(tmp_path: Path, files: list[str], wanted: Clip, found: tuple[str, int] | None) -> None:
-    for name in [*files, "unrelated.mp4", "abc.txt", "abc_30000.json"]:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    file = LocalFolder(tmp_path).find(wanted)
-    assert (file and (str(file.path.relative_to(tmp_path.resolve())), file.offset_ms)) == found
-
-
-def test_a_folder_that_is_missing_or_without_media_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="does not exist"):
-        LocalFolder(tmp_path / "nothing")
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(InputError, match="holds no media file"):
-        LocalFolder(tmp_path)
 
 
 def test_the_last_attempt_is_the_state_of_a_clip(tmp_path: Path) -> None:
