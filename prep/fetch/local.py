@@ -8,6 +8,7 @@ from mbt.manifests.clips import Clip, table_clips
 from mbt.manifests.progress import progress
 from mbt.prep.fetch.clip_states import ClipStates, Fetched
 from mbt.prep.fetch.options import FetchOptions
+from mbt.prep.fetch.worker_share import WorkerShare
 from mbt.prep.sources.local_folder import LocalFolder
 from mbt.prep.state.ledger import Attempt, LedgerWriter
 
@@ -26,17 +27,18 @@ def find_local_clips(folder: Path, source: LocalFolder, options: FetchOptions = 
     Raises:
         StorageError: no space left.
     """
-    states = ClipStates(folder, source.name, options.removed)
-    total = states.table.num_rows
-    with LedgerWriter(folder, "fetch-0") as ledger, progress(total, "fetch", "clip") as bar:
-        for start in range(0, total, LOCAL_BATCH):
+    everything = WorkerShare()
+    states = ClipStates(folder, source.name, options.removed, everything)
+    with LedgerWriter(folder, everything.worker) as ledger, progress(states.num_own, "fetch", "clip") as bar:
+        for start in range(0, states.num_own, LOCAL_BATCH):
             clips = table_clips(states.table.slice(start, LOCAL_BATCH))
-            attempts = [_local_attempt(clip, source) for clip in clips if states.is_wanted(clip, time.time())]
+            attempts = [_local_attempt(clip, source) for clip in clips if states.is_open(clip) and not states.has_media(clip)]
             ledger.append(attempts)
             states.update(attempts)
             for clip in clips:
                 states.settle(clip)
             bar.update(len(clips))
+    states.settle_late()
     return states.counts
 
 
