@@ -70,12 +70,15 @@ class Attempt:
 
     def checked(self, folder: Path) -> "Attempt":
         """This attempt, or `fetch.lost` instead if its media file is missing or has another size than recorded."""
+        if self.path is None:
+            return self
         try:
-            if self.path is None or (folder / self.path).stat().st_size == self.size:
+            if (folder / self.path).stat().st_size == self.size:
                 return self
         except OSError:
             pass
-        return replace(self, path=None, code=LOST, message=f"{self.path} is gone or has changed since it was fetched")
+        shown = os.fsencode(self.path).decode(errors="backslashreplace")  # Parquet cannot store names that are not UTF-8.
+        return replace(self, path=None, code=LOST, message=f"{shown} is gone or has changed since it was fetched")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

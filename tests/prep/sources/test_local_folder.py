@@ -447,8 +447,14 @@ def test_files_in_folders_that_are_not_utf8_are_packed(prep: Prep, tmp_path: Pat
     folder.mkdir(parents=True)
     copy(rendered(SECOND), folder / "abc.mp4")
     copy(rendered(Spec("silent-second.mp4", seconds=1, audio=False)), folder / "bad.mp4")
-    assert prep("abc,0,1,train,a", "bad,0,1,train,a").code == 0
-    assert (first_frames(tmp_path / "out"), failed(tmp_path / "out")) == ({"abc_0": 0}, {"bad_0": "clip.no_audio"})
+    copy(rendered(SECOND), folder / "gone.mp4")
+    rows = ("abc,0,1,train,a", "bad,0,1,train,a", "gone,0,1,train,a")
+    for stage in ("plan", "fetch"):
+        assert prep(*rows, options=("--stage", stage)).code == 0
+    (folder / "gone.mp4").unlink()
+    assert prep(*rows, options=("--stage", "pack")).code == 0
+    assert first_frames(tmp_path / "out") == {"abc_0": 0}
+    assert failed(tmp_path / "out") == {"bad_0": "clip.no_audio", "gone_0": "fetch.lost"}
 
 
 def test_a_folder_that_cannot_be_read_is_reported(prep: Prep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
