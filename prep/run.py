@@ -154,7 +154,8 @@ def prepare(
     with _lock(out, options.share):
         if options.share.world == 1:
             write_text(out / CONFIG_FILE, config)
-        missing = [work() for work in ready][-1]
+        while ready:
+            missing = ready.pop(0)()  # The plan stage's table is freed when the stage is done.
     return CLIPS_MISSING if options.strict and missing else 0
 
 
@@ -203,9 +204,8 @@ def _plan(
         _check_disk(out, change.clips, change.plan.caps, len(labels), options)
 
     def work() -> int:
-        change = change_plan(out, wanted, labels, clips, options.plan.replan)  # Again: the folder was not locked before.
-        freeze_settings(out, options.pack.settings, replace=not read_assignment(out))
         change.save(out)
+        freeze_settings(out, options.pack.settings, replace=not read_assignment(out))
         click.echo(f"plan: {_count(change.clips.num_rows, 'clip')} in {out / CLIPS_FILE}")
         return 0
 
