@@ -61,6 +61,7 @@ def audioset(subset: str, list_path: Path | None, source: str | None, **options:
     """
     from mbt.manifests.lists.audioset import audioset_labels
     from mbt.manifests.lists.datasets import AUDIOSET, audioset_clips, find_subset
+    from mbt.prep.config_file import config_text
     from mbt.prep.plan.plan import Plan
     from mbt.prep.run import PrepOptions, prepare
 
@@ -68,7 +69,8 @@ def audioset(subset: str, list_path: Path | None, source: str | None, **options:
     options["cap"] = options["cap"] or find_subset(AUDIOSET, subset).cap
     plan = Plan(dataset=AUDIOSET.name, task=AUDIOSET.task)
     chosen = PrepOptions.from_command_line(**options)
-    if code := prepare(plan, audioset_labels, lambda _: audioset_clips(subset, list_path), chosen):
+    config = config_text(click.get_current_context())
+    if code := prepare(plan, audioset_labels, lambda _: audioset_clips(subset, list_path), chosen, config):
         sys.exit(code)
 
 
@@ -81,12 +83,14 @@ def custom(list_path: Path, labels_path: Path, name: str, task: Any, **options: 
     """
     from mbt.manifests.labels import read_labels
     from mbt.manifests.lists.custom import custom_clips
+    from mbt.prep.config_file import config_text
     from mbt.prep.plan.plan import Plan
     from mbt.prep.run import PrepOptions, prepare
 
     plan = Plan(dataset=name, task=task)
     chosen = PrepOptions.from_command_line(**options)
-    if code := prepare(plan, lambda: read_labels(labels_path), lambda labels: custom_clips(list_path, labels, task), chosen):
+    sources = lambda: read_labels(labels_path), lambda labels: custom_clips(list_path, labels, task)
+    if code := prepare(plan, *sources, chosen, config_text(click.get_current_context())):
         sys.exit(code)
 
 

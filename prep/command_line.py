@@ -69,6 +69,14 @@ class Command(click.Command):
                 formatter.write_dl(records)
 
 
+def _read_config(context: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """Take the options in a file as defaults."""
+    from mbt.prep.config_file import read_config
+
+    if path is not None:
+        read_config(context, path)
+
+
 def option(section: str, *names: str, **attributes: Any) -> Callable[[Any], Any]:
     """`click.option` under a heading of --help."""
     return click.option(*names, cls=Option, section=section, **attributes)
@@ -171,6 +179,14 @@ prep_options = together(
     ),
     click.option("--stage", type=click.Choice(["plan", "fetch", "pack"]), help="Run only this stage."),
     click.option("--dry-run", is_flag=True, help="Print the requests, hours and disk space needed, and exit."),
+    click.option(
+        "--config",
+        type=FILE,
+        is_eager=True,
+        expose_value=False,
+        callback=_read_config,
+        help="TOML file with options, e.g. short-side = 224; the command line overrides it.",
+    ),
     click.option("--strict", is_flag=True, help="Exit with 3 if any clip is missing in the end."),
     click.option("--ignore-disk", is_flag=True, help="Start even if the disk is too small."),
 )

@@ -12,7 +12,7 @@ import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mbt.manifests.atomic import exclusive_writer, shared_writer
+from mbt.manifests.atomic import exclusive_writer, shared_writer, write_text
 from mbt.manifests.errors import InputError
 from mbt.manifests.labels import LabelSet
 from mbt.manifests.shards import DATASET_FILE, FAILURES_CSV, FAILURES_FILE
@@ -32,7 +32,7 @@ from mbt.prep.plan.plan import CLIPS_FILE, Plan, check_is_ours, read_header, rea
 from mbt.prep.plan.removed import read_removed
 from mbt.prep.sources.local_folder import LocalFolder
 from mbt.prep.state.selection import read_assignment
-from mbt.prep.state.settings import check_settings, freeze_settings
+from mbt.prep.state.settings import CONFIG_FILE, check_settings, freeze_settings
 from mbt.prep.state.store import Store
 
 Stage = Literal["plan", "fetch", "pack"]
@@ -118,7 +118,11 @@ def _make(group: Any, values: Mapping[str, Any]) -> Any:
 
 
 def prepare(
-    plan: Plan, read_labels: Callable[[], LabelSet], read_clips: Callable[[LabelSet], pa.Table], options: PrepOptions
+    plan: Plan,
+    read_labels: Callable[[], LabelSet],
+    read_clips: Callable[[LabelSet], pa.Table],
+    options: PrepOptions,
+    config: str,
 ) -> int:
     """Run the stages of `mbt prep` and print the result of each; return the exit code.
 
@@ -127,6 +131,7 @@ def prepare(
         read_labels: returns the label set.
         read_clips: returns the clip table.
         options: the options of the command line.
+        config: the same as a TOML file, which is written to the folder.
 
     Raises:
         MbtError: anything that the user can fix.
@@ -147,7 +152,10 @@ def prepare(
     }
     ready = [check() for stage, check in stages.items() if options.stage in (None, stage)]
     with _lock(out, options.share):
-        missing = [work() for work in ready][-1]
+        if options.share.world == 1:
+            write_text(out / CONFIG_FILE, config)
+        while ready:
+            missing = ready.pop(0)()  # The plan stage's table is freed when the stage is done.
     return CLIPS_MISSING if options.strict and missing else 0
 
 
@@ -196,9 +204,8 @@ def _plan(
         _check_disk(out, change.clips, change.plan.caps, len(labels), options)
 
     def work() -> int:
-        change = change_plan(out, wanted, labels, clips, options.plan.replan)  # Again: the folder was not locked before.
-        freeze_settings(out, options.pack.settings, replace=not read_assignment(out))
         change.save(out)
+        freeze_settings(out, options.pack.settings, replace=not read_assignment(out))
         click.echo(f"plan: {_count(change.clips.num_rows, 'clip')} in {out / CLIPS_FILE}")
         return 0
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mbt.manifests.errors import InputError
+from mbt.manifests.errors import InputError, StorageError
 from mbt.manifests.labels import LabelSet
 from mbt.prep.plan.plan import PLAN_FILE, Plan, read_plan, write_plan
 from mbt.prep.state.ledger import read_ledger
@@ -27,15 +27,23 @@ class PlanChange:
         labels: label set.
         clips: clip table of all splits.
         is_new: whether it differs from the plan that the folder has.
+        replaced: time at which the folder's plan was written, nanoseconds; None: it has none.
     """
 
     plan: Plan
     labels: LabelSet
     clips: pa.Table
     is_new: bool
+    replaced: int | None = None
 
     def save(self, folder: Path) -> None:
-        """Write the plan, if it is new."""
+        """Write the plan, if it is new.
+
+        Raises:
+            StorageError: another process has written a plan in the meantime.
+        """
+        if _written(folder) != self.replaced:
+            raise StorageError(f"another process has changed the plan in {folder}", "Run the same command again")
         if self.is_new:
             write_plan(folder, self.plan, self.labels, self.clips)
 
@@ -57,6 +65,7 @@ def change_plan(folder: Path, plan: Plan, labels: LabelSet, clips: pa.Table, rep
     """
     if not (folder / PLAN_FILE).exists():
         return PlanChange(plan, labels, clips, is_new=True)
+    written = _written(folder)
     earlier, earlier_labels, earlier_clips = read_plan(folder)
     _check_dataset(folder, earlier, earlier_labels, plan, labels)
     splits = pc.unique(clips["split"])
@@ -74,8 +83,13 @@ def change_plan(folder: Path, plan: Plan, labels: LabelSet, clips: pa.Table, rep
         }
     )
     if replaced.num_rows == clips.num_rows and not leaving.num_rows and merged.caps == earlier.caps and not options:
-        return PlanChange(earlier, labels, earlier_clips, is_new=False)
-    return PlanChange(merged, labels, pa.concat_tables([kept, clips]), is_new=True)
+        return PlanChange(earlier, labels, earlier_clips, is_new=False, replaced=written)
+    return PlanChange(merged, labels, pa.concat_tables([kept, clips]), is_new=True, replaced=written)
+
+
+def _written(folder: Path) -> int | None:
+    path = folder / PLAN_FILE
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def check_seed(folder: Path, plan: Plan, seed: int) -> None:

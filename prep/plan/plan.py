@@ -13,7 +13,7 @@ from mbt.manifests.errors import InputError
 from mbt.manifests.labels import LabelSet, read_labels
 from mbt.manifests.shards import LABELS_FILE, Frozen
 from mbt.manifests.tasks import Task
-from mbt.prep.state.settings import SETTINGS_FILE
+from mbt.prep.state.settings import CONFIG_FILE, SETTINGS_FILE
 
 CLIPS_FILE = "clips.parquet"
 PLAN_FILE = "work/plan.json"
@@ -50,7 +50,7 @@ def check_is_ours(folder: Path) -> None:
             names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
         except FileNotFoundError:
             return
-    is_ours = any((folder / name).exists() for name in (PLAN_FILE, SETTINGS_FILE))
+    is_ours = any((folder / name).exists() for name in (PLAN_FILE, SETTINGS_FILE, CONFIG_FILE))
     if not is_ours and (foreign := names - {"lost+found"}):
         raise InputError(
             f"{folder} is not empty and was not written by mbt prep: it holds {min(foreign)!r}",

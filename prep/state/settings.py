@@ -12,6 +12,8 @@ from mbt.manifests.reading.remote import without_secrets
 from mbt.manifests.shards import Frozen, MediaFormat
 
 SETTINGS_FILE = "work/pack.json"
+CONFIG_FILE = "work/config.toml"
+"""The options of the last run."""
 
 
 class PackSettings(Frozen):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
-from mbt.manifests.errors import StorageError
+from mbt.manifests.errors import MbtError, StorageError
 from mbt.manifests.reading.remote import file_system, hide_secrets, without_secrets
 
 CHUNK = 8 << 20
@@ -25,6 +25,7 @@ class Store:
 
     Raises:
         InputError: fsspec does not support the URL's protocol, or a package that it needs is not installed.
+        StorageError: the server cannot be reached.
     """
 
     def __init__(self, folder: Path, url: str | None = None) -> None:
@@ -33,7 +34,8 @@ class Store:
         self._transaction = threading.Lock()  # A file system of fsspec has one transaction at a time.
         if url is not None:
             self.shown = without_secrets(url)
-            self._files, self._root = file_system(url, f"cannot write to {self.shown}")
+            with self._storage_errors():
+                self._files, self._root = file_system(url, f"cannot write to {self.shown}")
 
     def __getstate__(self) -> tuple[Path, str | None]:
         return self.folder, self.url
@@ -108,7 +110,7 @@ class Store:
         """Turn fsspec's exceptions into a StorageError, which does not quote the credentials."""
         try:
             yield
-        except FileNotFoundError:
+        except (FileNotFoundError, MbtError):
             raise
         except Exception as error:
             fix = "Check the URL and the credentials, then run the same command again; finished shards are kept"

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from mbt.manifests.clips import Clip, clip_table
-from mbt.manifests.errors import InputError
+from mbt.manifests.errors import InputError, StorageError
 from mbt.manifests.labels import Label, LabelSet
 from mbt.prep.plan.changes import PlanChange, change_plan
 from mbt.prep.plan.plan import PLAN_FILE, Plan, read_plan, write_plan
@@ -124,6 +124,17 @@ def test_another_seed_is_refused(tmp_path: Path) -> None:
     for table in (clips("abc"), clips("x", "eval")):
         with pytest.raises(InputError, match="was planned with --seed 0, not 1"):
             change(tmp_path, table, plan(seed=1), replan=True)
+
+
+@pytest.mark.parametrize("first", ["", "ab"])
+def test_a_plan_written_in_the_meantime_is_not_overwritten(tmp_path: Path, first: str) -> None:
+    if first:
+        change(tmp_path, clips(first))
+    slow = change_plan(tmp_path, plan(), LABELS, clips("abc"))
+    change(tmp_path, clips("abx"))
+    with pytest.raises(StorageError, match="another process has changed the plan"):
+        slow.save(tmp_path)
+    assert keys(tmp_path) == "abx"
 
 
 def test_a_clip_has_one_split(tmp_path: Path) -> None:

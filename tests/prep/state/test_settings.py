@@ -27,6 +27,8 @@ class Vault(MemoryFileSystem):
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(**options)
         self._url = url
+        if "nobody" in url:
+            raise ConnectionError(f"no connection to {url}")
 
     @classmethod
     def _get_kwargs_from_urls(cls, path: str) -> dict[str, str]:
@@ -77,7 +79,9 @@ def test_credentials_of_the_target_are_neither_stored_nor_printed(
     vault.is_down = True
     failed = mbt(*run, "--to", url)
     assert "cannot reach vault://bucket/set: 401 from vault://" in failed.err
-    texts += [elsewhere.err, failed.err]
+    unknown = mbt(*run, "--to", f"vault://nobody:{PASSWORD}@bucket/set")
+    assert unknown.err.startswith("error: cannot reach vault://bucket/set: no connection to vault://")
+    texts += [elsewhere.err, failed.err, unknown.err]
     assert not [text for text in texts for secret in (PASSWORD, "sesame") if secret in text]
 
 
