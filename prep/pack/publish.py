@@ -93,6 +93,9 @@ def publish(
     failures |= {clip.key: removed_failure(clip.key) for clip in iter_clips(clips) if is_removed(clip, removed)}
     _write_failures(folder, clips, labels, packed, failures, ledger, splits)
     found = {name: counts.info() for name, counts in splits.items() if counts.samples}
+    for name in (*map(index_file, splits.keys() - found.keys()), *([] if found else [DATASET_FILE])):
+        (folder / name).unlink(missing_ok=True)
+        store.remove(name)
     if not found:
         raise InputError(
             f"{folder}: no clip could be packed{_first_failure(folder)}", f"See {folder / FAILURES_CSV} for all failures"
@@ -112,9 +115,6 @@ def publish(
     )
     write_text(folder / README_FILE, card(info))
     info.write(folder)
-    for name in map(index_file, splits.keys() - found.keys()):
-        (folder / name).unlink(missing_ok=True)
-        store.remove(name)
     for name in (*map(index_file, found), LABELS_FILE, FAILURES_FILE, FAILURES_CSV, README_FILE, DATASET_FILE):
         store.put(name)
     return info

@@ -145,6 +145,16 @@ def test_a_removal_that_is_interrupted_is_resumed(
     assert records(out) == records(reference)
 
 
+def test_nothing_is_left_of_a_folder_whose_clips_are_all_removed(clips: Collection, tmp_path: Path, mbt: Door) -> None:
+    out, command, _ = prepared(clips, tmp_path, mbt, ("whole_0",), [])
+    listed(tmp_path, "whole", "tall", "silent")
+    done = mbt(*command)
+    assert (done.code, "no clip could be packed" in done.err) == (2, True)
+    assert {path.name for path in out.glob("*.*") if path.name not in ("clips.parquet", ".lock")} == {
+        *("failures.csv", "failures.parquet", "labels.csv", "README.md")
+    }
+
+
 def test_a_damaged_sample_is_not_copied(clips: Collection, tmp_path: Path, mbt: Door) -> None:
     out, command, _ = prepared(clips, tmp_path, mbt, ("whole_250",), ["--shard-samples", 8])
     tar = out / "train-000000.tar"
