@@ -154,6 +154,13 @@ prep_options = together(
     option(SPEED, "--until-done", is_flag=True, help="Wait for retries that are due later, until there is none left."),
     option(SPEED, "--workers", type=COUNT, metavar="N", help="Clips decoded at the same time; one per core by default."),
     option(SPEED, "--ray", metavar="ADDRESS", help="Pack on a Ray cluster that shares --out: auto, or HOST:PORT."),
+    option(
+        SPEED,
+        "--recheck",
+        metavar="CODE[,CODE]",
+        default="",
+        help="Ask again for clips that failed with these codes, or with codes that begin so, such as creds.",
+    ),
     option(SPEED, "--clip-timeout", metavar="SECONDS", default=60.0, help="Time limit for decoding a clip."),
     option(SPEED, "--clip-memory", metavar="GIB", default=3.0, help="Address space limit for decoding a clip."),
     option(

@@ -90,6 +90,7 @@ class PrepOptions:
             InputError: the removal list cannot be read, or two options contradict each other.
         """
         values["removed"] = frozenset() if removed is None else read_removed(removed)
+        values["recheck"] = frozenset(filter(None, values["recheck"].split(",")))
         for name, group in {"plan": PlanOptions, "fetch": FetchOptions, "pack": PackOptions}.items():
             values[name] = _make(group, values)
         made: PrepOptions = _make(cls, values)

@@ -21,6 +21,7 @@ import imageio_ffmpeg
 
 from mbt.manifests.errors import InputError
 
+INTERRUPTED = "decode.interrupted"
 LOG_BYTES = 1 << 20
 """ffmpeg's log is kept up to this many bytes; the rest is read and dropped."""
 CHUNK = 1 << 20
@@ -115,7 +116,7 @@ def convert(data: bytes, source: Sequence[str], result: Sequence[str], limits: L
         The output up to the first error, and the log, which is empty if there was no error.
 
     Raises:
-        ClipError: `decode.timeout`.
+        ClipError: `decode.timeout` or `decode.interrupted`.
     """
     command = [
         *(ffmpeg(), "-y", "-hide_banner", "-loglevel", "error", "-xerror", "-err_detect", "explode"),
@@ -123,6 +124,8 @@ def convert(data: bytes, source: Sequence[str], result: Sequence[str], limits: L
         *("-threads", "1", *result, "memory:{result}"),
     ]
     status, outputs = _run(command, limits, data=data)
+    if status < 0 and status != -signal.SIGXFSZ:  # That one is the limit of the file in memory.
+        raise _ended_by_signal(status)
     log = outputs["log"].decode(errors="replace")
     return outputs["result"], log or (f"ffmpeg exited with status {status}" if status else "")
 
@@ -152,14 +155,18 @@ def _run(command: Sequence[str], limits: Limits, max_bytes: int = 0, data: bytes
                 writers[name] = until_started.enter_context(FileIO(write, "w"))
             urls = {f"pipe:{{{name}}}": f"pipe:{file.fileno()}" for name, file in writers.items()}
             urls |= {f"memory:{{{name}}}": f"file:/proc/self/fd/{file.fileno()}" for name, file in files.items()}
-            process = subprocess.Popen(
-                [urls.get(part, part) for part in command],
-                stdin=stdin,
-                stdout=subprocess.DEVNULL,
-                stderr=writers["log"],
-                pass_fds=[file.fileno() for name, file in (*writers.items(), *files.items()) if name != "log"],
-                start_new_session=True,
-            )
+            try:
+                process = subprocess.Popen(
+                    [urls.get(part, part) for part in command],
+                    stdin=stdin,
+                    stdout=subprocess.DEVNULL,
+                    stderr=writers["log"],
+                    pass_fds=[file.fileno() for name, file in (*writers.items(), *files.items()) if name != "log"],
+                    start_new_session=True,
+                )
+            except OSError as error:
+                fix = "Check that it is still installed and that memory is free, then run the same command again"
+                raise InputError(f"cannot start {command[0]}: {error.strerror}", fix) from None
         deadline = time.monotonic() + limits.wall_s
         try:
             for kind in (resource.RLIMIT_AS, *([resource.RLIMIT_FSIZE] if files else ())):
@@ -212,11 +219,17 @@ def _failure(status: int, log: str) -> ClipError:
     if "matches no streams" in text:
         missing = "audio" if source_size(log) else "video"
         return ClipError(f"clip.no_{missing}", f"the file has no {missing} stream")
-    if "Cannot allocate memory" in text or "pthread_create() failed" in text or status == -signal.SIGKILL:
+    if "Cannot allocate memory" in text or "pthread_create() failed" in text:
         return ClipError("decode.memory", "the decoder reached its memory limit")
+    if status < 0:
+        return _ended_by_signal(status)
     if "Error opening input" in text:
         return ClipError("decode.unreadable", f"not a readable media file: {errors[-1]}"[:300])
     return ClipError("decode.error", (errors or [f"ffmpeg exited with status {status}"])[0][:300])
+
+
+def _ended_by_signal(status: int) -> ClipError:
+    return ClipError(INTERRUPTED, f"ffmpeg was ended by {signal.Signals(-status).name}; the machine may be short of memory")
 
 
 def source_size(log: str) -> tuple[int, int] | None:

@@ -62,10 +62,21 @@ class Assignment:
                 "Choose another --out",
             )
 
-    def withdraw(self, keys: Iterable[str]) -> None:
-        """Take failed clips out of their shards, so that they can be added to a further one."""
-        for key in keys:
+    def pack_again(self, failed: Collection[str], splits: Mapping[str, str]) -> dict[str, list[str]]:
+        """Move failed clips to further shards, and save; return those shards.
+
+        Args:
+            failed: keys of clips of which no sample is in a shard.
+            splits: split by key, in the packing sequence.
+        """
+        earlier = set(self.shards)
+        if not failed:
+            return {}
+        for key in failed:
             self.shards[self._shard_of.pop(key)].remove(key)
+        self.extend(splits)
+        self.save()
+        return {name: keys for name, keys in self.shards.items() if name not in earlier}
 
     def add(self, split: str, keys: Collection[str]) -> str:
         """Add a further shard of a split, with its samples in an order that depends on seed and keys only; return its name."""

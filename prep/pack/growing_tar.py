@@ -1,7 +1,7 @@
 """The tar of an unfinished shard, and a journal of its complete samples, so that packing can resume inside a shard."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -42,15 +42,19 @@ class GrowingTar:
         path: the unfinished tar; its journal is next to it.
         keys: the shard's clips.
         media: how the samples are stored.
+        is_valid: whether a result of an earlier attempt may stay; those after the first that may not are dropped too.
 
     Attributes:
         path: the unfinished tar.
         entries: results so far; at first, those of an earlier attempt that are complete on disk.
     """
 
-    def __init__(self, path: Path, keys: Sequence[str], media: MediaFormat) -> None:
+    def __init__(
+        self, path: Path, keys: Sequence[str], media: MediaFormat, is_valid: Callable[[Entry], bool] = lambda entry: True
+    ) -> None:
         self.path = path
         self._members = media.members
+        self._is_valid = is_valid
         self._journal_path = path.with_name(f"{path.name}.jsonl")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -88,8 +92,9 @@ class GrowingTar:
         """Write the end of archive, and wait until everything is on disk."""
         end = self._file.tell()
         self._file.write(bytes(archive_size(end) - end))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        for file in (self._file, self._journal):
+            file.flush()
+            os.fsync(file.fileno())
 
     def publish(self, tar: Path | None) -> None:
         """Rename the finished tar to `tar`, or delete it if None; call it after the shard's record is written."""
@@ -101,7 +106,7 @@ class GrowingTar:
         self._journal_path.unlink()
 
     def _complete_entries(self, keys: Sequence[str]) -> list[Entry]:
-        """The journal's entries up to the first one that is torn, belongs to another clip, or does not match the tar."""
+        """The journal's entries up to the first one that is torn, is not valid, or does not match the clips or the tar."""
         complete: list[Entry] = []
         journal = self._journal_path
         lines = journal.read_text(encoding="utf-8", errors="replace").splitlines() if journal.exists() else []
@@ -111,7 +116,9 @@ class GrowingTar:
                     entry = Entry.model_validate_json(line)
                 except ValidationError:
                     break
-                if entry.key != key or (entry.row is not None and self._crc32(file.fileno(), entry.row) != entry.row["crc32"]):
+                if entry.key != key or not self._is_valid(entry):
+                    break
+                if entry.row is not None and self._crc32(file.fileno(), entry.row) != entry.row["crc32"]:
                     break
                 complete.append(entry)
         return complete

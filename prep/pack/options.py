@@ -23,7 +23,9 @@ class PackOptions:
         clip_timeout: seconds that decoding a clip may take.
         clip_memory: address space that decoding a clip may take, GiB.
         keep_raw: keep the fetched media of packed clips; files of a source folder are always kept.
-        removed: keys and video ids that are not packed; a shard that has one is repacked without it.
+        removed: keys and video ids that are not packed; a shard that has one is rewritten without it.
+        recheck: codes of failures, or their beginnings such as `decode`: clips that failed with one in an earlier call are
+            decoded again if their media are at hand.
         ray: address of a Ray cluster whose nodes share the dataset folder; None: pack on this machine.
     """
 
@@ -39,6 +41,7 @@ class PackOptions:
     clip_memory: float = 3.0
     keep_raw: bool = True
     removed: frozenset[str] = frozenset()
+    recheck: frozenset[str] = frozenset()
     ray: str | None = None
 
     @property

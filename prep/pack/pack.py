@@ -1,7 +1,6 @@
 """Pack the fetched media of a plan into shards, on all cores or on a Ray cluster; it can be interrupted and resumed."""
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,8 @@ def pack(folder: Path, options: PackOptions) -> DatasetInfo:
     """Pack every fetched clip of the plan; finished shards are left unchanged.
 
     The first call fixes which clip goes into which shard; clips fetched later go into further shards. A clip that cannot be
-    decoded becomes a row of failures.parquet.
+    decoded becomes a row of failures.parquet. It is decoded again, for a further shard, if the limit of time or memory that it
+    reached is raised, if the machine was at fault, or if `options.recheck` has its code.
 
     Args:
         folder: the dataset folder, planned and fetched.
@@ -53,18 +53,25 @@ def pack(folder: Path, options: PackOptions) -> DatasetInfo:
     table = table.take(pa.array([row for row, _ in select_clips(iter_clips(table), ledger, late, selection)], pa.int64()))
     splits = dict(zip(table["key"].to_pylist(), table["split"].to_pylist(), strict=True))
     fetched = [key for key in splits if key in ledger and ledger[key].path is not None]
+    sequence = {key: splits[key] for key in packing_sequence(fetched, late)}
     assignment = Assignment(folder, settings)
     assignment.check(splits)
-    assignment.extend({key: splits[key] for key in packing_sequence(fetched, late)})
+    assignment.extend(sequence)
     assignment.save()
     raw_files = RawFiles(folder, options)
     raw_files.add(iter_clips(table), ledger)
     packing = Packing(folder, labels, store, options.workers or (cores() if options.ray is None else 1), options)
     with graceful_interrupts() as stop_requested, progress(sum(map(len, assignment.shards.values())), "pack", "clip") as bar:
-        pack_shards = partial(_pack_here if options.ray is None else _pack_on_ray, packing, bar=bar)
-        for shard in pack_shards(shard_tasks(table, assignment.shards, ledger), lambda: not stop_requested.is_set()):
-            raw_files.release(shard.done)
-    return publish(folder, plan, labels, table, ledger, list(assignment.shards), settings, store)
+        pack_shards = _pack_here if options.ray is None else _pack_on_ray
+        shards = assignment.shards
+        while shards:
+            failed: list[str] = []
+            for shard in pack_shards(packing, shard_tasks(table, shards, ledger), lambda: not stop_requested.is_set(), bar):
+                raw_files.release(shard.done)
+                failed += shard.again
+            shards = assignment.pack_again(failed, sequence)
+            bar.total = (bar.total or 0) + sum(map(len, shards.values()))
+    return publish(folder, plan, labels, table, ledger, list(assignment.shards), settings, store, options.removed)
 
 
 def shard_tasks(table: pa.Table, shards: Mapping[str, list[str]], ledger: Mapping[str, Attempt]) -> Iterator[ShardTask]:

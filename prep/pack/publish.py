@@ -34,7 +34,9 @@ from mbt.manifests.shards import (
 )
 from mbt.prep.media.ffmpeg import ffmpeg_version
 from mbt.prep.media.mel_sums import MelSums
+from mbt.prep.pack.copy_samples import removed_failure
 from mbt.prep.plan.plan import Plan
+from mbt.prep.plan.removed import is_removed
 from mbt.prep.state.ledger import NEVER_FETCHED, Attempt
 from mbt.prep.state.settings import PackSettings
 from mbt.prep.state.shard_record import Failure, ShardRecord, read_record
@@ -55,6 +57,7 @@ def publish(
     names: Sequence[str],
     settings: PackSettings,
     store: Store,
+    removed: frozenset[str] = frozenset(),
 ) -> DatasetInfo:
     """Write the indices, labels.csv, failures.parquet and .csv, dataset.json and README.md, reading one shard record at a time.
 
@@ -67,6 +70,7 @@ def publish(
         names: file names of the shards' first tars.
         settings: pack settings.
         store: where the files go, dataset.json last.
+        removed: keys and video ids on the removal list.
 
     Raises:
         InputError: no clip was packed.
@@ -86,8 +90,12 @@ def publish(
                 indices[split].add(record.rows)
                 splits[split].add(record)
                 packed.update(row["key"] for row in record.rows)
+    failures |= {clip.key: removed_failure(clip.key) for clip in iter_clips(clips) if is_removed(clip, removed)}
     _write_failures(folder, clips, labels, packed, failures, ledger, splits)
     found = {name: counts.info() for name, counts in splits.items() if counts.samples}
+    for name in (*map(index_file, splits.keys() - found.keys()), *([] if found else [DATASET_FILE])):
+        (folder / name).unlink(missing_ok=True)
+        store.remove(name)
     if not found:
         raise InputError(
             f"{folder}: no clip could be packed{_first_failure(folder)}", f"See {folder / FAILURES_CSV} for all failures"

@@ -28,6 +28,7 @@ def write_shard(
     media: MediaFormat,
     max_bytes: int | None,
     results: Results,
+    is_valid: Callable[[Entry], bool] = lambda entry: True,
 ) -> ShardRecord:
     """Write a shard's tars, their `.idx` files and its record into `folder`; if all clips fail, only the record.
 
@@ -40,17 +41,19 @@ def write_shard(
         media: how samples are stored.
         max_bytes: size limit of a tar, which only a tar with a single sample may exceed; None: no limit.
         results: yields the results of `keys[n:]`.
+        is_valid: whether a result of an interrupted call may stay.
 
     Raises:
         StorageError: no space left.
     """
     record = record_file(folder, name)
-    with storage_errors(folder / name), GrowingTar(record.with_suffix(".partial"), keys, media) as growing_tar:
+    with storage_errors(folder / name), GrowingTar(record.with_suffix(".partial"), keys, media, is_valid) as growing_tar:
         done = len(growing_tar.entries)
         with closing(results(done)) as new:
             for key, result in zip(keys[done:], new, strict=True):
                 growing_tar.add(key, result)
         growing_tar.finish()
+        record.unlink(missing_ok=True)  # From here on an interrupted call is resumed from the unfinished tar.
         parts = list(_parts(name, [entry for entry in growing_tar.entries if entry.row is not None], max_bytes))
         files = []
         for part in parts:
@@ -64,6 +67,8 @@ def write_shard(
             failures=tuple(entry.failure for entry in growing_tar.entries if entry.failure is not None),
             mel=sum((entry.mel for entry in growing_tar.entries), MelSums()),
         )
+        if len(parts) == 1:
+            (folder / name).unlink(missing_ok=True)  # An earlier tar of the same size would be taken for the new one.
         write_text(record, shard.model_dump_json() + "\n")
         growing_tar.publish(folder / name if len(parts) == 1 else None)
     return shard

@@ -40,7 +40,8 @@ def make_report(folder: Path, now: float) -> Report:
     attempts = [row for row in rows if row.action not in NO_OUTCOME_ACTIONS]
     records = read_records(folder)
     sampled = {row["key"] for record in records for row in record.rows}
-    unpackable = {failed.key: failed for record in records for failed in record.failures if failed.stage == "pack"}
+    failures = (failed for record in records for failed in record.failures)
+    unpackable = {failed.key: failed for failed in failures if failed.stage == "pack" and failed.key not in sampled}
     ledger = _states(folder, attempts, sampled | unpackable.keys())
     available = {key for key, attempt in ledger.items() if attempt.path is not None} | sampled | unpackable.keys()
     by_split = _by_split(clips)

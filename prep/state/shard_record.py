@@ -1,22 +1,55 @@
 """The record of a shard: its tar files, index rows and failed clips, by which a later run knows that it is finished."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from mbt.manifests.shards import Frozen, ShardFile
+from mbt.prep.media.ffmpeg import DEFAULT_LIMITS, INTERRUPTED, Limits
 from mbt.prep.media.mel_sums import MelSums
 from mbt.prep.state.store import Store
 
+TIMEOUT, MEMORY = "decode.timeout", "decode.memory"
+
 
 class Failure(Frozen):
-    """A clip that is not in any shard, and why."""
+    """A clip that is not in any shard, and why.
+
+    Attributes:
+        key: key of the clip.
+        stage: where it failed.
+        code: stable name of the reason.
+        message: the reason in words.
+        limit: the limit that decoding reached: seconds for `decode.timeout`, bytes for `decode.memory`.
+    """
 
     key: str
     stage: Literal["fetch", "pack"]
     code: str
     message: str
+    limit: float | None = None
+
+    @classmethod
+    def in_packing(cls, key: str, code: str, message: str, limits: Limits) -> "Failure":
+        """A clip that could not be decoded or encoded under these limits."""
+        return cls(key=key, stage="pack", code=code, message=message, limit=_limit(code, limits))
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the reason is in the media, and not in limits or in the machine."""
+        return self.stage == "pack" and self.code not in (TIMEOUT, MEMORY, INTERRUPTED)
+
+    def is_outdated(self, limits: Limits, recheck: Collection[str]) -> bool:
+        """Whether the limit that decoding reached has been raised since, or `recheck` has the code or its beginning."""
+        limit, earlier = _limit(self.code, limits), self.limit or _limit(self.code, DEFAULT_LIMITS)
+        raised = limit is not None and earlier is not None and limit > earlier
+        return raised or any(self.code == code or self.code.startswith(f"{code.rstrip('.')}.") for code in recheck)
+
+
+def _limit(code: str, limits: Limits) -> float | None:
+    return {TIMEOUT: limits.wall_s, MEMORY: float(limits.memory_bytes)}.get(code)
 
 
 class ShardRecord(Frozen):
@@ -35,6 +68,11 @@ class ShardRecord(Frozen):
     rows: tuple[dict[str, Any], ...]
     failures: tuple[Failure, ...]
     mel: MelSums
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of the samples."""
+        return [row["key"] for row in self.rows]
 
 
 def tar_file(shard: str, number: int) -> str:

@@ -2,10 +2,11 @@
 
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 from mbt.manifests.errors import MbtError, StorageError
 from mbt.manifests.reading.remote import file_system, hide_secrets, without_secrets
@@ -66,6 +67,19 @@ class Store:
         except OSError:
             return None
 
+    def read(self, name: str, spans: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+        """Yield parts of a finished file, each given as its first byte and its number of bytes, in ascending order.
+
+        Raises:
+            StorageError: the file cannot be read.
+        """
+        if self.url is None:
+            with (self.folder / name).open("rb") as file:
+                yield from _parts(file, spans)
+        else:
+            with self._storage_errors(), self._files.open(f"{self._root}/{name}", "rb", block_size=CHUNK) as file:
+                yield from _parts(file, spans)
+
     def put(self, name: str) -> None:
         """Upload a file of the folder, completely or not at all; does nothing without a URL.
 
@@ -87,6 +101,10 @@ class Store:
                 f"{self.shown}/{name} has {stored_size} bytes after the upload, not {size}", "Run the same command again"
             )
         self._sizes[name] = size
+
+    def is_pending(self, names: Iterable[str]) -> bool:
+        """Whether a local copy of one of these files remains, because it may not have been uploaded."""
+        return self.url is not None and any((self.folder / name).exists() for name in names)
 
     def release(self, name: str) -> None:
         """Delete the local copy of an uploaded file."""
@@ -115,3 +133,9 @@ class Store:
         except Exception as error:
             fix = "Check the URL and the credentials, then run the same command again; finished shards are kept"
             raise StorageError(f"cannot reach {self.shown}: {hide_secrets(str(error), self.url or '')}", fix) from None
+
+
+def _parts(file: BinaryIO, spans: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+    for start, size in spans:
+        file.seek(start)
+        yield file.read(size)

@@ -49,7 +49,7 @@ BOXES = re.compile(
 )
 CODES = {
     *("clip.no_audio", "clip.no_video", "clip.short"),
-    *("decode.error", "decode.jpeg", "decode.memory", "decode.timeout", "decode.unreadable"),
+    *("decode.error", "decode.interrupted", "decode.jpeg", "decode.memory", "decode.timeout", "decode.unreadable"),
 }
 SIZES = (0, 1, 7, 8, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF)
 

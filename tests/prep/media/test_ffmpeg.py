@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mbt.manifests.errors import InputError
 from mbt.prep.media import ffmpeg
 from mbt.prep.media.ffmpeg import ClipError, Limits, convert, run_ffmpeg
 
@@ -110,6 +111,6 @@ def test_program_that_cannot_be_started_leaves_no_descriptor(tmp_path: Path) -> 
         return {link for link in links if "pipe:[" in link or "memfd:" in link}
 
     before = opened()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(InputError, match=f"cannot start {tmp_path}/missing: No such file"):
         run_ffmpeg([str(tmp_path / "missing"), "pipe:{video}"], LIMITS)
     assert opened() <= before

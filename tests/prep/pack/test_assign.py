@@ -79,12 +79,12 @@ def test_assigned_clips_stay_where_they_are(tmp_path: Path) -> None:
         made.check({"a"})
 
 
-def test_a_withdrawn_clip_goes_into_a_further_shard(tmp_path: Path) -> None:
+def test_a_failed_clip_that_is_packed_again_goes_into_a_further_shard(tmp_path: Path) -> None:
     made = assignment(tmp_path)
     made.extend(dict.fromkeys("abcd", "train"))
-    made.withdraw(["d"])
-    assert "d" not in made
-    made.extend(dict.fromkeys("abcd", "train"))
-    assert made.shards["train-000001.tar"] == []
-    assert made.shards["train-000002.tar"] == ["d"]
-    assert "d" in made
+    assert made.pack_again("da", dict.fromkeys("abcd", "train")) == {"train-000002.tar": shuffled("ad")}
+    assert assignment(tmp_path).shards == {
+        "train-000000.tar": shuffled("bc"),
+        "train-000001.tar": [],
+        "train-000002.tar": shuffled("ad"),
+    }
