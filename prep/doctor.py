@@ -115,10 +115,10 @@ def media_checks(out: Path, canary: str | None = None, lanes: Path | None = None
         out: the folder that a dataset will be written to.
         canary: URL or YouTube id of a video to request; None: no network is used.
         lanes: TOML file of lanes; each requests the canary in a check of its own.
-        ytdlp: yt-dlp options for the canary.
+        ytdlp: yt-dlp's flags for the canary.
 
     Raises:
-        InputError: the lanes cannot be read, a yt-dlp option is wrong, or one of them is given without a canary.
+        InputError: the lanes cannot be read, a flag is wrong, or one of them is given without a canary.
     """
     checks: list[Check] = [
         ("python", python, "Install Python 3.11 or newer"),
@@ -139,7 +139,7 @@ def canary_checks(canary: str | None, lanes: Path | None, ytdlp: tuple[str, ...]
     """The checks that request a video; arguments and errors are those of `media_checks`."""
     if canary is None:
         if lanes or ytdlp:
-            option = f"--lanes {lanes}" if lanes else f"--ytdlp {ytdlp[0].partition('=')[0]}"
+            option = f"--lanes {lanes}" if lanes else "--ytdlp"
             raise InputError(f"{option} requires --canary or --pilot", "Add --canary VIDEO_ID, the video to request")
         return []
     from mbt.prep.fetch.lanes import make_lanes

@@ -19,7 +19,7 @@ MIN_LENGTH = 3
 PUBLIC_HOSTS = r"(?:[\w-]+\.)*(?:youtube\.com|youtu\.be|googlevideo\.com|googleapis\.com|ytimg\.com|google\.com|github\.com)"
 PATTERNS = (
     (re.compile(rf"(\w[\w+.-]*://)(?:[^\s/@'\"]*@)?({PUBLIC_HOSTS})(?![\w.-])[^\s'\"<>)\]]*"), r"\1\2/..."),
-    (re.compile(r"(\w[\w+.-]*://)(?!(?:[\w-]+\.)+[a-z]+/\.\.\.)[^\s'\"<>)\]]+"), rf"\1{PRIVATE}"),
+    (re.compile(rf"(\w[\w+.-]*://)(?!{PUBLIC_HOSTS}/\.\.\.)(?:{PRIVATE}|[^\s'\"<>)\]])+"), rf"\1{PRIVATE}"),
     (
         re.compile(
             r"(?i)\b(cookies?|authorization|x-goog-[\w-]+|visitor_?data|po_?token|password|token)\b[\"']?\s*[:=]\s*\S.*"

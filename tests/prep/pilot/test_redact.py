@@ -40,6 +40,7 @@ def test_what_helps_to_find_a_fault_stays(redact: Redactor, text: str) -> None:
         ("'/home/Alice B/.cache/x' and ~/jar.txt", "'<private>' and <private>"),
         ("proxy http://u:p@10.1.2.3:8080/ refused", "proxy http://<private> refused"),
         ("via socks5h://u:p%40@proxy.corp:1080", "via socks5h://<private>"),
+        ("via http://alice:8080/x?y", "via http://<private>"),
         ("GET https://u:p@www.youtube.com/watch?v=dQw4w9WgXcQ&t=1 failed", "GET https://www.youtube.com/... failed"),
         ("https://youtube.com.evil.test/x?sig=1", "https://<private>"),
         ("from 198.51.100.7:443 and fe80::1ff:fe23:4567:890a", "from <private> and <private>"),

@@ -356,7 +356,7 @@ def test_lanes_of_a_real_run(tmp_path: Path, mbt: Door, site: Site) -> None:
     rows = [f"video{number:02},0,1,train,a" for number in range(12)]
     (tmp_path / "clips.csv").write_text("\n".join(["video_id,start,end,split,labels", *rows]) + "\n")
     (tmp_path / "labels.csv").write_text("id\na\n")
-    (tmp_path / "lanes.toml").write_text("".join(f'[[lane]]\nname = "{n}"\nproxy = "http://{n}:1"\n' for n in "ab"))
+    (tmp_path / "lanes.toml").write_text("".join(f'[[lane]]\nname = "{n}"\nytdlp = "--proxy http://{n}:1"\n' for n in "ab"))
     site.delay_s = 0.05
     site.errors = {f"video{number:02}": ("Private video", "") for number in (2, 5, 7)}
 
@@ -374,7 +374,6 @@ def test_lanes_of_a_real_run(tmp_path: Path, mbt: Door, site: Site) -> None:
     a, b = make_report(tmp_path / "out", now).lanes
     assert (a.name, a.attempts, a.rests, b.name, b.attempts, b.rests) == ("a", 2, 1, "b", 10, 0)
     assert a.there + b.there == 9
-    assert (a.requests, b.requests, a.transferred + b.transferred) == (a.there, b.there, 9 * len(b"media"))
     assert a.resting is not None
     assert a.resting.until.timestamp() == pytest.approx(now + HOUR, abs=5)
     assert "429" in a.resting.message
