@@ -124,6 +124,7 @@ class Request:
         path: path without the query.
         range: first and last byte requested, or None; an open range ends with the file.
         headers: headers of the request, names in lower case.
+        client: address that the request came from.
         status: status of the response; 0 if there was none.
         sent: bytes of the body sent.
         time: `time.monotonic()` when the request arrived.
@@ -132,6 +133,7 @@ class Request:
     path: str
     range: tuple[int, int] | None
     headers: dict[str, str]
+    client: str = ""
     status: int = 0
     sent: int = 0
     time: float = field(default_factory=time.monotonic)
@@ -194,7 +196,9 @@ class _Handler(BaseHTTPRequestHandler):
         match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         last = len(state.files[path].content) - 1 if path in state.files else 0
         requested = (int(match[1]), int(match[2] or last)) if match else None
-        request = Request(path, requested, {name.lower(): value for name, value in self.headers.items()})
+        request = Request(
+            path, requested, {name.lower(): value for name, value in self.headers.items()}, self.client_address[0]
+        )
         state.requests.append(request)
         with contextlib.suppress(OSError):
             if path in state.files:
