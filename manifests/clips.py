@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 from mbt.manifests.errors import InputError
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
+NOT_A_FILE_NAME = r"(^|/)\.{0,2}(/|$)|[\x00-\x1f\x7f]|.{201}"
+"""A video id that cannot name a file below a folder: `..` and other empty parts, control characters, too long."""
 RESERVED_SPLITS = ("clips", "failures")
 """Split names whose index would overwrite another table of the dataset folder."""
 
@@ -82,7 +84,7 @@ def check_clips(table: pa.Table, where: str) -> pa.Table:
     """Check the rows of `table`, and return it with the columns and types of `SCHEMA`.
 
     Raises:
-        InputError: no rows, a missing column, an invalid key or split, a duplicate key, or an end that is not after its start.
+        InputError: no rows, a missing column, an invalid key, video_id or split, a duplicate key, or an end that is not after its start.
     """
     try:
         table = table.select(SCHEMA.names).cast(SCHEMA)
@@ -94,6 +96,10 @@ def check_clips(table: pa.Table, where: str) -> pa.Table:
     if bad.num_rows:
         key = bad["key"][0].as_py()
         raise InputError(f"{where}: the key {key!r} is invalid", "Use 1 to 80 characters of A-Z, a-z, 0-9, _ and -")
+    bad = table.filter(pc.match_substring_regex(table["video_id"], NOT_A_FILE_NAME))
+    if bad.num_rows:
+        video_id = bad["video_id"][0].as_py()[:80]
+        raise InputError(f"{where}: the video_id {video_id!r} cannot be a file name", "Remove the clip, or fix its video_id")
     for split in pc.unique(table["split"]).to_pylist():
         if not KEY_PATTERN.fullmatch(split) or split in RESERVED_SPLITS:
             raise InputError(f"{where}: the split name {split!r} is invalid", "Use a name such as train or eval")

@@ -27,7 +27,8 @@ def _disguised(folder: Path, rendered: Callable[[Spec], Path]) -> dict[str, byte
         "dash.mp4": b'<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static">'
         b'<Period><AdaptationSet mimeType="video/mp4"><Representation id="1" bandwidth="1"><BaseURL>inner.mp4</BaseURL>'
         b"</Representation></AdaptationSet></Period></MPD>",
-        "session.mp4": b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 9 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+        "session.mp4": b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
+        b"m=video 9 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
         "text.mp4": b"file 'inner.mp4'\n",
     }
 

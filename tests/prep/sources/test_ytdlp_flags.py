@@ -110,7 +110,7 @@ def test_no_other_option_is_set() -> None:
                 "--limit-rate 1M",
                 "--sleep-interval 3",
                 "--update",
-                "--quiet",
+                "--verbose",
             )
         ),
     ],
