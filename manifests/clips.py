@@ -84,7 +84,8 @@ def check_clips(table: pa.Table, where: str) -> pa.Table:
     """Check the rows of `table`, and return it with the columns and types of `SCHEMA`.
 
     Raises:
-        InputError: no rows, a missing column, an invalid key, video_id or split, a duplicate key, or an end that is not after its start.
+        InputError: no rows, a missing column, an invalid key, video_id or split, a duplicate key, or an end that is not after
+            its start.
     """
     try:
         table = table.select(SCHEMA.names).cast(SCHEMA)

@@ -124,19 +124,19 @@ class Request:
         path: path without the query.
         range: first and last byte requested, or None; an open range ends with the file.
         headers: headers of the request, names in lower case.
-        client: address that the request came from.
         status: status of the response; 0 if there was none.
         sent: bytes of the body sent.
         time: `time.monotonic()` when the request arrived.
+        client: address that the request came from.
     """
 
     path: str
     range: tuple[int, int] | None
     headers: dict[str, str]
-    client: str = ""
     status: int = 0
     sent: int = 0
     time: float = field(default_factory=time.monotonic)
+    client: str = ""
 
 
 @dataclass
