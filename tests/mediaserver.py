@@ -196,9 +196,8 @@ class _Handler(BaseHTTPRequestHandler):
         match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         last = len(state.files[path].content) - 1 if path in state.files else 0
         requested = (int(match[1]), int(match[2] or last)) if match else None
-        request = Request(
-            path, requested, {name.lower(): value for name, value in self.headers.items()}, self.client_address[0]
-        )
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        request = Request(path, requested, headers, client=self.client_address[0])
         state.requests.append(request)
         with contextlib.suppress(OSError):
             if path in state.files:
