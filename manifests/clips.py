@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 from mbt.manifests.errors import InputError
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
-NOT_A_VIDEO_ID = r"^$|\p{Cc}|\\|(^|/)\.{0,2}(/|$)"
-"""Matches video ids that name no file below a folder: empty or absolute, a part `.` or `..`, a backslash, a line break."""
+NOT_A_VIDEO_ID = r"^$|\p{Cc}|\\|(^|/)\.{0,2}(/|$)|.{201}"
+"""Matches video ids that name no file below a folder: empty or absolute, a part `.` or `..`, a backslash, a line break, too
+long."""
 RESERVED_SPLITS = ("clips", "failures")
 """Split names whose index would overwrite another table of the dataset folder."""
 

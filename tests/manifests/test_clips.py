@@ -77,11 +77,26 @@ def test_other_column_orders_and_narrower_types_are_accepted() -> None:
         ([row(split=None)], "is not a clip table: .*'split' with null values"),
         ([row(split="../train")], r"the split name '\.\./train' is invalid"),
         ([row(split="failures")], "the split name 'failures' is invalid"),
+        ([row(video_id="../../x")], r"the video_id '\.\./\.\./x' cannot be a file name"),
+        ([row(video_id="..")], "cannot be a file name"),
+        ([row(video_id=".")], "cannot be a file name"),
+        ([row(video_id="")], "cannot be a file name"),
+        ([row(video_id="/etc/x")], "cannot be a file name"),
+        ([row(video_id="a//b")], "cannot be a file name"),
+        ([row(video_id="a/../b")], "cannot be a file name"),
+        ([row(video_id="a\nb")], "cannot be a file name"),
+        ([row(video_id="a\0")], "cannot be a file name"),
+        ([row(video_id="x" * 201)], "cannot be a file name"),
     ],
 )
 def test_invalid_rows_are_named(rows: list[dict[str, object]], reason: str) -> None:
     with pytest.raises(InputError, match=f"here.*{reason}"):
         check_clips(pa.Table.from_pylist(rows, schema=SCHEMA), "here")
+
+
+@pytest.mark.parametrize("video_id", ["-_", "day1/001", "a..b", ".hidden", "a b", "é", "x" * 200])
+def test_names_of_files_are_video_ids(video_id: str) -> None:
+    assert check_clips(pa.Table.from_pylist([row(video_id=video_id)], schema=SCHEMA), "here").num_rows == 1
 
 
 def test_missing_column_is_named() -> None:
