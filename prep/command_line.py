@@ -195,7 +195,10 @@ prep_options = together(
         help="TOML file with options, e.g. short-side = 224; the command line overrides it.",
     ),
     click.option("--strict", is_flag=True, help="Exit with 3 if any clip is missing in the end."),
-    click.option("--ignore-disk", is_flag=True, help="Start even if the disk is too small."),
+    click.option("--ignore-disk", is_flag=True, help="Start even if the disk is too small for the plan."),
+    click.option(
+        "--min-free", type=Bytes(), default="1GB", help="Pause fetching while less of the disk is free; packing goes on."
+    ),
 )
 audioset_options = together(
     option(

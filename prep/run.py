@@ -30,6 +30,7 @@ from mbt.prep.plan.estimate import Estimate, check_disk, estimate
 from mbt.prep.plan.options import PlanOptions
 from mbt.prep.plan.plan import CLIPS_FILE, Plan, check_is_ours, read_header, read_plan
 from mbt.prep.plan.removed import read_removed
+from mbt.prep.side_by_side import fetch_and_pack
 from mbt.prep.sources.local_folder import LocalFolder
 from mbt.prep.state.selection import read_assignment
 from mbt.prep.state.settings import CONFIG_FILE, check_settings, freeze_settings
@@ -53,6 +54,7 @@ class PrepOptions:
         dry_run: only print what the run will need.
         strict: exit with an error code if clips are missing in the end.
         ignore_disk: start even if the disk is too small for the plan.
+        min_free: bytes of free disk below which fetching pauses while clips are packed.
         plan: which clips to take.
         fetch: where clips are fetched from, and how fast.
         pack: what is stored, where, and how it is decoded.
@@ -66,6 +68,7 @@ class PrepOptions:
     dry_run: bool = False
     strict: bool = False
     ignore_disk: bool = False
+    min_free: int = 0
     plan: PlanOptions
     fetch: FetchOptions
     pack: PackOptions
@@ -102,6 +105,11 @@ class PrepOptions:
         return self.stage in (None, "plan")
 
     @property
+    def packs_while_fetching(self) -> bool:
+        """Whether shards are packed while fetching goes on: with all stages, clips from a URL, and on this machine."""
+        return self.stage is None and self.fetch.is_remote and self.pack.ray is None
+
+    @property
     def ordered_by(self) -> OrderedBy:
         """The column that determines the order of the plan: the clips of a video share one request."""
         return "video_id" if self.fetch.is_remote else "key"
@@ -123,7 +131,7 @@ def prepare(
     read_labels: Callable[[], LabelSet],
     read_clips: Callable[[LabelSet], pa.Table],
     options: PrepOptions,
-    config: str,
+    config: str = "",
 ) -> int:
     """Run the stages of `mbt prep` and print the result of each; return the exit code.
 
@@ -132,7 +140,7 @@ def prepare(
         read_labels: returns the label set.
         read_clips: returns the clip table.
         options: the options of the command line.
-        config: the same as a TOML file, which is written to the folder.
+        config: the same as a TOML file, which is written to the folder; empty: none is written.
 
     Raises:
         MbtError: anything that the user can fix.
@@ -153,7 +161,7 @@ def prepare(
     }
     ready = [check() for stage, check in stages.items() if options.stage in (None, stage)]
     with _lock(out, options.share):
-        if options.share.world == 1:
+        if config and options.share.world == 1:
             write_text(out / CONFIG_FILE, config)
         while ready:
             missing = ready.pop(0)()  # The plan stage's table is freed when the stage is done.
@@ -183,7 +191,7 @@ def _estimate(clips: pa.Table, caps: Mapping[str, int], num_classes: int, option
     lanes = make_lanes(options.out.resolve(), options.fetch) if options.fetch.is_remote else []
     requests_per_hour = [3600 / max(lane.sleep_s, 1.0) for lane in lanes]
     likely = likely_clips(clips, caps, num_classes, options.plan.seed)
-    return estimate(likely, options.pack.media, requests_per_hour, options.pack.keep_raw)
+    return estimate(likely, options.pack.media, requests_per_hour, options.pack.keep_raw, options.pack.to is not None)
 
 
 # Each of the next three functions checks its options before anything is written, and returns the work to do.
@@ -216,7 +224,10 @@ def _plan(
 def _fetch(out: Path, options: PrepOptions) -> Work:
     share = options.share
     run: Callable[[], Fetched]
-    if options.fetch.is_remote:
+    if options.packs_while_fetching:
+        lanes = make_lanes(out, options.fetch)
+        run = partial(fetch_and_pack, out, lanes, options.fetch, options.pack, options.min_free)
+    elif options.fetch.is_remote:
         run = partial(fetch, out, make_lanes(out, options.fetch), options.fetch)
     else:
         run = partial(find_local_clips, out, LocalFolder(options.fetch.source, out), options.fetch)

@@ -81,6 +81,7 @@ def make_forecast(alive: Share | None, costs: Costs, lanes: Sequence[PilotLane],
             raw_bytes=round(getattr(_product(clips, raw.mean), end)),
             shard_bytes=round(getattr(shards, end)),
             keep_raw=True,
+            uploads=False,
         )
         for end in ENDS
     ]

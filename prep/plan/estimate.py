@@ -20,6 +20,8 @@ FRAME_BYTES = {2: 20_300, 3: 15_700, 4: 13_300, 5: 12_000, 8: 9_500, 31: 4_700}
 """JPEG bytes of a busy 454 x 256 frame, by quantizer scale; values in between are interpolated."""
 BUSY_SHORT_SIDE = 256
 JSON_BYTES = 2_500
+HELD_SHARE = 0.1
+"""Share of the raw clips that are on disk at a time if they go when packed: late clips, and those of unfinished shards."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Estimate:
         raw_bytes: bytes over the network, and of the raw clips on disk.
         shard_bytes: bytes of the shards.
         keep_raw: whether raw clips are kept after packing.
+        uploads: whether finished shards are uploaded instead of kept.
     """
 
     clips: int
@@ -43,11 +46,13 @@ class Estimate:
     raw_bytes: int
     shard_bytes: int
     keep_raw: bool
+    uploads: bool
 
     @property
     def disk_bytes(self) -> int:
-        """Peak bytes of raw clips and shards; without `keep_raw`, shards replace the raw clips."""
-        return self.raw_bytes + self.shard_bytes if self.keep_raw else max(self.raw_bytes, self.shard_bytes)
+        """Peak bytes of raw clips and shards."""
+        raw_bytes = self.raw_bytes if self.keep_raw else round(HELD_SHARE * self.raw_bytes)
+        return raw_bytes + (0 if self.uploads else self.shard_bytes)
 
     def lines(self) -> list[str]:
         """The estimate as human-readable lines."""
@@ -64,7 +69,9 @@ class Estimate:
         ]
 
 
-def estimate(clips: pa.Table, media: MediaFormat, hourly_rates: Sequence[float], keep_raw: bool = True) -> Estimate:
+def estimate(
+    clips: pa.Table, media: MediaFormat, hourly_rates: Sequence[float], keep_raw: bool = True, uploads: bool = False
+) -> Estimate:
     """Upper bounds for a clip table: some of the videos are no longer available.
 
     Args:
@@ -72,6 +79,7 @@ def estimate(clips: pa.Table, media: MediaFormat, hourly_rates: Sequence[float],
         media: format of the shards.
         hourly_rates: requests per hour of each lane; empty: the media are in a local folder.
         keep_raw: whether raw clips are kept after packing.
+        uploads: whether finished shards are uploaded instead of kept.
     """
     seconds = (pc.sum(clips["end_ms"]).as_py() - pc.sum(clips["start_ms"]).as_py()) / 1000
     videos = pc.count_distinct(clips["video_id"]).as_py() if hourly_rates else 0
@@ -85,6 +93,7 @@ def estimate(clips: pa.Table, media: MediaFormat, hourly_rates: Sequence[float],
         raw_bytes=round(seconds * RAW_BYTES_PER_S) if hourly_rates else 0,
         shard_bytes=round(seconds * bytes_per_s + clips.num_rows * JSON_BYTES),
         keep_raw=keep_raw,
+        uploads=uploads,
     )
 
 

@@ -1,0 +1,103 @@
+"""Shards that are packed while fetching goes on: each as soon as all of its clips are settled."""
+
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import Future
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mbt.manifests.clips import Clip, clip_table
+from mbt.prep.pack.assign import Assignment
+from mbt.prep.pack.pack_shard import PackedShard, Packing, ShardTask
+from mbt.prep.pack.raw_files import RawFiles
+from mbt.prep.state.ledger import Attempt
+from mbt.prep.state.shard_record import finished_shard
+
+Submit = Callable[[ShardTask], "Future[PackedShard]"]
+Settled = tuple[Clip, Attempt | None]
+
+
+class ReadyShards:
+    """Fixes which clips a shard holds when they are settled, and submits it.
+
+    A new shard is the next `shard_samples` clips of its split that came on time, in the order of the plan; the last clips of a
+    split, and those that come late, are left to `pack`. A shard that an earlier run has fixed is submitted when all of its
+    clips are settled again. So a shard's clips depend on what arrived, never on when.
+
+    Args:
+        packing: what all shards share.
+        table: clip table of the plan.
+        submit: starts packing a shard.
+    """
+
+    def __init__(self, packing: Packing, table: pa.Table, submit: Submit) -> None:
+        settings = packing.options.settings
+        self._size = settings.shard_samples
+        self._submit_task = submit
+        self._assignment = Assignment(packing.folder, settings)
+        unfinished = [name for name in self._assignment.shards if finished_shard(packing.store, name) is None]
+        self._shard_of = {key: name for name in unfinished for key in self._assignment.shards[name]}
+        self._settled: dict[str, dict[str, Settled]] = {name: {} for name in unfinished}
+        self._waiting: dict[str, dict[str, Settled]] = {}
+        self._raw_files = RawFiles(packing.folder, packing.options)
+        self._unsettled = _clips_of_shared_videos(table)
+        self._packed: dict[str, list[str]] = {}
+        self._in_progress: deque[tuple[Future[PackedShard], list[Clip]]] = deque()
+
+    def settle(self, clip: Clip, attempt: Attempt | None) -> None:
+        """Take the next clip of the plan, whose outcome is known; `attempt` is None if it has none or came late."""
+        if attempt is not None:
+            self._raw_files.add([clip], {clip.key: attempt})
+        self._settle_video(clip)
+        if name := self._shard_of.get(clip.key):
+            self._settled[name][clip.key] = clip, attempt
+            if len(self._settled[name]) == len(self._assignment.shards[name]):
+                self._submit(name, self._settled.pop(name))
+        elif attempt is not None and attempt.path is not None and clip.key not in self._assignment:
+            waiting = self._waiting.setdefault(clip.split, {})
+            waiting[clip.key] = clip, attempt
+            if len(waiting) == self._size:
+                name = self._assignment.add(clip.split, waiting)
+                self._assignment.save()
+                self._submit(name, self._waiting.pop(clip.split))
+
+    def collect(self) -> None:
+        """Delete the media of shards that have been packed since the last call.
+
+        Raises:
+            MbtError: a shard could not be packed.
+        """
+        while self._in_progress and self._in_progress[0][0].done():
+            future, clips = self._in_progress.popleft()
+            done = set(future.result().done)
+            for clip in clips:
+                if clip.key in done:
+                    self._release(clip)
+
+    def _submit(self, name: str, settled: dict[str, Settled]) -> None:
+        members = [settled[key] for key in self._assignment.shards[name]]
+        clips = [clip for clip, _ in members]
+        attempts = {clip.key: attempt for clip, attempt in members if attempt is not None}
+        self._in_progress.append((self._submit_task(ShardTask(name, clip_table(clips), attempts)), clips))
+
+    def _settle_video(self, clip: Clip) -> None:
+        """Count the clip; after the last one of its video, delete the media that its packed clips shared."""
+        if clip.video_id in self._unsettled:
+            self._unsettled[clip.video_id] -= 1
+            if not self._unsettled[clip.video_id]:
+                del self._unsettled[clip.video_id]
+                self._raw_files.release(self._packed.pop(clip.video_id, ()))
+
+    def _release(self, clip: Clip) -> None:
+        if clip.video_id in self._unsettled:
+            self._packed.setdefault(clip.video_id, []).append(clip.key)
+        else:
+            self._raw_files.release([clip.key])
+
+
+def _clips_of_shared_videos(table: pa.Table) -> Counter[str]:
+    """Number of planned clips of each video that has several."""
+    counts = pc.value_counts(table["video_id"])
+    several = counts.filter(pc.greater(counts.field("counts"), 1))
+    return Counter(dict(zip(several.field("values").to_pylist(), several.field("counts").to_pylist(), strict=True)))
