@@ -122,8 +122,7 @@ class RequestLoop:
             more = bool(self._queue) and not is_waiting
             for lane, video, answers in self._pool.finished(more, 0.0 if has_more else self._pool.poll_s):
                 self._record(lane, video, answers, videos)
-            if videos.awaited:
-                videos.settle(())
+            videos.settle(())
         for visit in self._outages.release():
             self._write(visit, visit.results)
         if not self.is_stopping:
@@ -226,7 +225,7 @@ class RequestLoop:
     def _pause(self, lane: int, verdict: Verdict) -> None:
         chosen = self._pool.lanes[lane]
         chosen.pause(verdict.action.label, self._clock.time())
-        until = time.strftime("%Y-%m-%d %H:%M", time.localtime(chosen.paused_until))
+        until = local_time(chosen.paused_until)
         tqdm.write(f"fetch: lane {chosen.name} paused until {until} ({verdict.code}): {verdict.message}", file=sys.stderr)
 
     def _attempt(self, clip: Clip, visit: Visit, result: RawClip | Verdict) -> Attempt:
@@ -257,6 +256,11 @@ class RequestLoop:
         if owner not in self._awaited_workers:
             self._awaited_workers.add(owner)
             tqdm.write(f"fetch: waiting for worker {owner} to fetch {video.video_id}", file=sys.stderr)
+
+
+def local_time(moment: float) -> str:
+    """A Unix time for a message, such as 2026-11-21 22:10."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))
 
 
 def _own(result: RawClip | Verdict, video: Video) -> RawClip | Verdict:
