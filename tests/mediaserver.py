@@ -127,6 +127,7 @@ class Request:
         status: status of the response; 0 if there was none.
         sent: bytes of the body sent.
         time: `time.monotonic()` when the request arrived.
+        client: address that the request came from.
     """
 
     path: str
@@ -135,6 +136,7 @@ class Request:
     status: int = 0
     sent: int = 0
     time: float = field(default_factory=time.monotonic)
+    client: str = ""
 
 
 @dataclass
@@ -194,7 +196,8 @@ class _Handler(BaseHTTPRequestHandler):
         match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         last = len(state.files[path].content) - 1 if path in state.files else 0
         requested = (int(match[1]), int(match[2] or last)) if match else None
-        request = Request(path, requested, {name.lower(): value for name, value in self.headers.items()})
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        request = Request(path, requested, headers, client=self.client_address[0])
         state.requests.append(request)
         with contextlib.suppress(OSError):
             if path in state.files:

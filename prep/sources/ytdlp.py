@@ -11,9 +11,9 @@ from urllib.parse import quote, urlsplit
 import yt_dlp
 import yt_dlp_ejs
 from yt_dlp.globals import supported_js_runtimes
-from yt_dlp.utils import DownloadError
+from yt_dlp.utils import YoutubeDLError
 
-from mbt.manifests.clips import KEY_PATTERN, Clip
+from mbt.manifests.clips import Clip
 from mbt.manifests.errors import InputError, MbtError, StorageError
 from mbt.prep.media.ffmpeg import ClipError
 from mbt.prep.sources.byte_ranges import RawClip, Source, fetch_clip
@@ -40,8 +40,11 @@ FORMAT = "/".join(
 compressed dynamic range (drc) comes first."""
 FORMAT_SORT = "lang,res:360,vcodec:h264,hdr:sdr,fps:30,quality,acodec:aac"
 """The original language; about 360 pixels on the short side; H.264 and AAC, which cost the least to decode."""
-FLAGS = ("--format", FORMAT, "--format-sort", FORMAT_SORT, "--no-geo-bypass", "--socket-timeout", "20")
-"""yt-dlp flags that the user's may override."""
+FLAGS = (
+    *("--format", FORMAT, "--format-sort", FORMAT_SORT, "--no-geo-bypass", "--socket-timeout", "20"),
+    *("--no-playlist", "--quiet"),
+)
+"""Our flags of yt-dlp. The user's may override those in the first line."""
 MAX_WAIT_S = 60.0
 NO_SPACE = "No space left on device"
 UNFINISHED = frozenset({"is_live", "post_live"})
@@ -117,9 +120,6 @@ class YtDlp:
             **(options or {}),
             **OPTIONS,
             "logger": self._warnings,
-            "noplaylist": True,
-            "noprogress": True,
-            "quiet": True,
         }
 
     def fetch(self, video_id: str, clips: Sequence[Clip]) -> list[Answer]:
@@ -129,9 +129,6 @@ class YtDlp:
             StorageError: no space left.
         """
         effort = Effort(versions=versions())
-        if not KEY_PATTERN.fullmatch(video_id):
-            refused = verdict_of("input.bad_url", f"the video id {video_id!r} is a file name, not part of a URL")
-            return _same_for_all(Answer(refused, effort), clips)
         began = time.monotonic()
         try:
             with yt_dlp.YoutubeDL(dict(self._options)) as downloader:
@@ -181,17 +178,17 @@ class YtDlp:
     def _download(self, downloader: Any, info: Mapping[str, Any], video_id: str, effort: Effort) -> Answer:
         """Download a whole video with yt-dlp."""
         began = time.monotonic()
-        meter = Meter(downloader.urlopen, WHOLE_LIMITS)
+        meter = Meter(downloader.urlopen, self._options["socket_timeout"], WHOLE_LIMITS)
         result: RawClip | Verdict
         status = None
         try:
             result = fetch_whole(downloader, info, self._raw(video_id, _file_name(video_id)), meter, WHOLE_LIMITS)
         except (TransferError, ClipError) as error:
             result = verdict_of(error.code, error.message)
-        except DownloadError as error:
+        except YoutubeDLError as error:
             if NO_SPACE in str(error):
                 raise
-            problem = problem_of(error, self._warnings.texts)
+            problem = replace(problem_of(error, self._warnings.texts), url_is_media=True)
             result, status = classify(problem), problem.status
         effort = replace(
             effort,
