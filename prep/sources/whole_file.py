@@ -51,13 +51,19 @@ DEFAULT_LIMITS = WholeLimits()
 class Meter:
     """`YoutubeDL.urlopen` that counts what passes through, and fails beyond the limits.
 
+    Args:
+        urlopen: the function that sends the requests.
+        stall_s: seconds that each read from the network may take.
+        limits: of bytes and time; the time begins now.
+
     Attributes:
         requests: number of requests started so far.
         transferred: bytes received so far.
     """
 
-    def __init__(self, urlopen: Callable[[Any], Response], limits: WholeLimits) -> None:
+    def __init__(self, urlopen: Callable[[Any], Response], stall_s: float, limits: WholeLimits) -> None:
         self._urlopen = urlopen
+        self._stall_s = stall_s
         self._limits = limits
         self._deadline = time.monotonic() + limits.wall_s
         self.requests = 0
@@ -71,7 +77,7 @@ class Meter:
         """
         left_s = self._check()
         request = Request(request) if isinstance(request, str) else request
-        request.extensions["timeout"] = min(left_s, request.extensions.get("timeout") or left_s)
+        request.extensions["timeout"] = min(left_s, self._stall_s)
         self.requests += 1
         response = self._urlopen(request)
         read_once_from_network(response)

@@ -78,14 +78,18 @@ WHOLE = {
     "ext": "mp4",
 }
 STREAM = {**WHOLE, "format_id": "93", "url": "/list.m3u8", "protocol": "m3u8_native"}
-PAGES = {"ranges": [PICTURES, SOUND], "whole": [WHOLE], "stream": [STREAM], "late": [WHOLE]}
+STREAMS = [
+    {**STREAM, "format_id": "230", "acodec": "none"},
+    {**SOUND, "format_id": "234", "url": "/list.m3u8", "protocol": "m3u8_native"},
+]
+PAGES = {"ranges": [PICTURES, SOUND], "whole": [WHOLE], "stream": [STREAM], "streams": STREAMS}
 
 
 @pytest.fixture
 def pages(
     served: Served, segments: dict[str, bytes], no_proxies: None, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[MediaServer]:
-    """The site: videos `ranges`, `whole` and `stream`, by the form of their media."""
+    """The site: videos `ranges`, `whole`, `stream` and `streams`, by the form of their media."""
     monkeypatch.setattr(yt_dlp, "YoutubeDL", PageSession)
     with media_server() as server:
         for video_id, formats in PAGES.items():

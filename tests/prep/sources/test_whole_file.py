@@ -11,7 +11,7 @@ from mbt.manifests.shards import VideoFormat
 from mbt.prep.media.decode import decode_clip
 from mbt.prep.sources.byte_ranges import RawClip
 from mbt.prep.sources.whole_file import WholeLimits
-from mbt.prep.sources.ytdlp import Answer, YtDlp
+from mbt.prep.sources.ytdlp import Answer, YtDlp, parse_ytdlp
 from mbt.prep.state.failure_codes import Action, Verdict
 from tests.media import counter_of
 from tests.mediaserver import Fault, MediaServer, Reset, ServedFile, Short, Slow, Stall, Status
@@ -25,11 +25,11 @@ pytestmark = [
 FPS = 30
 
 
-def answers(folder: Path, pages: MediaServer, video_id: str, page: str | None = None) -> list[Answer]:
+def answers(folder: Path, pages: MediaServer, video_id: str, page: str | None = None, flags: str = "") -> list[Answer]:
     """The answers for two clips of a video whose page is that of another, or its own."""
     pages.files[f"/watch/{video_id}"] = pages.files[f"/watch/{page or video_id}"]
     clips = [Clip(f"k{start}", video_id, start, start + 2000, "train", ()) for start in (3300, 9000)]
-    return YtDlp(folder, pages.url + "/watch/{video_id}").fetch(video_id, clips)
+    return YtDlp(folder, pages.url + "/watch/{video_id}", parse_ytdlp([flags])).fetch(video_id, clips)
 
 
 def verdict(folder: Path, pages: MediaServer, video_id: str) -> Verdict:
@@ -44,7 +44,7 @@ def limit(monkeypatch: pytest.MonkeyPatch, limits: WholeLimits) -> None:
     monkeypatch.setattr("mbt.prep.sources.ytdlp.WHOLE_LIMITS", limits)
 
 
-@pytest.mark.parametrize(("video_id", "name"), [("whole", "whole.mp4"), ("stream", "stream.mkv")])
+@pytest.mark.parametrize(("video_id", "name"), [("whole", "whole.mp4"), ("stream", "stream.mkv"), ("streams", "streams.mkv")])
 def test_a_whole_video_is_exact_in_time_and_its_requests_are_counted(
     video_id: str, name: str, pages: MediaServer, tmp_path: Path
 ) -> None:
@@ -57,7 +57,7 @@ def test_a_whole_video_is_exact_in_time_and_its_requests_are_counted(
     assert first.result == second.result
     clip = decode_clip(first.result.path, 3.3 - first.result.offset_ms / 1000, 2.0, VideoFormat(short_side=96))
     late = (np.array([counter_of(jpeg) for jpeg in clip.jpegs]) - (3.3 + np.arange(50) / 25) * FPS) / FPS
-    priming_s = 1024 / 44_100 if video_id == "stream" else 0.0
+    priming_s = 1024 / 44_100 if video_id != "whole" else 0.0
     """MPEG-TS does not tell that its first AAC packet is to be dropped."""
     assert abs(late).max() <= 0.5 / FPS + priming_s + 1e-3
 
@@ -90,6 +90,15 @@ def test_a_download_ends_when_its_time_is_over(
     found = verdict(tmp_path, pages, video_id)
     assert (found.code, found.action) == ("bytes.timeout", Action.BYTES)
     assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("video_id", ["whole", "stream"])
+def test_a_stalled_read_ends_with_the_timeout_of_sockets(video_id: str, pages: MediaServer, tmp_path: Path) -> None:
+    for path in ("/b", "/list1.ts"):
+        pages.files[path].always = Stall(1000)
+    first, _ = answers(tmp_path, pages, video_id, flags="--socket-timeout 0.1")
+    assert isinstance(first.result, Verdict)
+    assert first.result.code == "net.timeout"
 
 
 @pytest.mark.parametrize(
