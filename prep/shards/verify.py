@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mbt.manifests.clips import KEY_PATTERN
 from mbt.manifests.errors import MbtError, ShardError
 from mbt.manifests.labels import COLUMNS, read_labels
 from mbt.manifests.progress import progress
@@ -20,6 +21,7 @@ from mbt.manifests.reading.split import read_index
 from mbt.manifests.shards import (
     FAILURE_SCHEMA,
     FAILURES_FILE,
+    FORMAT,
     LABELS_FILE,
     MEL_RATE,
     DatasetInfo,
@@ -31,10 +33,15 @@ from mbt.prep.media.mel_sums import MelSums
 from mbt.prep.plan.removed import read_removed
 from mbt.prep.shards.check_sample import Rules
 from mbt.prep.shards.check_shard import Fault, ShardJob, check_shard
+from mbt.prep.state.shard_record import idx_file
 from mbt.prep.workers.processes import cores, in_processes
 
 TOLERANCE = 1e-6
 """Maximum difference from the recorded log-mel statistics that rounding can cause."""
+
+
+SHARD_NAME = re.compile(rf"{KEY_PATTERN.pattern}-\d{{6}}(-\d+)?\.(tar|idx)")
+"""A tar of a shard, or its DALI index."""
 
 
 class Report(Frozen):
@@ -176,13 +183,14 @@ class _Verification:
         """Check dataset.json, on its own and against the names of the files."""
         if self.info.config_digest != (digest := self.info.media.digest()):
             self._fault("dataset.digest", f"config_digest is {self.info.config_digest}; the digest of media is {digest}")
-        listed = {shard.name for split in self.info.splits.values() for shard in split.shards}
         for name, split in self.info.splits.items():
             if sum(shard.samples for shard in split.shards) != split.samples:
                 self._fault("dataset.count", f"{name}: samples is {split.samples}, which is not the sum over its shards")
-            for path in sorted(self.folder.glob(f"{name}-*.tar")):
-                if re.fullmatch(rf"{re.escape(name)}-\d{{6}}\.tar", path.name) and path.name not in listed:
-                    self._fault("shard.unlisted", "it is not listed in dataset.json", path.name)
+        listed = {shard.name for split in self.info.splits.values() for shard in split.shards}
+        known = {*listed, *map(idx_file, listed), *map(index_file, self.info.splits)}
+        for path in sorted(self.folder.iterdir()):
+            if path.name not in known and (SHARD_NAME.fullmatch(path.name) or _is_index(path)):
+                self._fault("shard.unlisted", "dataset.json does not list it", path.name)
 
     def _jobs(self) -> Iterator[ShardJob]:
         """Each shard with its rows of the index; only one index is in memory at a time."""
@@ -266,6 +274,14 @@ class _Verification:
                     f"the {name} of the log-mel of {recorded.split} is {value}; dataset.json says {expected}",
                 )
         return True
+
+
+def _is_index(path: Path) -> bool:
+    """Whether a file is the index of a split, as its metadata say."""
+    try:
+        return path.suffix == ".parquet" and (pq.read_schema(path).metadata or {}).get(b"format") == FORMAT.encode()
+    except (OSError, pa.ArrowException):
+        return False
 
 
 def _repeated(keys: pa.ChunkedArray) -> Iterator[tuple[str, int]]:

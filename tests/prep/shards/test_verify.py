@@ -309,6 +309,13 @@ OUTSIDE: dict[str, tuple[Callable[[Path], object], set[Fault]]] = {
         {("statistics.split", None), ("statistics.mean", None), ("statistics.std", None)},
     ),
     "unlisted tar": (lambda f: shutil.copy(f / "train-000000.tar", f / "train-000009.tar"), {("shard.unlisted", None)}),
+    "unlisted further tar": (
+        lambda f: shutil.copy(f / "train-000000.tar", f / "train-000003-1.tar"),
+        {("shard.unlisted", None)},
+    ),
+    "unlisted tar of another split": (lambda f: (f / "old-split-000000.tar").touch(), {("shard.unlisted", None)}),
+    "unlisted idx": (lambda f: (f / "train-000000-2.idx").touch(), {("shard.unlisted", None)}),
+    "unlisted index": (lambda f: shutil.copy(f / "train.parquet", f / "test.parquet"), {("shard.unlisted", None)}),
     "no idx": (lambda f: (f / "train-000000.idx").unlink(), {("idx.missing", None)}),
     "idx without the sample": (drop_line, {("idx.entry", KEY), ("idx.samples", None)}),
     "idx with another offset": (shift_idx, {("idx.entry", KEY)}),
@@ -530,3 +537,11 @@ def test_folder_without_dataset_json_is_rejected(mbt: Door, folder: Path, tmp_pa
     (folder / "dataset.json").unlink()
     outcome = mbt("shards", "verify", folder)
     assert (outcome.code, "has no dataset.json" in outcome.err) == (2, True)
+
+
+def test_other_peoples_files_in_the_folder_are_not_faults(packed: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(packed, tmp_path / "out"))
+    pq.write_table(pq.read_table(out / "train.parquet").replace_schema_metadata(None), out / "mine.parquet")
+    for name in ("media.tar", "train-1.tar", "notes.parquet", "train-000000.tar.md5"):
+        (out / name).write_text("mine")
+    assert verify(out, workers=1).whole
