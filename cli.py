@@ -65,8 +65,7 @@ def audioset(subset: str, list_path: Path | None, source: str | None, **options:
     from mbt.prep.plan.plan import Plan
     from mbt.prep.run import PrepOptions, prepare
 
-    options["source"] = source or AUDIOSET.url_template
-    options["cap"] = options["cap"] or find_subset(AUDIOSET, subset).cap
+    options |= {"source": source or AUDIOSET.url_template, "cap": options["cap"] or find_subset(AUDIOSET, subset).cap}
     plan = Plan(dataset=AUDIOSET.name, task=AUDIOSET.task)
     chosen = PrepOptions.from_command_line(**options)
     config = config_text(click.get_current_context())

@@ -131,7 +131,7 @@ def prepare(
     read_labels: Callable[[], LabelSet],
     read_clips: Callable[[LabelSet], pa.Table],
     options: PrepOptions,
-    config: str = "",
+    config: str | None = None,
 ) -> int:
     """Run the stages of `mbt prep` and print the result of each; return the exit code.
 
@@ -140,7 +140,7 @@ def prepare(
         read_labels: returns the label set.
         read_clips: returns the clip table.
         options: the options of the command line.
-        config: the same as a TOML file, which is written to the folder; empty: none is written.
+        config: the same as the text of a TOML file, which is written to the folder; None: none is written.
 
     Raises:
         MbtError: anything that the user can fix.
@@ -161,7 +161,7 @@ def prepare(
     }
     ready = [check() for stage, check in stages.items() if options.stage in (None, stage)]
     with _lock(out, options.share):
-        if config and options.share.world == 1:
+        if config is not None and options.share.world == 1:
             write_text(out / CONFIG_FILE, config)
         while ready:
             missing = ready.pop(0)()  # The plan stage's table is freed when the stage is done.

@@ -90,10 +90,10 @@ def packing(server: Forks, collection: Collection, mbt: Door, tmp_path_factory: 
     rows = [f"whole,{start / 4},{start / 4 + 2},{'train' if start < 8 else 'eval'},a" for start in range(11)]
     (folder / "clips.csv").write_text("\n".join(["video_id,start,end,split,labels", *rows, "broken,0,2,train,b"]) + "\n")
     lists = ["--list", folder / "clips.csv", "--labels", collection.labels, "--source", collection.source]
+    run = ["prep", "custom", *lists, "--shard-samples", 4, "--workers", 2, "--short-side", 64]
     for stage in ("plan", "fetch"):
-        assert mbt("prep", "custom", *lists, "--out", folder / "planned", "--stage", stage).code == 0
-    options = ["--stage", "pack", "--shard-samples", 4, "--workers", 2, "--short-side", 64]
-    made = Packing(server, folder / "planned", [str(part) for part in ("prep", "custom", *lists, *options)], {}, 0.0)
+        assert mbt(*run, "--out", folder / "planned", "--stage", stage).code == 0
+    made = Packing(server, folder / "planned", [str(part) for part in (*run, "--stage", "pack")], {}, 0.0)
     process = made.start(made.fresh(folder / "whole"))
     begin = time.monotonic()
     assert process.code() == 0
