@@ -65,8 +65,9 @@ class Command(click.Command):
                 name, text = record
                 lists[getattr(parameter, "section", OTHER)].append((name.ljust(NAME_WIDTH), text))
         for section, records in lists.items():
-            with formatter.section(section):
-                formatter.write_dl(records)
+            if records:
+                with formatter.section(section):
+                    formatter.write_dl(records)
 
 
 def _read_config(context: click.Context, _: click.Parameter, path: Path | None) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from mbt.prep.fetch.options import FetchOptions
 
@@ -29,6 +30,7 @@ PATTERNS = (
     (re.compile(r"(?<![\w:/.<])~?/[^\s'\":,;)\]]+"), PRIVATE),
     (re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w.])(?::\d+)?"), PRIVATE),
     (re.compile(r"(?<![\w:])(?:[0-9A-Fa-f]{0,4}:){3,7}[0-9A-Fa-f]{0,4}(?![\w:])"), PRIVATE),
+    (re.compile(r"(?<![\w:])(?:[0-9A-Fa-f]{1,4}:)+:[0-9A-Fa-f:]*(?![\w:])"), PRIVATE),
     (re.compile(r"[A-Za-z0-9_%=-]{32,}"), PRIVATE),
 )
 """URLs (of YouTube's, the host is kept), headers and tokens by name, absolute paths, IP addresses, long random strings."""
@@ -56,6 +58,8 @@ class Redactor:
 
 def _surroundings() -> Iterator[str]:
     yield from (str(Path.home()), str(Path.cwd()), tempfile.gettempdir(), platform.node())
+    for proxy in getproxies().values():
+        yield from _with_parts(proxy)
     try:
         yield getpass.getuser()
     except (KeyError, OSError):  # A user without an entry in the password file, as in some containers.
@@ -71,11 +75,18 @@ def private_values(options: FetchOptions) -> Iterator[str]:
     """The values of all flags and settings, with the parts of URLs and the longer words among them."""
     words = [word.rpartition("=")[2] for text in _given(options) for word in _words(text) if not word.isdecimal()]
     for value in [*words, str(options.lanes or ""), *([options.source] if not is_youtube(options.source) else [])]:
-        yield value
         yield from re.findall(r"[\w+./%-]{8,}", value)
-        if "://" in value:
-            parts = urlsplit(value)
-            yield from (part for part in (parts.netloc, parts.hostname, parts.username, parts.password) if part)
+        yield from _with_parts(value)
+
+
+def _with_parts(value: str) -> list[str]:
+    """The value and, if it is a URL, its host, user and password."""
+    parts = urlsplit(value) if "://" in value else None
+    return (
+        [value, *(part for part in (parts.netloc, parts.hostname, parts.username, parts.password) if part)]
+        if parts
+        else [value]
+    )
 
 
 def _words(text: str) -> list[str]:

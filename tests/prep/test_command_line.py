@@ -46,6 +46,14 @@ def test_help_lists_every_option_in_one_of_the_sections(mbt: Door, dataset: str)
     assert done.out.split("Other options:")[1].count("\n  -h, --help ") == 1
 
 
+def test_help_of_doctor_lists_the_sections_that_have_options(mbt: Door) -> None:
+    done = mbt("doctor", "--help")
+    assert done.code == 0, done.err
+    sections = ["What to take", "Where it comes from", "How fast", "Where it goes", "Other options"]
+    assert [line[:-1] for line in done.out.splitlines() if line.endswith(":") and not line.startswith(" ")] == sections
+    assert "\n  --pilot N " in done.out
+
+
 @pytest.mark.parametrize(
     ("size", "count"),
     [("1500000000", 1_500_000_000), ("1.5GB", 1_500_000_000), ("500MB", 500_000_000), ("2 kB", 2000), ("1GiB", 1 << 30)],

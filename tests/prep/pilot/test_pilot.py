@@ -281,6 +281,23 @@ def test_a_stop_by_the_site_is_reported_and_a_later_run_continues(tube: Tube, tm
     assert report.alive.share == 0.5
 
 
+def test_a_site_that_serves_nothing_is_reported(tube: Tube, tmp_path: Path, mbt: Door) -> None:
+    tube.on_request = lambda number: "Sign in to confirm you’re not a bot"
+    done = pilot(mbt, tmp_path / "pilot")
+    assert done.code == 1
+    report = PilotReport.model_validate_json((tmp_path / "pilot" / "pilot.json").read_bytes())
+    assert (report.ended.state, report.asked, report.alive, report.forecast, len(tube.extracted)) == (
+        "stopped",
+        0,
+        None,
+        None,
+        1,
+    )
+    assert [(refusal.code, refusal.times) for refusal in report.refusals] == [("block.bot", 1)]
+    assert any("the site refused this address once" in advice.found for advice in report.advice)
+    assert "<p>Unknown: at least two clips must be fetched.</p>" in (tmp_path / "pilot" / "pilot.html").read_text()
+
+
 def test_an_interrupted_pilot_is_reported(tube: Tube, tmp_path: Path, mbt: Door) -> None:
     out = tmp_path / "pilot"
     tube.on_request = lambda number: os.kill(os.getpid(), signal.SIGINT) if number == 5 else None

@@ -12,6 +12,7 @@ from mbt.prep.pilot.redact import Redactor, option_names, private_values
 def redact(monkeypatch: pytest.MonkeyPatch) -> Redactor:
     monkeypatch.setattr("getpass.getuser", lambda: "alice")
     monkeypatch.setattr("platform.node", lambda: "al")
+    monkeypatch.setenv("https_proxy", "http://u1:p1@proxy.home.corp:3128")
     monkeypatch.setattr(Path, "home", lambda: Path("/home/Alice B"))
     return Redactor(["/data/a set"])
 
@@ -44,6 +45,8 @@ def test_what_helps_to_find_a_fault_stays(redact: Redactor, text: str) -> None:
         ("GET https://u:p@www.youtube.com/watch?v=dQw4w9WgXcQ&t=1 failed", "GET https://www.youtube.com/... failed"),
         ("https://youtube.com.evil.test/x?sig=1", "https://<private>"),
         ("from 198.51.100.7:443 and fe80::1ff:fe23:4567:890a", "from <private> and <private>"),
+        ("[fe80::1]:443, 2001:db8::7 and ::1", "[<private>]:443, <private> and ::1"),
+        ("HTTPSConnection(host='proxy.home.corp', port=3128)", "HTTPSConnection(host='<private>', port=3128)"),
         ("Authorization: Bearer abc def", "Authorization: <private>"),
         ("po_token=web+MnQ x", "po_token: <private>"),
         ("id " + "aB3" * 14, "id <private>"),
