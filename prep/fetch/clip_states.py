@@ -1,14 +1,22 @@
-"""The state of each clip while a plan is fetched: its last attempt, whether to request it, and room under the caps."""
+"""The state of each clip while a plan is fetched: its outcomes, whether to request it, and room under the caps."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from mbt.manifests.clips import Clip, iter_clips
+from mbt.prep.fetch.worker_share import WorkerShare
 from mbt.prep.plan.plan import read_plan
 from mbt.prep.plan.removed import is_removed
-from mbt.prep.state.ledger import LOST, NEVER_FETCHED, STOPPING_ACTIONS, Attempt, LedgerReader, states
+from mbt.prep.state.ledger import NO_OUTCOME_ACTIONS, Attempt, LedgerReader, add_outcome, fold
 from mbt.prep.state.selection import Selection, frozen_clips, packed_keys
+
+UNREAD = -1
+"""Place of an attempt of this run, whose row in the ledger is not needed again."""
 
 
 @dataclass(frozen=True)
@@ -20,78 +28,181 @@ class Fetched:
 
 
 class ClipStates:
-    """The clips of a plan and their states.
+    """The clips of a plan and their states; about 400 bytes of memory per clip.
 
-    A clip is settled when its outcome in this run is known. Where a split has a cap, clips are settled in plan order: whether
-    a clip still fits under the cap depends on those before it.
+    A clip is settled when its outcome of the first pass is known. Clips are settled in plan order: where a split has a cap,
+    whether a clip still fits under it depends on those before it. Late clips, whose first outcome was a failure, take the room
+    that is left after all clips are settled.
 
     Args:
         folder: the dataset folder.
         source: name of the source that clips are fetched from.
         removed: keys and video ids that are not fetched.
+        share: the videos that this worker fetches.
 
     Attributes:
         table: the clip table of the plan.
         has_caps: whether any split has a cap.
-        found: number of settled clips that have their media file.
-        missing: number of settled clips that do not.
+        num_own: number of clips that this worker fetches.
+        found: number of settled clips of this worker that have their media file.
     """
 
-    def __init__(self, folder: Path, source: str, removed: frozenset[str]) -> None:
+    def __init__(self, folder: Path, source: str, removed: frozenset[str], share: WorkerShare) -> None:
         plan, labels, self.table = read_plan(folder)
         self.has_caps = bool(plan.caps)
-        self.found = self.missing = 0
+        self.num_own = _num_own(self.table, share)
+        self.found = 0
+        self._folder = folder
         self._source = source
         self._removed = removed
+        self._share = share
         self._reader = LedgerReader(folder)
-        self._states = {key: state.checked(folder) for key, state in states(self._reader.new()).items()}
-        self._selection = Selection(plan.caps, len(labels), frozen_clips(folder, iter_clips(self.table)))
-        self._packed = packed_keys(folder, {key for key, state in self._states.items() if state.code == LOST})
+        self._media: dict[str, int] = {}
+        self._new_media: dict[str, Attempt] = {}
+        self._lost: set[str] = set()
+        self._retry: dict[str, list[Attempt]] = {}
+        self._dead: dict[str, list[Attempt]] = {}
+        self._late: set[str] = set()
+        self._missing: set[str] = set()
+        self._due: list[tuple[float, str]] = []
+        for attempt, place in self._reader.new_with_place():
+            self._add(attempt, place)
+        self._packed = packed_keys(folder, self._lost)
+        self._selection = Selection(plan.caps, len(labels), frozen_clips(folder, iter_clips(self.table)) if plan.caps else ())
 
     def state(self, clip: Clip) -> Attempt | None:
         """The state of a clip, or None if it was never requested."""
-        return self._states.get(clip.key)
+        if outcomes := self._retry.get(clip.key) or self._dead.get(clip.key):
+            return fold(outcomes)
+        if attempt := self._new_media.get(clip.key):
+            return attempt
+        place = self._media.get(clip.key, UNREAD)
+        return None if place == UNREAD else self._reader.read(place)
 
     def is_open(self, clip: Clip) -> bool:
         """Whether the clip can still become part of the dataset, given the clips that are settled."""
         return self._selection.has_room(clip) and not is_removed(clip, self._removed)
 
-    def is_wanted(self, clip: Clip, now: float) -> bool:
-        """Whether the clip should be requested at this Unix time, in seconds."""
-        if clip.key in self._packed or not self.is_open(clip):
-            return False
-        state = self.state(clip)
-        if state is None:
-            return True
-        if state.path is not None:
-            return False
-        may_retry = not state.final and state.not_before <= now
-        return may_retry or state.source != self._source
+    def has_media(self, clip: Clip) -> bool:
+        """Whether the clip has its media file, or needs none because it is packed."""
+        return clip.key in self._media or clip.key in self._packed
+
+    def has_outcome(self, clip: Clip) -> bool:
+        """Whether the clip was served or refused. A clip whose media file is lost has none."""
+        outcomes = self._retry.get(clip.key) or self._dead.get(clip.key)
+        return self.has_media(clip) or (outcomes is not None and not outcomes[-1].is_absent)
+
+    def is_new(self, clip: Clip) -> bool:
+        """Whether the clip must be requested in the first pass."""
+        return not self.has_outcome(clip) and self.is_open(clip)
+
+    def due(self, now: float) -> list[Clip]:
+        """The failed clips of this worker whose retry is due at Unix time `now`, in plan order; call it after `settle_late`."""
+        keys = {key for key, outcomes in self._retry.items() if fold(outcomes).not_before <= now}
+        keys |= {key for each in (self._retry, self._dead) for key, own in each.items() if own[-1].source != self._source}
+        clips = [clip for clip in self._planned(keys) if self._share.owns(clip.video_id) and self.is_open(clip)]
+        for key in keys - {clip.key for clip in clips}:
+            self._retry.pop(key, None)
+        return clips
+
+    def next_due(self) -> float | None:
+        """Unix time in seconds from which the next clip is due, or None."""
+        while self._due:
+            not_before, key = self._due[0]
+            if key in self._retry and fold(self._retry[key]).not_before == not_before:
+                return not_before
+            heappop(self._due)
+        return None
 
     def update(self, attempts: Iterable[Attempt]) -> None:
-        """Apply the results of attempts, except those that stopped a lane or the run, which say nothing about a clip."""
-        self._states |= {attempt.key: attempt for attempt in attempts if attempt.action not in STOPPING_ACTIONS}
+        """Apply the results of this worker's attempts."""
+        for attempt in attempts:
+            self._add(attempt, UNREAD)
 
     def update_from_ledger(self) -> None:
         """Apply what other workers have written to their ledger files since the last call."""
-        self.update(self._reader.new())
+        for attempt, place in self._reader.new_with_place(but=self._share.worker):
+            self._add(attempt, place)
 
-    def settle(self, clip: Clip, own: bool = True) -> None:
-        """Count the clip against its caps if it has its media file; call it once the clip's outcome is known.
+    def settle(self, clip: Clip) -> Attempt | None:
+        """Count a clip whose outcome of the first pass is known: against its caps, if it came on time.
 
         Args:
             clip: a clip; all clips before it are settled.
-            own: whether this worker fetches the clip, and so counts it in `found` or `missing`.
+
+        Returns:
+            The clip's state; None if it was never requested or came late.
         """
-        if not self.is_open(clip):
-            return
-        has_media = clip.key in self._packed or self._states.get(clip.key, NEVER_FETCHED).path is not None
-        if has_media:
-            self._selection.take(clip)
-        self.found += own and has_media
-        self.missing += own and not has_media
+        came_late = clip.key in self._late and self.has_media(clip)
+        if self.is_open(clip):
+            if self.has_media(clip) and not came_late:
+                self._take(clip)
+            elif self._share.owns(clip.video_id):
+                self._missing.add(clip.key)
+        attempt = None if came_late else self.state(clip)
+        self._new_media.pop(clip.key, None)
+        return attempt
+
+    def settle_late(self, clips: Iterable[Clip] | None = None) -> None:
+        """Count late clips that have media against what is left of the caps.
+
+        Args:
+            clips: the clips to count; None: all, once all clips are settled.
+        """
+        for clip in self._planned(self._late) if clips is None else clips:
+            if self.has_media(clip):
+                self._missing.discard(clip.key)
+                self._new_media.pop(clip.key, None)
+                if self.is_open(clip):
+                    self._take(clip)
 
     @property
     def counts(self) -> Fetched:
         """The settled clips that this worker fetches, counted."""
-        return Fetched(self.found, self.missing)
+        return Fetched(self.found, len(self._missing))
+
+    def _take(self, clip: Clip) -> None:
+        self._selection.take(clip)
+        self.found += self._share.owns(clip.video_id)
+
+    def _planned(self, keys: Collection[str]) -> Iterator[Clip]:
+        """The clips with these keys, in plan order."""
+        return iter_clips(self.table.filter(pc.is_in(self.table["key"], value_set=pa.array(list(keys), pa.string()))))
+
+    def _add(self, attempt: Attempt, place: int) -> None:
+        """Apply the next attempt at a clip; `place` is that of its row in the ledger."""
+        if attempt.action in NO_OUTCOME_ACTIONS:
+            return
+        key = attempt.key
+        outcomes = self._retry.pop(key, None) or self._dead.pop(key, None) or []
+        is_first = all(own.is_absent for own in outcomes) and key not in self._media and key not in self._lost
+        if attempt.code == "ok":
+            self._add_media(attempt, place)
+            return
+        if is_first and not attempt.is_absent:
+            self._late.add(key)
+        add_outcome(outcomes, attempt)
+        if not outcomes:
+            self._late.discard(key)
+            return
+        self._media.pop(key, None)
+        state = fold(outcomes)
+        (self._dead if state.final else self._retry)[key] = outcomes
+        if not state.final:
+            heappush(self._due, (state.not_before, key))
+
+    def _add_media(self, attempt: Attempt, place: int) -> None:
+        if attempt.checked(self._folder).path is None:
+            self._media.pop(attempt.key, None)
+            self._lost.add(attempt.key)
+            return
+        self._media[attempt.key] = place
+        if place == UNREAD:
+            self._new_media[attempt.key] = attempt
+
+
+def _num_own(table: pa.Table, share: WorkerShare) -> int:
+    if share.world == 1:
+        return table.num_rows
+    chunks = table["video_id"].iterchunks()
+    return sum(share.owns(video_id) for chunk in chunks for video_id in chunk.to_pylist())

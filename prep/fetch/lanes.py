@@ -30,7 +30,7 @@ class VideoSource(Protocol):
     name: str
 
     def fetch(self, video_id: str, clips: Sequence[Clip]) -> list[Answer]:
-        """The result of each clip of a video."""
+        """The result of each clip of a video; the last clips may be missing after a result that stops the lane."""
 
     def probe(self, video_id: str) -> Offer | Verdict:
         """What the site offers for a video, or why it offers nothing."""

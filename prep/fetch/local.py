@@ -18,6 +18,7 @@ from mbt.manifests.errors import InputError
 from mbt.manifests.progress import progress
 from mbt.prep.fetch.clip_states import ClipStates, Fetched
 from mbt.prep.fetch.options import FetchOptions
+from mbt.prep.fetch.worker_share import WorkerShare
 from mbt.prep.media.duration import duration_s
 from mbt.prep.media.ffmpeg import ClipError
 from mbt.prep.sources.archives import COPIES_FOLDER, Archive, copy_members
@@ -46,20 +47,20 @@ def find_local_clips(folder: Path, source: LocalFolder, options: FetchOptions = 
         InputError: the files of some clips are ambiguous; all others are found all the same.
         StorageError: no space left.
     """
-    states = ClipStates(folder, source.name, options.removed)
+    states = ClipStates(folder, source.name, options.removed, WorkerShare())
     for unread in source.unread:
         _report(f"cannot read {unread}")
     search = _Search(source, states.table, _copy_from_archives(folder, source, states))
     ambiguous: list[Attempt] = []
     total = states.table.num_rows
     with (
-        LedgerWriter(folder, "fetch-0") as ledger,
+        LedgerWriter(folder, WorkerShare().worker) as ledger,
         progress(total, "fetch", "clip") as bar,
         ThreadPoolExecutor(cores()) as pool,
     ):
         for start in range(0, total, BATCH):
             clips = table_clips(states.table.slice(start, BATCH))
-            wanted = [clip for clip in clips if states.is_wanted(clip, time.time())]
+            wanted = [clip for clip in clips if states.lacks_media(clip)]
             attempts = list(pool.map(lambda clip: search.attempt(clip, folder), wanted))
             ledger.append(attempts)
             states.update(attempts)
@@ -67,6 +68,7 @@ def find_local_clips(folder: Path, source: LocalFolder, options: FetchOptions = 
             for clip in clips:
                 states.settle(clip)
             bar.update(len(clips))
+    states.settle_late()
     if not states.found and source.example:
         _report(
             f"no file in {source.place} is named after a clip; {source.example} is one of them, "
@@ -170,10 +172,9 @@ def _copy_from_archives(folder: Path, source: LocalFolder, states: ClipStates) -
 def _rows_without_video(source: LocalFolder, states: ClipStates) -> dict[str, list[int]]:
     """Rows of the wanted clips that have no video file, by the names in `base_names`."""
     rows: dict[str, list[int]] = defaultdict(list)
-    now = time.time()
     for start in range(0, states.table.num_rows, BATCH):
         for row, clip in enumerate(table_clips(states.table.slice(start, BATCH)), start):
-            if states.is_wanted(clip, now) and not source.has_pictures(clip):
+            if states.lacks_media(clip) and not source.has_pictures(clip):
                 for name in base_names(clip):
                     rows[name].append(row)
     return rows

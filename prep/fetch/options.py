@@ -19,7 +19,7 @@ class FetchOptions:
         rank: this worker's number among `world`; None: Slurm's.
         world: number of workers that fetch the same plan; None: Slurm's.
         removed: keys and video ids that are not fetched.
-        seed: seed of the order in which videos are fetched.
+        until_done: wait for retries that are due later, until there is none left.
     """
 
     source: str = AUDIOSET.url_template
@@ -29,7 +29,7 @@ class FetchOptions:
     rank: int | None = None
     world: int | None = None
     removed: frozenset[str] = frozenset()
-    seed: int = 0
+    until_done: bool = False
 
     @property
     def is_remote(self) -> bool:

@@ -1,31 +1,32 @@
-"""The videos of a plan in fetching order, of which only the next few are open at a time."""
+"""The videos of a pass in order, of which only the next few are open at a time."""
 
-import hashlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
-
-import numpy as np
-import pyarrow as pa
-from tqdm import tqdm
 
 from mbt.manifests.clips import Clip, iter_clips
 from mbt.prep.fetch.clip_states import ClipStates
 from mbt.prep.fetch.worker_share import WorkerShare
 from mbt.prep.state.ledger import Attempt
 
+MAX_STEPS = 10_000
+"""Maximum videos that are opened in one call, so that the caller can see to other things."""
+Settled = Callable[[Clip, Attempt | None], None]
+
 
 @dataclass(eq=False)
 class Video:
-    """The clips of one video.
+    """Clips of one video that follow each other in the order of a pass.
 
     Attributes:
         video_id: the video's name at its source.
-        clips: clips that follow each other in fetching order.
+        clips: the clips.
         own: whether this worker fetches them.
         wanted: clips that are still to be requested, or being requested.
         previous: state of the first wanted clip before this run.
+        refetched: whether its URLs were extracted anew since it was opened.
+        network_failures: how often the network failed since it was opened.
     """
 
     video_id: str
@@ -33,90 +34,139 @@ class Video:
     own: bool
     wanted: list[Clip] = field(default_factory=list)
     previous: Attempt | None = None
+    refetched: bool = False
+    network_failures: int = 0
 
 
-def videos_in_order(states: ClipStates, share: WorkerShare, seed: int) -> Iterator[Video]:
-    """The videos of the plan in fetching order.
-
-    With caps it is the order of the plan, and the videos of other workers are included, since their clips fill the caps too.
-    Without caps it is pseudo-random.
-    """
-    table = states.table
-    if not states.has_caps:
-        names = (f"{seed}:{video_id}" for video_id in table["video_id"].to_pylist())
-        ranks = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") for name in names]
-        table = table.take(pa.array(np.argsort(np.array(ranks, np.uint64), kind="stable")))
-    for video_id, clips in groupby(iter_clips(table), lambda clip: clip.video_id):
+def planned_videos(states: ClipStates, share: WorkerShare) -> Iterator[Video]:
+    """The videos of the plan in its order; those of other workers only with caps, which their clips fill too."""
+    for video_id, clips in groupby(iter_clips(states.table), lambda clip: clip.video_id):
         own = share.owns(video_id)
         if own or states.has_caps:
             yield Video(video_id, list(clips), own)
 
 
-class VideoWindow:
-    """The videos from the first whose outcome is unknown, up to `size` of them.
+def videos_of(clips: Iterable[Clip]) -> Iterator[Video]:
+    """The videos of clips that this worker fetches."""
+    for video_id, own in groupby(clips, lambda clip: clip.video_id):
+        yield Video(video_id, list(own), True)
 
-    Videos are requested before the outcome of those before them is known, so some requests may turn out to exceed a cap; the
-    window limits how many.
+
+class Pass:
+    """One pass over videos: opens them in order.
 
     Args:
-        videos: all videos, in fetching order.
-        size: maximum number of open videos.
+        videos: the videos.
         states: states of their clips.
-        bar: progress bar, in clips that this worker fetches.
 
     Attributes:
         is_exhausted: no further video will come.
     """
 
-    def __init__(self, videos: Iterator[Video], size: int, states: ClipStates, bar: "tqdm[None]") -> None:
+    def __init__(self, videos: Iterator[Video], states: ClipStates) -> None:
         self.is_exhausted = False
+        self.states = states
         self._videos = videos
-        self._size = size
-        self._states = states
-        self._bar = bar
-        self._open: deque[Video] = deque()
 
     @property
-    def first(self) -> Video:
-        """The first video whose outcome is unknown."""
-        return self._open[0]
+    def awaited(self) -> Video | None:
+        """A video of another worker, for whose outcome this pass waits."""
+        return None
 
-    def advance(self, now: float) -> Iterator[Video]:
-        """Open further videos while there is room, and yield those that this worker must request at Unix time `now`."""
-        while not self.is_exhausted and len(self._open) < self._size:
-            video = next(self._videos, None)
-            if video is None:
-                self.is_exhausted = True
+    def advance(self) -> Iterator[Video]:
+        """Open further videos, and yield those that this worker must request."""
+        for _ in range(MAX_STEPS):
+            if not self.has_room() or (video := self._next()) is None:
                 return
-            self._open.append(video)
             if video.own:
-                video.wanted = [clip for clip in video.clips if self._states.is_wanted(clip, now)]
+                video.wanted = [clip for clip in video.clips if self.is_wanted(clip)]
             if video.wanted:
-                video.previous = self._states.state(video.wanted[0])
+                video.previous = self.states.state(video.wanted[0])
+            self.opened(video)
+            if video.wanted:
                 yield video
-            self.settle_known()
 
-    def settle_known(self) -> None:
+    def has_room(self) -> bool:
+        """Whether a further video may be opened."""
+        return True
+
+    def is_wanted(self, clip: Clip) -> bool:
+        """Whether a clip must be requested in this pass."""
+        return self.states.is_open(clip)
+
+    def opened(self, video: Video) -> None:
+        """Called with each video, before it is requested."""
+
+    def settle(self, clips: Iterable[Clip]) -> None:
+        """Count what has become known; `clips` have got their outcome."""
+        self.states.settle_late(clips)
+
+    def end(self) -> None:
+        """Called when all of its videos have been requested."""
+
+    def _next(self) -> Video | None:
+        video = next(self._videos, None)
+        self.is_exhausted = video is None
+        return video
+
+
+class FirstPass(Pass):
+    """The pass over the plan, in which every clip that has no outcome is requested.
+
+    The window holds the videos from the first whose outcome is unknown. Videos are requested before the outcome of those before
+    them is known, so some requests may turn out to exceed a cap; the size of the window limits how many.
+
+    Args:
+        videos: the videos of the plan, in its order.
+        states: states of their clips.
+        size: maximum number of videos in the window.
+        settled: called with each clip, in order, and its state (None if it was never requested or came late).
+    """
+
+    def __init__(self, videos: Iterator[Video], states: ClipStates, size: int, settled: Settled) -> None:
+        super().__init__(videos, states)
+        self._size = size
+        self._settled = settled
+        self._window: deque[Video] = deque()
+
+    @property
+    def awaited(self) -> Video | None:
+        """The first video of the window, if another worker fetches it."""
+        return self._window[0] if self._window and not self._window[0].own else None
+
+    def has_room(self) -> bool:
+        """Whether the window has room for a video."""
+        return len(self._window) < self._size
+
+    def is_wanted(self, clip: Clip) -> bool:
+        """Whether a clip has no outcome and can still become part of the dataset."""
+        return self.states.is_new(clip)
+
+    def opened(self, video: Video) -> None:
+        """Add a video to the window."""
+        self._window.append(video)
+        if not video.wanted:
+            self.settle(())
+
+    def settle(self, clips: Iterable[Clip]) -> None:
         """Settle videos, beginning with the first, until one has an unknown outcome."""
-        while self._open and self._is_known(self._open[0]):
+        while self._window and self._is_known(self._window[0]):
             self._settle_first()
 
-    def settle_all(self) -> None:
-        """Settle the videos that are still open: those that other workers have yet to fetch."""
-        while self._open:
+    def end(self) -> None:
+        """Settle the videos that other workers have yet to fetch, and then the clips that came late."""
+        while self._window:
             self._settle_first()
+        self.states.settle_late()
 
     def _settle_first(self) -> None:
-        video = self._open.popleft()
-        for clip in video.clips:
-            self._states.settle(clip, video.own)
-        if video.own:
-            self._bar.update(len(video.clips))
+        for clip in self._window.popleft().clips:
+            self._settled(clip, self.states.settle(clip))
 
     def _is_known(self, video: Video) -> bool:
         if video.own:
             return not video.wanted
-        unknown = [clip for clip in video.clips if self._states.is_open(clip) and self._states.state(clip) is None]
+        unknown = [clip for clip in video.clips if self.states.is_new(clip)]
         if unknown:
-            self._states.update_from_ledger()
-        return all(self._states.state(clip) is not None for clip in unknown)
+            self.states.update_from_ledger()
+        return not any(self.states.is_new(clip) for clip in unknown)

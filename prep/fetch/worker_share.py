@@ -25,6 +25,11 @@ class WorkerShare:
             what = f"--rank {self.rank} does not exist with --world {self.world}"
             raise InputError(what, f"Choose a rank from 0 to {self.world - 1}")
 
+    @property
+    def worker(self) -> str:
+        """The worker's name in the ledger."""
+        return f"fetch-{self.rank}"
+
     def owner(self, video_id: str) -> int:
         """Rank of the worker that fetches a video."""
         return int.from_bytes(hashlib.sha256(video_id.encode()).digest()[:8], "big") % self.world

@@ -48,13 +48,14 @@ def pack(folder: Path, options: PackOptions) -> DatasetInfo:
     freeze_settings(folder, settings)
     attempts = list(LedgerReader(folder).new())
     ledger = {key: attempt.checked(folder) for key, attempt in states(attempts).items()}
+    late = late_keys(attempts)
     selection = Selection(plan.caps, len(labels), frozen_clips(folder, iter_clips(table)))
-    table = table.take(pa.array([row for row, _ in select_clips(iter_clips(table), ledger, selection)], pa.int64()))
+    table = table.take(pa.array([row for row, _ in select_clips(iter_clips(table), ledger, late, selection)], pa.int64()))
     splits = dict(zip(table["key"].to_pylist(), table["split"].to_pylist(), strict=True))
     fetched = [key for key in splits if key in ledger and ledger[key].path is not None]
     assignment = Assignment(folder, settings)
     assignment.check(splits)
-    assignment.extend({key: splits[key] for key in packing_sequence(fetched, late_keys(attempts))})
+    assignment.extend({key: splits[key] for key in packing_sequence(fetched, late)})
     assignment.save()
     raw_files = RawFiles(folder, options)
     raw_files.add(iter_clips(table), ledger)

@@ -15,7 +15,7 @@ from mbt.prep.plan.plan import Plan, read_plan
 from mbt.prep.report.lanes import SAME_VIDEO_S, lane_reports, read_rows
 from mbt.prep.report.model import ClassReport, Pace, Reason, Refusal, Report, Share, Span, SplitReport
 from mbt.prep.state.failure_codes import HOUR_S, Action
-from mbt.prep.state.ledger import LOST, STOPPING_ACTIONS, Attempt, states
+from mbt.prep.state.ledger import LOST, NO_OUTCOME_ACTIONS, Attempt, states
 from mbt.prep.state.selection import Selection, finished_here, frozen_clips, read_assignment
 from mbt.prep.state.shard_record import Failure, ShardRecord
 
@@ -37,7 +37,7 @@ def make_report(folder: Path, now: float) -> Report:
     plan, labels, table = read_plan(folder)
     clips = table_clips(table)
     rows, media = read_rows(folder)
-    attempts = [row for row in rows if row.action not in STOPPING_ACTIONS]
+    attempts = [row for row in rows if row.action not in NO_OUTCOME_ACTIONS]
     records = read_records(folder)
     sampled = {row["key"] for record in records for row in record.rows}
     unpackable = {failed.key: failed for record in records for failed in record.failures if failed.stage == "pack"}
@@ -197,10 +197,10 @@ def _reasons(failures: Iterable[Attempt]) -> tuple[Reason, ...]:
 
 
 def _refusals(rows: Iterable[Attempt]) -> tuple[Refusal, ...]:
-    """The rows that stopped a lane or a run; those of one video were written together."""
+    """The rows that say nothing about a clip, but about a lane, the run or the network; those of one video were written together."""
     by_reason: dict[tuple[str, str], list[Attempt]] = defaultdict(list)
     for row in rows:
-        if row.action in STOPPING_ACTIONS:
+        if row.action in NO_OUTCOME_ACTIONS:
             by_reason[row.code, row.action].append(row)
     found = [
         Refusal(code=code, action=action, times=_bursts(own), example=own[-1].message)

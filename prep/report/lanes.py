@@ -11,7 +11,7 @@ import numpy as np
 
 from mbt.prep.report.model import LaneReport, Pause
 from mbt.prep.state.failure_codes import HOUR_S, Action
-from mbt.prep.state.ledger import STOPPING_ACTIONS, Attempt, LedgerReader
+from mbt.prep.state.ledger import NO_OUTCOME_ACTIONS, Attempt, LedgerReader
 
 REFUSALS = {action.label for action in Action if action.stops == "lane"}
 PAUSE_S = 600.0
@@ -63,7 +63,7 @@ def _natural_order(name: str) -> list[str | int]:
 
 
 def _lane(name: str, rows: Sequence[Attempt], traffic: Traffic, available: int, now: float) -> LaneReport:
-    times = np.array([row.time for row in rows if row.action not in STOPPING_ACTIONS])
+    times = np.array([row.time for row in rows if row.action not in NO_OUTCOME_ACTIONS])
     refusals = [row for row in rows if row.action in REFUSALS and row.not_before > row.time]
     return LaneReport(
         name=name,

@@ -123,7 +123,7 @@ class YtDlp:
         }
 
     def fetch(self, video_id: str, clips: Sequence[Clip]) -> list[Answer]:
-        """The result of each clip of a video, from one extraction.
+        """The result of each clip of a video, from one extraction; after one that stops the lane, the others are not requested.
 
         Raises:
             StorageError: no space left.
@@ -205,9 +205,14 @@ class YtDlp:
     def _fetch_clips(
         self, clips: Sequence[Clip], video: Source, audio: Source, client: MediaClient, effort: Effort
     ) -> list[Answer]:
-        """Fetch the byte ranges of clips; the effort of the extraction counts for the first clip."""
-        shared = replace(effort, extract_s=0.0, wait_s=0.0)
-        return [self._fetch_clip(clip, video, audio, client, shared if i else effort) for i, clip in enumerate(clips)]
+        """Fetch the byte ranges of clips, up to the first that stops the lane; the extraction's effort counts for the first."""
+        answers: list[Answer] = []
+        for clip in clips:
+            answers.append(self._fetch_clip(clip, video, audio, client, effort))
+            effort = replace(effort, extract_s=0.0, wait_s=0.0)
+            if isinstance(answers[-1].result, Verdict) and answers[-1].result.action.stops:
+                break
+        return answers
 
     def _fetch_clip(self, clip: Clip, video: Source, audio: Source, client: MediaClient, effort: Effort) -> Answer:
         target = self._raw(clip.video_id, f"{clip.key}.mkv")

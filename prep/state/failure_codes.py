@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Container
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from enum import Enum
 from itertools import chain
 from typing import Literal
@@ -41,7 +41,7 @@ class Action(Enum):
 
     Attributes:
         label: name in the ledger.
-        uses_attempt: whether it counts as one of the clip's attempts.
+        uses_attempt: whether it counts as one of the clip's attempts; otherwise it says nothing about the clip.
         retry_after_s: seconds before a retry (on this lane for COOL and BLOCK); None: no retry.
         stops: what must stop: nothing, the lane (one network address), or the whole run.
     """
@@ -55,6 +55,9 @@ class Action(Enum):
     BLOCK = "block", False, 6 * HOUR_S, "lane"
     ENVIRONMENT = "environment", False, 0.0, "run"
     NETWORK = "network", False, 0.0, ""
+    """An outage, if it meets several videos in a row; otherwise it is the video's own and becomes LATER (see `Outage`)."""
+    AGAIN = "again", False, 0.0, ""
+    """Asked again at once, with fresh URLs; if it fails again it becomes LATER."""
     BYTES = "bytes", True, HOUR_S, ""
     INPUT = "input", True, None, ""
 
@@ -86,8 +89,13 @@ class Verdict:
     @property
     def answered(self) -> bool:
         """Whether the site explained what is wrong with this particular video."""
-        vague = (Action.NETWORK, Action.BYTES, Action.COOL, Action.BLOCK, Action.ENVIRONMENT, Action.CONFIRM)
-        return self.action not in vague and self.code != UNKNOWN and not self.code.startswith("env.")
+        vague = (Action.NETWORK, Action.AGAIN, Action.BYTES, Action.COOL, Action.BLOCK, Action.ENVIRONMENT, Action.CONFIRM)
+        return self.action not in vague and self.code != UNKNOWN and not self.code.startswith(("env.", "net."))
+
+    @property
+    def as_later(self) -> "Verdict":
+        """This failure as one of the clip's own, to be retried later."""
+        return replace(self, action=Action.LATER, retry_after_s=Action.LATER.retry_after_s)
 
 
 @dataclass(frozen=True)
@@ -257,7 +265,7 @@ TABLE = (
         Action.CONFIRM,
         text=r"Video unavailable|This video is (unavailable|no longer available|not available)|does not exist",
     ),
-    Row("bytes.403", Action.BYTES, text=r"HTTP Error 403", status=(403,), media=True),
+    Row("bytes.403", Action.AGAIN, text=r"HTTP Error 403", status=(403,), media=True),
     Row(
         "bytes.gone", Action.BYTES, text=r"HTTP Error 404|HTTP Error 410|fragment \d+ not found", status=(404, 410), media=True
     ),
@@ -305,7 +313,7 @@ TABLE = (
     ),
     Row("net.timeout", Action.NETWORK, text=r"timed out", kinds=("TimeoutError",)),
     Row("net.5xx", Action.NETWORK, text=r"HTTP Error 408|HTTP Error 5\d\d", status=(408, *range(500, 600))),
-    Row("net.404_page", Action.NETWORK, text=r"HTTP Error 404|HTTP Error 410", status=(404, 410), media=False, youtube=True),
+    Row("net.404_page", Action.LATER, text=r"HTTP Error 404|HTTP Error 410", status=(404, 410), media=False, youtube=True),
     Row("net.other", Action.NETWORK, text=r"^\[download\] Got error", weak_kinds=("TransportError",)),
     Row(UNKNOWN, Action.LATER, text=""),
 )

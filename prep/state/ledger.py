@@ -1,7 +1,10 @@
 """The ledger of fetching: append-only JSON lines, one attempt per line, one file per worker; `fold` gives a clip's state."""
 
+import heapq
 import json
+import math
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -13,13 +16,19 @@ from mbt.prep.state.failure_codes import HOUR_S, Action
 
 LEDGER_FOLDER = "work/ledger"
 LOST = "fetch.lost"
+LOCAL = "local"
+"""Name of a local folder as a source."""
 COUNTED_ACTIONS = {action.label for action in Action if action.uses_attempt}
-STOPPING_ACTIONS = {action.label for action in Action if action.stops}
-"""Actions that stop a lane or the run; they say nothing about the clip."""
+NO_OUTCOME_ACTIONS = {action.label for action in Action if not action.uses_attempt}
+"""Actions on failures of the lane, the run or the network: they say nothing about the clip."""
+WITHDRAWN = "withdrawn"
+"""Action of a row that withdraws the failure before it: the source was not to be believed."""
 MAX_ATTEMPTS = 6
 WAITS_S = (1 * HOUR_S, 6 * HOUR_S, 24 * HOUR_S, 72 * HOUR_S)
 """Seconds between the counted attempts at a clip; the last value applies to all later ones."""
 CONFIRMED_AFTER_S = 24 * HOUR_S
+MAX_FILE = 1 << 40
+"""Maximum bytes of a ledger file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +62,11 @@ class Attempt:
     final: bool = False
     not_before: float = 0.0
     time: float = 0.0
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether the clip was not in a local folder."""
+        return self.source == LOCAL and self.code != "ok"
 
     def checked(self, folder: Path) -> "Attempt":
         """This attempt, or `fetch.lost` instead if its media file is missing or has another size than recorded."""
@@ -98,7 +112,12 @@ NEVER_FETCHED = Attempt(key="", source="", code="fetch.pending", message="not fe
 
 
 class LedgerWriter:
-    """Appends attempts to one worker's ledger file; each line is on disk when `append` returns."""
+    """Appends attempts to one worker's ledger file; each line is on disk when `append` returns.
+
+    Args:
+        folder: the dataset folder.
+        worker: name of the file without suffix.
+    """
 
     def __init__(self, folder: Path, worker: str) -> None:
         self.path = folder / LEDGER_FOLDER / f"{worker}.jsonl"
@@ -106,9 +125,8 @@ class LedgerWriter:
     def __enter__(self) -> "LedgerWriter":
         with storage_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            cut_off = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
             self._file: TextIO = self.path.open("a", encoding="utf-8")
-            if cut_off:
+            if _is_cut_off(self.path):
                 self._file.write("\n")
         return self
 
@@ -130,6 +148,14 @@ class LedgerWriter:
             os.fsync(self._file.fileno())
 
 
+def _is_cut_off(path: Path) -> bool:
+    """Whether the last line of a file has no end."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 1, 0))
+        return file.read() not in (b"", b"\n")
+
+
 class LedgerReader:
     """Reads the ledger files of a folder; each call continues after the last one. Lines cut off by a crash are skipped.
 
@@ -142,38 +168,63 @@ class LedgerReader:
         self._read: dict[Path, int] = {}
 
     def new(self) -> Iterator[Attempt]:
-        """The new attempts of all workers; those of one worker are in order of time."""
-        return (attempt for attempt, _ in self._all_new_rows())
+        """The new attempts of all workers, in order of time."""
+        return (attempt for attempt, _, _ in self._all_new_rows())
 
     def new_with_effort(self) -> Iterator[tuple[Attempt, Effort]]:
         """The new attempts, each with its cost."""
-        return ((attempt, _effort(row)) for attempt, row in self._all_new_rows())
+        return ((attempt, _effort(row)) for attempt, row, _ in self._all_new_rows())
 
-    def _all_new_rows(self) -> Iterator[tuple[Attempt, dict[str, Any]]]:
-        for path in sorted(self._folder.glob("*.jsonl")):
-            yield from self._new_rows(path)
+    def new_with_place(self, but: str = "") -> Iterator[tuple[Attempt, int]]:
+        """The new attempts, each with its place, by which `read` finds it again.
 
-    def _new_rows(self, path: Path) -> Iterator[tuple[Attempt, dict[str, Any]]]:
+        Args:
+            but: a worker whose file is not read.
+        """
+        return ((attempt, place) for attempt, _, place in self._all_new_rows(but))
+
+    def read(self, place: int) -> Attempt:
+        """The attempt at a place."""
+        number, offset = divmod(place, MAX_FILE)
+        with list(self._read)[number].open("rb") as file:
+            file.seek(offset)
+            parsed = _parse(file.readline())
+        assert parsed is not None
+        return parsed[0]
+
+    def _all_new_rows(self, but: str = "") -> Iterator[tuple[Attempt, dict[str, Any], int]]:
+        files = [self._new_rows(path) for path in sorted(self._folder.glob("*.jsonl")) if path.stem != but]
+        return heapq.merge(*files, key=lambda row: row[0].time)
+
+    def _new_rows(self, path: Path) -> Iterator[tuple[Attempt, dict[str, Any], int]]:
+        begin = self._read.setdefault(path, 0)
+        number = list(self._read).index(path)
         with path.open("rb") as file:
-            file.seek(self._read.get(path, 0))
+            file.seek(begin)
             for line in file:
                 parsed = _parse(line)
                 if parsed is None and not line.endswith(b"\n"):
                     break
-                self._read[path] = self._read.get(path, 0) + len(line)
+                place = number * MAX_FILE + self._read[path]
+                self._read[path] += len(line)
                 if parsed is not None:
-                    yield parsed
+                    yield *parsed, place
 
 
 COLUMNS = frozenset(field.name for field in fields(Attempt))
 EFFORT_COLUMNS = frozenset(field.name for field in fields(Effort))
+REPEATED_COLUMNS = frozenset({"source", "lane", "code", "action", "message"})
+"""Columns with few different values, which are kept in memory once."""
 
 
 def _parse(line: bytes) -> tuple[Attempt, dict[str, Any]] | None:
     """The attempt in a line, and its whole row; None if the line is not valid."""
     try:
         row = json.loads(line)
-        return Attempt(**{name: value for name, value in row.items() if name in COLUMNS}), row
+        values = {
+            name: sys.intern(value) if name in REPEATED_COLUMNS else value for name, value in row.items() if name in COLUMNS
+        }
+        return Attempt(**values), row
     except (ValueError, TypeError, AttributeError):
         return None
 
@@ -190,24 +241,53 @@ def read_ledger(folder: Path) -> dict[str, Attempt]:
 
 def states(attempts: Iterable[Attempt]) -> dict[str, Attempt]:
     """The state of each clip that was served or refused, by `fold`; the attempts may come in any order."""
+    return {key: fold(own) for key, own in _outcomes_by_clip(attempts).items()}
+
+
+def late_keys(attempts: Iterable[Attempt]) -> set[str]:
+    """The clips whose first outcome was a failure; the attempts may come in any order.
+
+    That a clip was not in a local folder is no outcome here: the others come from elsewhere, on time.
+    """
+    first = (
+        (key, next((own for own in outcomes if not own.is_absent), None))
+        for key, outcomes in _outcomes_by_clip(attempts).items()
+    )
+    return {key for key, attempt in first if attempt is not None and attempt.code != "ok"}
+
+
+def _outcomes_by_clip(attempts: Iterable[Attempt]) -> dict[str, list[Attempt]]:
     by_clip: dict[str, list[Attempt]] = {}
     for attempt in attempts:
-        if attempt.action not in STOPPING_ACTIONS:
+        if attempt.action not in NO_OUTCOME_ACTIONS:
             by_clip.setdefault(attempt.key, []).append(attempt)
-    return {key: fold(sorted(own, key=lambda attempt: attempt.time)) for key, own in by_clip.items()}
+    outcomes: dict[str, list[Attempt]] = {}
+    for key, own in by_clip.items():
+        for attempt in sorted(own, key=lambda attempt: attempt.time):
+            add_outcome(outcomes.setdefault(key, []), attempt)
+    return {key: own for key, own in outcomes.items() if own}
 
 
-def fold(attempts: Sequence[Attempt]) -> Attempt:
-    """The state of a clip after these attempts, in order of time: the last one, made final or delayed by those before it.
+def add_outcome(outcomes: list[Attempt], attempt: Attempt) -> None:
+    """Add a clip's next attempt to its outcomes: a withdrawal removes the failure before it."""
+    if attempt.action != WITHDRAWN:
+        outcomes.append(attempt)
+    elif outcomes and outcomes[-1].code != "ok":
+        outcomes.pop()
+
+
+def fold(outcomes: Sequence[Attempt]) -> Attempt:
+    """The state of a clip after these outcomes, in order of time: the last one, made final or delayed by those before it.
 
     Only attempts at the same source count. A failure with the action CONFIRM is final if the same failure was found at least
-    24 hours earlier, and any failure is final after six counted attempts. Until then the waits grow.
+    24 hours earlier, and any failure is final after six counted attempts; of those with the code bytes.403, which come and go
+    with the site's tokens, one a day counts. Until then the waits grow.
     """
-    last = attempts[-1]
+    last = outcomes[-1]
     if last.action not in COUNTED_ACTIONS or last.final:
         return last
     failed: list[Attempt] = []
-    for attempt in attempts:
+    for attempt in outcomes:
         if attempt.code == "ok":
             failed.clear()
         elif attempt.action in COUNTED_ACTIONS and attempt.source == last.source:
@@ -216,13 +296,16 @@ def fold(attempts: Sequence[Attempt]) -> Attempt:
         attempt.code == last.code and last.time - attempt.time >= CONFIRMED_AFTER_S for attempt in failed
     )
     wait_s = WAITS_S[min(len(failed), len(WAITS_S)) - 1]
-    return replace(last, final=confirmed or len(failed) >= MAX_ATTEMPTS, not_before=max(last.not_before, last.time + wait_s))
+    final = confirmed or _num_counted(failed) >= MAX_ATTEMPTS
+    return replace(last, final=final, not_before=max(last.not_before, last.time + wait_s))
 
 
-def late_keys(attempts: Iterable[Attempt]) -> set[str]:
-    """The clips that failed when they were first asked for; the attempts may come in any order."""
-    first: dict[str, Attempt] = {}
-    for attempt in attempts:
-        if attempt.action not in STOPPING_ACTIONS and (attempt.key not in first or attempt.time < first[attempt.key].time):
-            first[attempt.key] = attempt
-    return {key for key, attempt in first.items() if attempt.code != "ok"}
+def _num_counted(failed: Sequence[Attempt]) -> int:
+    """Number of failures toward the limit."""
+    count, last_403 = 0, -math.inf
+    for attempt in failed:
+        if attempt.code != "bytes.403":
+            count += 1
+        elif attempt.time - last_403 >= CONFIRMED_AFTER_S:
+            count, last_403 = count + 1, attempt.time
+    return count

@@ -42,7 +42,10 @@ def packed_keys(folder: Path, lost: Collection[str]) -> set[str]:
 
 
 class Selection:
-    """Selects clips of a plan, considered in plan order, under the caps of their splits.
+    """Selects clips of a plan, considered in the packing sequence, under the caps of their splits.
+
+    The packing sequence holds the clips that came on time (their first outcome was their media) in plan order, then all others
+    in plan order.
 
     A split without a cap has room for every clip. With a cap, only clips that have media take room, so the selection equals
     balancing the clips that survive.
@@ -57,8 +60,9 @@ class Selection:
         self._rooms = {split: ClassQuotas(cap, num_classes) for split, cap in caps.items()}
         self._frozen: set[str] = set()
         for clip in frozen:
-            self.take(clip)
-            self._frozen.add(clip.key)
+            if self.is_capped(clip):
+                self.take(clip)
+                self._frozen.add(clip.key)
 
     def is_capped(self, clip: Clip) -> bool:
         """Whether the clip's split has a cap."""
@@ -75,18 +79,33 @@ class Selection:
             self._rooms[clip.split].add(clip.labels)
 
 
-def select_clips(clips: Iterable[Clip], ledger: Mapping[str, Attempt], selection: Selection) -> Iterator[tuple[int, Clip]]:
-    """The clips to pack and those that could not be fetched, each with its row; all clips of splits without a cap.
+def select_clips(
+    clips: Iterable[Clip], ledger: Mapping[str, Attempt], late: Collection[str], selection: Selection
+) -> list[tuple[int, Clip]]:
+    """The clips to pack and those that could not be fetched, each with its row, in plan order.
+
+    All clips of splits without a cap are selected. With a cap, clips take room in the packing sequence, and those that could
+    not be fetched are selected if there was room when they were considered.
 
     Args:
         clips: the clips in plan order.
         ledger: state of each clip, by key.
+        late: keys of the clips whose first outcome was a failure.
         selection: an unused selection.
     """
+    selected, came_late = [], []
     for row, clip in enumerate(clips):
         attempt = ledger.get(clip.key)
         if not selection.has_room(clip) or (attempt is None and selection.is_capped(clip)):
             continue
         if attempt is not None and attempt.path is not None:
+            if clip.key in late:
+                came_late.append((row, clip))
+                continue
             selection.take(clip)
-        yield row, clip
+        selected.append((row, clip))
+    for row, clip in came_late:
+        if selection.has_room(clip):
+            selection.take(clip)
+            selected.append((row, clip))
+    return sorted(selected, key=lambda each: each[0])

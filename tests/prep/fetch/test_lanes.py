@@ -21,7 +21,7 @@ from mbt.prep.fetch.options import FetchOptions
 from mbt.prep.fetch.worker_share import WorkerShare, find_share
 from mbt.prep.plan.plan import Plan, read_plan, write_plan
 from mbt.prep.sources.ytdlp import YtDlp
-from mbt.prep.state.ledger import LedgerReader, read_ledger
+from mbt.prep.state.ledger import LedgerReader, late_keys, read_ledger
 from mbt.prep.state.selection import Selection, select_clips
 from tests.conftest import Collection, Door
 from tests.site import Site
@@ -186,8 +186,8 @@ def capped(tmp_path: Path, site: Site) -> tuple[Path, set[str]]:
 def packed(folder: Path) -> set[str]:
     """Keys of the clips that would be packed."""
     plan, labels, table = read_plan(folder)
-    ledger = read_ledger(folder)
-    chosen = [clip for _, clip in select_clips(table_clips(table), ledger, Selection(plan.caps, len(labels)))]
+    ledger, late = read_ledger(folder), late_keys(LedgerReader(folder).new())
+    chosen = [clip for _, clip in select_clips(table_clips(table), ledger, late, Selection(plan.caps, len(labels)))]
     return {clip.key for clip in chosen if ledger[clip.key].path is not None}
 
 

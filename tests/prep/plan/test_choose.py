@@ -62,7 +62,7 @@ def test_a_cap_over_survivors_equals_balancing_the_survivors(labels: list[set[in
     survivors = listed.take(pa.array([row for row in order if alive[listed["key"][row].as_py()]], pa.int64()))
     expected = survivors.take(pa.array(balanced_rows(survivors, Balance(cap, "list"), CLASSES)))["key"].to_pylist()
     assert len(planned) == len(listed)
-    chosen = [clip for _, clip in select_clips(table_clips(planned), ledger, Selection({"train": cap}, CLASSES))]
+    chosen = [clip for _, clip in select_clips(table_clips(planned), ledger, (), Selection({"train": cap}, CLASSES))]
     assert {clip.key for clip in chosen if alive[clip.key]} == set(expected)
     assert [clip.key for clip in chosen] == list(ledger)
     in_order = np.array([alive[key] for key in planned["key"].to_pylist()])
@@ -90,13 +90,13 @@ def test_packed_clips_keep_their_room() -> None:
     """A clip that becomes available later does not replace one that is in a shard."""
     clips = table_clips(table([{0}, {0}, {0}]))
     ledger = {clip.key: attempt(clip.key, True) for clip in clips}
-    chosen = [clip for _, clip in select_clips(clips, ledger, Selection({"train": 2}, CLASSES, frozen=[clips[2]]))]
+    chosen = [clip for _, clip in select_clips(clips, ledger, (), Selection({"train": 2}, CLASSES, frozen=[clips[2]]))]
     assert [clip.key for clip in chosen] == ["k000", "k002"]
 
 
 def test_splits_without_a_cap_are_complete() -> None:
     clips = table_clips(table([{0}] * 5, "eval"))
-    assert list(select_clips(clips, {}, Selection({"train": 1}, CLASSES))) == list(enumerate(clips))
+    assert list(select_clips(clips, {}, (), Selection({"train": 1}, CLASSES))) == list(enumerate(clips))
 
 
 def test_a_cap_over_the_list_needs_no_cap_while_fetching() -> None:
