@@ -1,13 +1,24 @@
-"""Stand-ins for yt-dlp and for the clock: a site that serves or refuses each video as a test says."""
+"""Stand-ins for yt-dlp, for a source and for the clock: a site that serves or refuses each video as a test says."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yt_dlp
 
+from mbt.manifests.clips import Clip, clip_table
+from mbt.manifests.labels import Label, LabelSet
+from mbt.prep.fetch.clip_states import Fetched
+from mbt.prep.fetch.fetch import fetch
+from mbt.prep.fetch.lanes import Lane
+from mbt.prep.fetch.options import FetchOptions
+from mbt.prep.plan.plan import Plan, write_plan
+from mbt.prep.sources.byte_ranges import RawClip
+from mbt.prep.sources.ytdlp import Answer, Offer
+from mbt.prep.state.failure_codes import Problem, Verdict, classify
+from mbt.prep.state.ledger import Effort
 from mbt.prep.workers.clock import Clock
 
 
@@ -92,3 +103,64 @@ class HandClock(Clock):
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
+
+
+@dataclass
+class Scripted:
+    """A source without yt-dlp that answers each request for a clip as a test says.
+
+    Attributes:
+        folder: the dataset folder.
+        answers: returns why a clip is refused, or None; called with the clip and the number of earlier requests for it.
+        requested: keys of the requested clips, in order.
+    """
+
+    folder: Path
+    answers: Callable[[Clip, int], Verdict | None] = lambda clip, times: None
+    requested: list[str] = field(default_factory=list)
+    name: str = "site"
+
+    def fetch(self, video_id: str, clips: Sequence[Clip]) -> list[Answer]:
+        """Answers up to the first that stops the lane."""
+        answers: list[Answer] = []
+        for clip in clips:
+            refusal = self.answers(clip, self.requested.count(clip.key))
+            self.requested.append(clip.key)
+            answers.append(Answer(refusal or self._store(clip), Effort()))
+            if refusal and refusal.action.stops:
+                break
+        return answers
+
+    def probe(self, video_id: str) -> Offer | Verdict:
+        raise NotImplementedError
+
+    def _store(self, clip: Clip) -> RawClip:
+        path = self.folder / "raw" / f"{clip.key}.mkv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"media")
+        return RawClip(path, 5, clip.start_ms)
+
+
+def refusal(text: str) -> Verdict:
+    """The verdict on an error message of yt-dlp."""
+    return classify(Problem(text))
+
+
+def plan_of(folder: Path, clips: Iterable[Clip], caps: dict[str, int] | None = None, num_classes: int = 4) -> Path:
+    """A dataset folder with a plan of these clips, in this order."""
+    labels = LabelSet(tuple(Label(str(i), str(i)) for i in range(num_classes)))
+    write_plan(folder, Plan(dataset="d", task="multilabel", caps=caps or {}), labels, clip_table(clips))
+    return folder
+
+
+def videos(count: int, clips_each: int = 1, labels: tuple[int, ...] = (0,)) -> list[Clip]:
+    """Clips of `count` videos: v00_0, v00_1000, ..."""
+    starts = [1000 * number for number in range(clips_each)]
+    return [Clip(f"v{i:02}_{at}", f"v{i:02}", at, at + 1000, "train", labels) for i in range(count) for at in starts]
+
+
+def fetch_all(source: Scripted, clock: Clock, lanes: int = 1, sleep_s: float = 0.0, **options: Any) -> Fetched:
+    """Fetch the plan of the source's folder; options are those of `fetch` or of the fetch stage."""
+    hooks = {name: options.pop(name) for name in ("settled", "may_request") if name in options}
+    made = [Lane(f"lane{number}", source, sleep_s) for number in range(lanes)]
+    return fetch(source.folder, made, FetchOptions(**options), clock=clock, **hooks)

@@ -12,7 +12,6 @@ from mbt.prep.fetch.lanes import Lane, restore_pauses
 from mbt.prep.fetch.options import FetchOptions
 from mbt.prep.fetch.request_loop import QUEUED_PER_LANE, RequestLoop
 from mbt.prep.fetch.video_window import FirstPass, Pass, Settled, Video, planned_videos, videos_of
-from mbt.prep.fetch.worker_share import WorkerShare
 from mbt.prep.state.ledger import Attempt, LedgerWriter
 from mbt.prep.workers.clock import Clock
 from mbt.prep.workers.interrupt import graceful_interrupts

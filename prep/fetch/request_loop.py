@@ -122,8 +122,7 @@ class RequestLoop:
             more = bool(self._queue) and not is_waiting
             for lane, video, answers in self._pool.finished(more, 0.0 if has_more else self._pool.poll_s):
                 self._record(lane, video, answers, videos)
-            if videos.awaited:
-                videos.settle(())
+            videos.settle(())
         for visit in self._outages.release():
             self._write(visit, visit.results)
         if not self.is_stopping:

@@ -197,7 +197,7 @@ def _reasons(failures: Iterable[Attempt]) -> tuple[Reason, ...]:
 
 
 def _refusals(rows: Iterable[Attempt]) -> tuple[Refusal, ...]:
-    """The rows that say nothing about a clip, but about a lane, the run or the network; those of one video were written together."""
+    """The rows that speak of a lane, the run or the network, not of a clip; those of one video were written together."""
     by_reason: dict[tuple[str, str], list[Attempt]] = defaultdict(list)
     for row in rows:
         if row.action in NO_OUTCOME_ACTIONS:

@@ -221,10 +221,9 @@ def _parse(line: bytes) -> tuple[Attempt, dict[str, Any]] | None:
     """The attempt in a line, and its whole row; None if the line is not valid."""
     try:
         row = json.loads(line)
-        values = {
-            name: sys.intern(value) if name in REPEATED_COLUMNS else value for name, value in row.items() if name in COLUMNS
-        }
-        return Attempt(**values), row
+        for name in REPEATED_COLUMNS & row.keys():
+            row[name] = sys.intern(row[name])
+        return Attempt(**{name: value for name, value in row.items() if name in COLUMNS}), row
     except (ValueError, TypeError, AttributeError):
         return None
 

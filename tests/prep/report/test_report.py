@@ -80,7 +80,7 @@ def test_a_report_in_the_middle_of_fetching(tmp_path: Path) -> None:
         failure(keys[3], "perm.private", "permanent", final=True),
         failure(keys[4], "later.live", "later", wait=24 * HOUR),
         lost,
-        failure(keys[6], "net.timeout", "network"),
+        failure(keys[6], "net.timeout", "later"),
         failure("of_another_plan", "perm.private", "permanent", final=True),
     )
     (tmp_path / "raw" / f"{keys[5]}.mp4").unlink()
@@ -93,7 +93,7 @@ def test_a_report_in_the_middle_of_fetching(tmp_path: Path) -> None:
         ("perm.private", "permanent", 2, 2, "why train2"),
         ("fetch.lost", "", 1, 0, "raw/train5.mp4 is gone or has changed since it was fetched"),
         ("later.live", "later", 1, 0, "why train4"),
-        ("net.timeout", "network", 1, 0, "why train6"),
+        ("net.timeout", "later", 1, 0, "why train6"),
     ]
     assert train.alive is not None
     assert (train.alive.of, train.alive.share) == (4, 2 / 4), "the lost one and those that will be requested again do not count"
@@ -198,7 +198,7 @@ def test_pace(tmp_path: Path) -> None:
     write_ledger(
         tmp_path,
         success(tmp_path, keys[0], ago=10 * HOUR),
-        failure(keys[1], "net.timeout", "network", ago=8 * HOUR),
+        failure(keys[1], "net.timeout", "later", ago=8 * HOUR),
         success(tmp_path, keys[2], ago=0.9 * HOUR),
         success(tmp_path, keys[3], ago=0.0),
     )
@@ -290,7 +290,7 @@ def test_lanes(tmp_path: Path) -> None:
             (limited(keys[3], 4 * HOUR - 80, -2 * HOUR), Effort(requests=1, transferred=7)),
             (limited(keys[4], 4 * HOUR - 80, -2 * HOUR), Effort()),
             (success(tmp_path, keys[3], ago=HOUR - 10), one),
-            (failure(keys[4], "net.timeout", "network", ago=HOUR - 40), Effort()),
+            (failure(keys[4], "net.timeout", "later", ago=HOUR - 40), Effort()),
             (limited(keys[5], 900.0, 6300.0), Effort(requests=2)),
             success(tmp_path, keys[6], ago=900.0 - 0.01),
         )

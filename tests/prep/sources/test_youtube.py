@@ -124,11 +124,18 @@ def test_packing_again_makes_no_request(
 
 
 @pytest.mark.parametrize(
-    ("status", "code"),
-    [(403, "bytes.403"), (404, "bytes.gone"), (410, "bytes.gone"), (416, "bytes.416")],
+    ("status", "code", "action"),
+    [(403, "bytes.403", "later"), (404, "bytes.gone", "bytes"), (410, "bytes.gone", "bytes"), (416, "bytes.416", "bytes")],
 )
 def test_refused_bytes_are_retried_later(
-    status: int, code: str, arguments: list[object], youtube: list[str], media: MediaServer, tmp_path: Path, mbt: Door
+    status: int,
+    code: str,
+    action: str,
+    arguments: list[object],
+    youtube: list[str],
+    media: MediaServer,
+    tmp_path: Path,
+    mbt: Door,
 ) -> None:
     media.files["/v"] = ServedFile(b"", faults=[Status(status)] * 50)
     mbt(*arguments, "--stage", "plan")
@@ -137,7 +144,7 @@ def test_refused_bytes_are_retried_later(
     lines = (tmp_path / "set" / "work" / "ledger" / "fetch-0.jsonl").read_text().splitlines()
     kept = {row["key"]: (row["code"], row["action"], row["final"]) for row in map(json.loads, lines)}
     assert kept.pop("gone0000003_0") == ("perm.removed_by_uploader", "permanent", True)
-    assert set(kept.values()) == {(code, "bytes", False)}
+    assert set(kept.values()) == {(code, action, False)}
 
 
 def test_a_rate_limit_on_media_pauses_the_lane_and_uses_no_attempt(

@@ -172,7 +172,7 @@ TEXTS = {
         "This video is not available",
         "The channel does not exist",
     ),
-    "bytes.403": ("bytes", f"{MEDIA}HTTP Error 403: Forbidden"),
+    "bytes.403": ("again", f"{MEDIA}HTTP Error 403: Forbidden"),
     "bytes.gone": (
         "bytes",
         f"{MEDIA}HTTP Error 404: Not Found",
@@ -226,7 +226,7 @@ TEXTS = {
         "Unable to download webpage: HTTP Error 408: Request Timeout",
     ),
     "net.404_page": (
-        "network",
+        "later",
         "Unable to download webpage: HTTP Error 404: Not Found",
         "Unable to download webpage: HTTP Error 410: Gone",
     ),
@@ -332,12 +332,13 @@ def test_no_row_and_no_alternative_is_shadowed() -> None:
         (Action.BLOCK, False, 6, "lane"),
         (Action.ENVIRONMENT, False, 0, "run"),
         (Action.NETWORK, False, 0, ""),
+        (Action.AGAIN, False, 0, ""),
         (Action.BYTES, True, 1, ""),
         (Action.INPUT, True, None, ""),
     ],
 )
 def test_what_each_action_means(action: Action, uses_attempt: bool, hours: float | None, stops: str) -> None:
-    assert len(Action) == 11
+    assert len(Action) == 12
     wait_s = None if hours is None else hours * 3600
     assert (action.uses_attempt, action.retry_after_s, action.stops) == (uses_attempt, wait_s, stops)
 
