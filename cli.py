@@ -382,9 +382,9 @@ def main() -> None:
 
     try:
         cli.main(prog_name="mbt", standalone_mode=False)
-    except click.exceptions.Abort:
+    except click.exceptions.Abort as abort:
         click.echo("interrupted: finished work is kept; run the same command again to continue (train: add --resume)", err=True)
-        sys.exit(130)
+        sys.exit(getattr(abort.__cause__, "exit_code", 130))
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

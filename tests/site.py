@@ -12,8 +12,10 @@ from mbt.manifests.clips import Clip, clip_table
 from mbt.manifests.labels import Label, LabelSet
 from mbt.prep.fetch.clip_states import Fetched
 from mbt.prep.fetch.fetch import fetch
+from mbt.prep.fetch.lane_pool import ThreadedLanes
 from mbt.prep.fetch.lanes import Lane
 from mbt.prep.fetch.options import FetchOptions
+from mbt.prep.fetch.video_window import Video
 from mbt.prep.plan.plan import Plan, write_plan
 from mbt.prep.sources.byte_ranges import RawClip
 from mbt.prep.sources.ytdlp import Answer, Offer
@@ -159,8 +161,14 @@ def videos(count: int, clips_each: int = 1, labels: tuple[int, ...] = (0,)) -> l
     return [Clip(f"v{i:02}_{at}", f"v{i:02}", at, at + 1000, "train", labels) for i in range(count) for at in starts]
 
 
+class Patient(ThreadedLanes[Video]):
+    """Lanes that wait in steps of a minute, so that a day by a clock of hand takes little time."""
+
+    poll_s = 60.0
+
+
 def fetch_all(source: Scripted, clock: Clock, lanes: int = 1, sleep_s: float = 0.0, **options: Any) -> Fetched:
     """Fetch the plan of the source's folder; options are those of `fetch` or of the fetch stage."""
     hooks = {name: options.pop(name) for name in ("settled", "may_request") if name in options}
     made = [Lane(f"lane{number}", source, sleep_s) for number in range(lanes)]
-    return fetch(source.folder, made, FetchOptions(**options), clock=clock, **hooks)
+    return fetch(source.folder, made, FetchOptions(**options), clock=clock, make_pool=Patient, **hooks)

@@ -1,7 +1,10 @@
 """Fetching: every clip of the plan gets its media file, or a reason in the ledger."""
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from tqdm import tqdm
 
 from mbt.manifests.clips import Clip
 from mbt.manifests.errors import SourceError
@@ -10,7 +13,7 @@ from mbt.prep.fetch.clip_states import ClipStates, Fetched
 from mbt.prep.fetch.lane_pool import LanePool, ThreadedLanes
 from mbt.prep.fetch.lanes import Lane, restore_pauses
 from mbt.prep.fetch.options import FetchOptions
-from mbt.prep.fetch.request_loop import QUEUED_PER_LANE, RequestLoop
+from mbt.prep.fetch.request_loop import QUEUED_PER_LANE, RequestLoop, local_time
 from mbt.prep.fetch.video_window import FirstPass, Pass, Settled, Video, planned_videos, videos_of
 from mbt.prep.state.ledger import Attempt, LedgerWriter
 from mbt.prep.workers.clock import Clock
@@ -83,7 +86,10 @@ def fetch(
             loop.run(Pass(videos_of(states.due(began)), states))
             if not options.until_done or (due := states.next_due()) is None:
                 break
-            loop.wait(max(due, began + SWEEP_EVERY_S))
+            until = max(due, began + SWEEP_EVERY_S)
+            if not loop.is_stopping and until > clock.time():
+                tqdm.write(f"fetch: waiting until {local_time(until)} for clips that are due later", file=sys.stderr)
+            loop.wait(until)
     if loop.stop:
         raise SourceError(f"{lanes[0].source.name} {loop.stop.reason}", loop.stop.remedy)
     return states.counts

@@ -225,7 +225,7 @@ class RequestLoop:
     def _pause(self, lane: int, verdict: Verdict) -> None:
         chosen = self._pool.lanes[lane]
         chosen.pause(verdict.action.label, self._clock.time())
-        until = time.strftime("%Y-%m-%d %H:%M", time.localtime(chosen.paused_until))
+        until = local_time(chosen.paused_until)
         tqdm.write(f"fetch: lane {chosen.name} paused until {until} ({verdict.code}): {verdict.message}", file=sys.stderr)
 
     def _attempt(self, clip: Clip, visit: Visit, result: RawClip | Verdict) -> Attempt:
@@ -256,6 +256,11 @@ class RequestLoop:
         if owner not in self._awaited_workers:
             self._awaited_workers.add(owner)
             tqdm.write(f"fetch: waiting for worker {owner} to fetch {video.video_id}", file=sys.stderr)
+
+
+def local_time(moment: float) -> str:
+    """A Unix time for a message, such as 2026-11-21 22:10."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))
 
 
 def _own(result: RawClip | Verdict, video: Video) -> RawClip | Verdict:

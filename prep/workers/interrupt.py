@@ -1,45 +1,63 @@
-"""Ctrl-C: the first finishes the work in progress, the second stops at once."""
+"""Ctrl-C and SIGTERM: the first finishes the work in progress, the second stops at once."""
 
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from tqdm import tqdm
 
 FINISHING = "interrupted: finishing the work in progress; press Ctrl-C again to stop now"
 STOPPED = "stopped: finished work is kept; run the same command again to resume"
-EXIT_CODE = 130
+
+
+class Interrupted(KeyboardInterrupt):
+    """The process was asked to end.
+
+    Args:
+        number: the signal: SIGINT or SIGTERM.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.exit_code = 128 + number
 
 
 @contextmanager
 def graceful_interrupts() -> Iterator[threading.Event]:
-    """Yield an event that the first SIGINT sets. A second one ends the process at once, which is as safe as killing it.
+    """Yield an event that the first SIGINT or SIGTERM sets. A second one ends the process at once, as safely as killing it.
 
     Only the main thread receives signals; in other threads the event is never set.
 
     Raises:
-        KeyboardInterrupt: at the end of the block, if the event was set.
+        Interrupted: at the end of the block, if the event was set.
     """
     stop_requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop_requested
         return
+    received: list[int] = []
 
-    def on_interrupt(number: int, frame: FrameType | None) -> None:
-        if stop_requested.is_set():
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if received:
             os.write(sys.stderr.fileno(), f"\n{STOPPED}\n".encode())
-            os._exit(EXIT_CODE)
+            os._exit(128 + number)
+        received.append(number)
         stop_requested.set()
-        tqdm.write(FINISHING, file=sys.stderr)
+        with suppress(RuntimeError):  # The signal came while this thread was writing to the same stream.
+            tqdm.write(FINISHING, file=sys.stderr)
 
-    previous = signal.signal(signal.SIGINT, on_interrupt)
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop_requested
+    except KeyboardInterrupt:
+        if not received:
+            raise
     finally:
-        signal.signal(signal.SIGINT, previous)
-    if stop_requested.is_set():
-        raise KeyboardInterrupt
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if received:
+        raise Interrupted(received[0])

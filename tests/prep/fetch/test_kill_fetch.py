@@ -110,15 +110,16 @@ def test_twenty_kills_lose_no_clip_and_repeat_no_request(fetching: Fetching) -> 
     assert not list(out.rglob("*.tmp"))
 
 
-def test_one_interrupt_finishes_the_clip_and_a_second_stops_at_once(fetching: Fetching) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_one_interrupt_finishes_the_clip_and_a_second_stops_at_once(fetching: Fetching, number: int, code: int) -> None:
     out = fetching.plan("out")
     size = len(fetching.media.files["/v"].content)
     fetching.media.files["/v"].always = Slow(size // 4)
     process = fetching.start(out)
     while not any(request.path == "/v" for request in list(fetching.media.requests)):
         assert not process.ends_within(0.01)
-    process.send(signal.SIGINT)
-    assert process.code() == 130
+    process.send(number)
+    assert process.code() == code
     assert "finishing the work in progress" in process.log.read_text()
     assert len(stored(out)) == len(read_ledger(out)) == 1
 
@@ -127,10 +128,10 @@ def test_one_interrupt_finishes_the_clip_and_a_second_stops_at_once(fetching: Fe
     process = fetching.start(out)
     while not any(request.path == "/v" for request in list(fetching.media.requests)):
         assert not process.ends_within(0.01)
-    process.send(signal.SIGINT)
+    process.send(number)
     process.wait_for(b"press Ctrl-C again to stop now")
-    process.send(signal.SIGINT)
+    process.send(number)
     assert process.ends_within(2)
-    assert process.code() == 130
+    assert process.code() == code
     assert "run the same command again" in process.log.read_text()
     assert len(stored(out)) == 1

@@ -315,16 +315,17 @@ def test_shares_are_disjoint_and_complete() -> None:
         WorkerShare(5, 5)
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_finishes_the_requests_in_flight(
-    mbt: Door, arguments: Callable[..., list[object]], site: Site, tmp_path: Path
+    mbt: Door, arguments: Callable[..., list[object]], site: Site, tmp_path: Path, number: int, code: int
 ) -> None:
-    """This test's own process is interrupted, as from the keyboard."""
+    """This test's own process gets the signal."""
     site.delay_s = 0.3
     run = arguments(20, lanes("a", "b"))
     assert mbt(*run, "--stage", "plan").code == 0
-    threading.Timer(0.75, os.kill, (os.getpid(), signal.SIGINT)).start()
+    threading.Timer(0.75, os.kill, (os.getpid(), number)).start()
     done = mbt(*run, "--stage", "fetch")
-    assert done.code == 130
+    assert done.code == code
     assert "finishing the work in progress" in done.err
     assert "run the same command again" in done.err
     requested = len(site.requested)
