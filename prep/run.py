@@ -31,6 +31,7 @@ from mbt.prep.plan.options import PlanOptions
 from mbt.prep.plan.plan import CLIPS_FILE, Plan, check_is_ours, read_header, read_plan
 from mbt.prep.plan.removed import read_removed
 from mbt.prep.sources.local_folder import LocalFolder
+from mbt.prep.state.failure_codes import recheck_codes
 from mbt.prep.state.selection import read_assignment
 from mbt.prep.state.settings import check_settings, freeze_settings
 from mbt.prep.state.store import Store
@@ -90,6 +91,7 @@ class PrepOptions:
             InputError: the removal list cannot be read, or two options contradict each other.
         """
         values["removed"] = frozenset() if removed is None else read_removed(removed)
+        values["recheck"] = recheck_codes(values["recheck"])
         for name, group in {"plan": PlanOptions, "fetch": FetchOptions, "pack": PackOptions}.items():
             values[name] = _make(group, values)
         made: PrepOptions = _make(cls, values)
