@@ -101,6 +101,10 @@ class ClipStates:
         """Whether the clip has its media file, or needs none because it is packed."""
         return clip.key in self._media or clip.key in self._packed
 
+    def lacks_media(self, clip: Clip) -> bool:
+        """Whether the clip can still become part of the dataset and has no media file."""
+        return self.is_open(clip) and not self.has_media(clip)
+
     def has_outcome(self, clip: Clip) -> bool:
         """Whether the clip was served or refused. A clip whose media file is lost has none."""
         outcomes = self._retry.get(clip.key) or self._dead.get(clip.key)

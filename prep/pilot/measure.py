@@ -18,7 +18,7 @@ from mbt.prep.report.counts import read_records
 from mbt.prep.report.lanes import PAUSE_S
 from mbt.prep.report.model import LaneReport
 from mbt.prep.state.failure_codes import HOUR_S
-from mbt.prep.state.ledger import STOPPING_ACTIONS, Attempt, Effort, LedgerReader, states
+from mbt.prep.state.ledger import NO_OUTCOME_ACTIONS, Attempt, Effort, LedgerReader, states
 
 DECODED = 8
 """Clips that are decoded once more, to measure what that takes."""
@@ -107,7 +107,7 @@ class Measured:
     def _lane(self, number: int, report: LaneReport) -> PilotLane:
         rows = [attempt for attempt, _ in self.rows if attempt.lane == report.name]
         paused_s = _paused_s(rows)
-        answered = [row for row in rows if row.action not in STOPPING_ACTIONS]
+        answered = [row for row in rows if row.action not in NO_OUTCOME_ACTIONS]
         videos = [next(own).time for _, own in groupby(answered, lambda row: self.clips[row.key].video_id)]
         periods = spread(gap for first, second in pairwise(videos) if (gap := second - first) <= PAUSE_S)
         return PilotLane(
@@ -122,7 +122,7 @@ class Measured:
 
 def _paused_s(rows: Iterable[Attempt]) -> float:
     """Seconds of a lane's pauses after refusals; the clips of one video share a pause."""
-    pauses = {row.not_before: row.not_before - row.time for row in rows if row.action in STOPPING_ACTIONS}
+    pauses = {row.not_before: row.not_before - row.time for row in rows if row.action in NO_OUTCOME_ACTIONS}
     return sum(max(seconds, 0.0) for seconds in pauses.values())
 
 
