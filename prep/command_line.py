@@ -152,9 +152,6 @@ prep_options = together(
         help="Number of this worker, from 0: fetch only its share of the videos; from Slurm by default.",
     ),
     option(SPEED, "--world", type=COUNT, metavar="N", help="Number of workers that share the fetching; from Slurm by default."),
-    option(SPEED, "--until-done", is_flag=True, help="Wait for retries that are due later, until there is none left."),
-    option(SPEED, "--workers", type=COUNT, metavar="N", help="Clips decoded at the same time; one per core by default."),
-    option(SPEED, "--ray", metavar="ADDRESS", help="Pack on a Ray cluster that shares --out: auto, or HOST:PORT."),
     option(
         SPEED,
         "--recheck",
@@ -162,6 +159,9 @@ prep_options = together(
         default="",
         help="Ask again for clips that failed with these codes, or with codes that begin so, such as creds.",
     ),
+    option(SPEED, "--until-done", is_flag=True, help="Wait for retries that are due later, until there is none left."),
+    option(SPEED, "--workers", type=COUNT, metavar="N", help="Clips decoded at the same time; one per core by default."),
+    option(SPEED, "--ray", metavar="ADDRESS", help="Pack on a Ray cluster that shares --out: auto, or HOST:PORT."),
     option(SPEED, "--clip-timeout", metavar="SECONDS", default=60.0, help="Time limit for decoding a clip."),
     option(SPEED, "--clip-memory", metavar="GIB", default=3.0, help="Address space limit for decoding a clip."),
     option(

@@ -32,6 +32,7 @@ from mbt.prep.plan.plan import CLIPS_FILE, Plan, check_is_ours, read_header, rea
 from mbt.prep.plan.removed import read_removed
 from mbt.prep.side_by_side import fetch_and_pack
 from mbt.prep.sources.local_folder import LocalFolder
+from mbt.prep.state.failure_codes import recheck_codes
 from mbt.prep.state.selection import read_assignment
 from mbt.prep.state.settings import CONFIG_FILE, check_settings, freeze_settings
 from mbt.prep.state.store import Store
@@ -68,7 +69,7 @@ class PrepOptions:
     dry_run: bool = False
     strict: bool = False
     ignore_disk: bool = False
-    min_free: int = 0
+    min_free: int = 10**9
     plan: PlanOptions
     fetch: FetchOptions
     pack: PackOptions
@@ -93,7 +94,7 @@ class PrepOptions:
             InputError: the removal list cannot be read, or two options contradict each other.
         """
         values["removed"] = frozenset() if removed is None else read_removed(removed)
-        values["recheck"] = frozenset(filter(None, values["recheck"].split(",")))
+        values["recheck"] = recheck_codes(values["recheck"])
         for name, group in {"plan": PlanOptions, "fetch": FetchOptions, "pack": PackOptions}.items():
             values[name] = _make(group, values)
         made: PrepOptions = _make(cls, values)

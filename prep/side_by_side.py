@@ -62,10 +62,10 @@ def fetch_and_pack(folder: Path, lanes: Sequence[Lane], fetching: FetchOptions, 
                 stop_requested.set()
             return disk.has_room()
 
-        try:
-            return fetch(folder, lanes, fetching, settled=shards.settle, may_request=may_request)
-        except KeyboardInterrupt:
-            raise failures[0] if failures else KeyboardInterrupt from None
+        fetched = fetch(folder, lanes, fetching, settled=shards.settle, may_request=may_request)
+        if failures:
+            raise failures[0]
+    return fetched
 
 
 class DiskFloor:

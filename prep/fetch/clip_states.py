@@ -12,6 +12,7 @@ from mbt.manifests.clips import Clip, iter_clips
 from mbt.prep.fetch.worker_share import WorkerShare
 from mbt.prep.plan.plan import read_plan
 from mbt.prep.plan.removed import is_removed
+from mbt.prep.state.failure_codes import is_rechecked
 from mbt.prep.state.ledger import NO_OUTCOME_ACTIONS, Attempt, LedgerReader, add_outcome, fold
 from mbt.prep.state.selection import Selection, frozen_clips, packed_keys
 
@@ -39,6 +40,7 @@ class ClipStates:
         source: name of the source that clips are fetched from.
         removed: keys and video ids that are not fetched.
         share: the videos that this worker fetches.
+        recheck: codes of failures that are requested once more.
 
     Attributes:
         table: the clip table of the plan.
@@ -47,13 +49,19 @@ class ClipStates:
         found: number of settled clips of this worker that have their media file.
     """
 
-    def __init__(self, folder: Path, source: str, removed: frozenset[str], share: WorkerShare) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        source: str,
+        removed: frozenset[str],
+        share: WorkerShare,
+        recheck: frozenset[str] = frozenset(),
+    ) -> None:
         plan, labels, self.table = read_plan(folder)
         self.has_caps = bool(plan.caps)
         self.num_own = _num_own(self.table, share)
         self.found = 0
         self._folder = folder
-        self._source = source
         self._removed = removed
         self._share = share
         self._reader = LedgerReader(folder)
@@ -68,6 +76,12 @@ class ClipStates:
         for attempt, place in self._reader.new_with_place():
             self._add(attempt, place)
         self._packed = packed_keys(folder, self._lost)
+        self._once = {
+            key
+            for known in (self._retry, self._dead)
+            for key, outcomes in known.items()
+            if outcomes[-1].source != source or is_rechecked(outcomes[-1].code, recheck)
+        }
         self._selection = Selection(plan.caps, len(labels), frozen_clips(folder, iter_clips(self.table)) if plan.caps else ())
 
     def state(self, clip: Clip) -> Attempt | None:
@@ -87,6 +101,10 @@ class ClipStates:
         """Whether the clip has its media file, or needs none because it is packed."""
         return clip.key in self._media or clip.key in self._packed
 
+    def lacks_media(self, clip: Clip) -> bool:
+        """Whether the clip can still become part of the dataset and has no media file."""
+        return self.is_open(clip) and not self.has_media(clip)
+
     def has_outcome(self, clip: Clip) -> bool:
         """Whether the clip was served or refused. A clip whose media file is lost has none."""
         outcomes = self._retry.get(clip.key) or self._dead.get(clip.key)
@@ -97,9 +115,13 @@ class ClipStates:
         return not self.has_outcome(clip) and self.is_open(clip)
 
     def due(self, now: float) -> list[Clip]:
-        """The failed clips of this worker whose retry is due at Unix time `now`, in plan order; call it after `settle_late`."""
+        """The failed clips of this worker whose retry is due at Unix time `now`, in plan order; call it after `settle_late`.
+
+        The first call adds those that failed at another source, and those to be rechecked.
+        """
         keys = {key for key, outcomes in self._retry.items() if fold(outcomes).not_before <= now}
-        keys |= {key for each in (self._retry, self._dead) for key, own in each.items() if own[-1].source != self._source}
+        keys |= self._once & (self._retry.keys() | self._dead)
+        self._once = set()
         clips = [clip for clip in self._planned(keys) if self._share.owns(clip.video_id) and self.is_open(clip)]
         for key in keys - {clip.key for clip in clips}:
             self._retry.pop(key, None)

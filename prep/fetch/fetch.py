@@ -63,7 +63,7 @@ def fetch(
         KeyboardInterrupt: after Ctrl-C, once the requests in flight have ended.
     """
     share = options.share
-    states = ClipStates(folder, lanes[0].source.name, options.removed, share)
+    states = ClipStates(folder, lanes[0].source.name, options.removed, share, options.recheck)
     restore_pauses(lanes, folder)
     videos = planned_videos(states, share)
     with (

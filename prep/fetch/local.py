@@ -47,21 +47,20 @@ def find_local_clips(folder: Path, source: LocalFolder, options: FetchOptions = 
         InputError: the files of some clips are ambiguous; all others are found all the same.
         StorageError: no space left.
     """
-    everything = WorkerShare()
-    states = ClipStates(folder, source.name, options.removed, everything)
+    states = ClipStates(folder, source.name, options.removed, WorkerShare())
     for unread in source.unread:
         _report(f"cannot read {unread}")
     search = _Search(source, states.table, _copy_from_archives(folder, source, states))
     ambiguous: list[Attempt] = []
     total = states.table.num_rows
     with (
-        LedgerWriter(folder, everything.worker) as ledger,
+        LedgerWriter(folder, WorkerShare().worker) as ledger,
         progress(total, "fetch", "clip") as bar,
         ThreadPoolExecutor(cores()) as pool,
     ):
         for start in range(0, total, BATCH):
             clips = table_clips(states.table.slice(start, BATCH))
-            wanted = [clip for clip in clips if states.is_open(clip) and not states.has_media(clip)]
+            wanted = [clip for clip in clips if states.lacks_media(clip)]
             attempts = list(pool.map(lambda clip: search.attempt(clip, folder), wanted))
             ledger.append(attempts)
             states.update(attempts)
@@ -175,7 +174,7 @@ def _rows_without_video(source: LocalFolder, states: ClipStates) -> dict[str, li
     rows: dict[str, list[int]] = defaultdict(list)
     for start in range(0, states.table.num_rows, BATCH):
         for row, clip in enumerate(table_clips(states.table.slice(start, BATCH)), start):
-            if states.is_open(clip) and not states.has_media(clip) and not source.has_pictures(clip):
+            if states.lacks_media(clip) and not source.has_pictures(clip):
                 for name in base_names(clip):
                     rows[name].append(row)
     return rows

@@ -19,6 +19,8 @@ class FetchOptions:
         rank: this worker's number among `world`; None: Slurm's.
         world: number of workers that fetch the same plan; None: Slurm's.
         removed: keys and video ids that are not fetched.
+        recheck: codes of failures, or their beginnings such as `creds`: clips that failed with one in an earlier run are
+            requested once more, even if the failure is final.
         until_done: wait for retries that are due later, until there is none left.
     """
 
@@ -29,6 +31,7 @@ class FetchOptions:
     rank: int | None = None
     world: int | None = None
     removed: frozenset[str] = frozenset()
+    recheck: frozenset[str] = frozenset()
     until_done: bool = False
 
     @property

@@ -13,7 +13,7 @@ import yt_dlp_ejs
 from yt_dlp.globals import supported_js_runtimes
 from yt_dlp.utils import YoutubeDLError
 
-from mbt.manifests.clips import Clip
+from mbt.manifests.clips import KEY_PATTERN, Clip
 from mbt.manifests.errors import InputError, MbtError, StorageError
 from mbt.prep.media.ffmpeg import ClipError
 from mbt.prep.sources.byte_ranges import RawClip, Source, fetch_clip
@@ -129,6 +129,9 @@ class YtDlp:
             StorageError: no space left.
         """
         effort = Effort(versions=versions())
+        if not KEY_PATTERN.fullmatch(video_id):
+            refused = verdict_of("input.bad_url", f"the video id {video_id!r} is a file name, not part of a URL")
+            return _same_for_all(Answer(refused, effort), clips)
         began = time.monotonic()
         try:
             with yt_dlp.YoutubeDL(dict(self._options)) as downloader:

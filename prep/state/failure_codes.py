@@ -1,11 +1,13 @@
 """Why a video was not served: one table that maps what is known about a failure to a code and an action."""
 
 import re
-from collections.abc import Container
+from collections.abc import Collection, Container
 from dataclasses import KW_ONLY, dataclass, replace
 from enum import Enum
 from itertools import chain
 from typing import Literal
+
+from mbt.manifests.errors import InputError
 
 HOUR_S = 3600.0
 UNEXPECTED = "unexpected"
@@ -347,12 +349,36 @@ OWN_CODES = {
     "clip.out_of_range": Action.PERMANENT,
 }
 """Codes of failures that mbt itself finds in fetched bytes."""
+DECODING_CODES = (
+    *("clip.empty", "clip.short"),
+    *("decode.error", "decode.interrupted", "decode.jpeg", "decode.memory", "decode.timeout", "decode.unreadable"),
+)
+KNOWN_CODES = frozenset({row.code for row in TABLE if not row.action.stops} | OWN_CODES.keys() | {*DECODING_CODES})
+"""Codes of failures of clips."""
 
 
 def verdict_of(code: str, message: str) -> Verdict:
     """The verdict on a failure whose code is known; a code in neither TABLE nor OWN_CODES means broken bytes."""
     row = next((row for row in TABLE if row.code == code), None) or Row(code, OWN_CODES.get(code, Action.BYTES))
     return row.verdict(message)
+
+
+def recheck_codes(text: str) -> frozenset[str]:
+    """The codes in a list such as `creds,region.uploader`; each is a code or the beginning of some, up to a dot.
+
+    Raises:
+        InputError: no failure has such a code.
+    """
+    wanted = frozenset(filter(None, (part.strip().rstrip(".") for part in text.split(","))))
+    if unknown := sorted(code for code in wanted if not any(is_rechecked(known, (code,)) for known in KNOWN_CODES)):
+        known = ", ".join(sorted(KNOWN_CODES))
+        raise InputError(f"--recheck {unknown[0]}: no failure has this code", f"Choose from {known}; or the part before a dot")
+    return wanted
+
+
+def is_rechecked(code: str, recheck: Collection[str]) -> bool:
+    """Whether the list of codes to recheck has a code, or its beginning."""
+    return any(code == listed or code.startswith(f"{listed}.") for listed in recheck)
 
 
 def plain(message: str) -> str:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from mbt.manifests.shards import Frozen, ShardFile
 from mbt.prep.media.ffmpeg import DEFAULT_LIMITS, INTERRUPTED, Limits
 from mbt.prep.media.mel_sums import MelSums
+from mbt.prep.state.failure_codes import is_rechecked
 from mbt.prep.state.store import Store
 
 TIMEOUT, MEMORY = "decode.timeout", "decode.memory"
@@ -45,7 +46,7 @@ class Failure(Frozen):
         """Whether the limit that decoding reached has been raised since, or `recheck` has the code or its beginning."""
         limit, earlier = _limit(self.code, limits), self.limit or _limit(self.code, DEFAULT_LIMITS)
         raised = limit is not None and earlier is not None and limit > earlier
-        return raised or any(self.code == code or self.code.startswith(f"{code.rstrip('.')}.") for code in recheck)
+        return raised or is_rechecked(self.code, recheck)
 
 
 def _limit(code: str, limits: Limits) -> float | None:

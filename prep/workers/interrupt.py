@@ -26,19 +26,28 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
+_events: list[threading.Event] = []
+"""The event of the outermost block of the main thread."""
+
+
 @contextmanager
 def graceful_interrupts() -> Iterator[threading.Event]:
     """Yield an event that the first SIGINT or SIGTERM sets. A second one ends the process at once, as safely as killing it.
 
-    Only the main thread receives signals; in other threads the event is never set.
+    Only the main thread receives signals; in other threads they never set the event. A block inside another one shares its
+    event, and leaves the exception to it.
 
     Raises:
-        Interrupted: at the end of the block, if the event was set.
+        Interrupted: at the end of the block, if a signal has set the event.
     """
-    stop_requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield stop_requested
+        yield threading.Event()
         return
+    if _events:
+        yield _events[-1]
+        return
+    stop_requested = threading.Event()
+    _events.append(stop_requested)
     received: list[int] = []
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -57,6 +66,7 @@ def graceful_interrupts() -> Iterator[threading.Event]:
         if not received:
             raise
     finally:
+        _events.pop()
         for number, handler in previous.items():
             signal.signal(number, handler)
     if received:

@@ -69,7 +69,22 @@ def test_other_column_orders_and_narrower_types_are_accepted() -> None:
         ([row(key="a\n")], "is invalid"),
         *[
             ([row(video_id=video_id)], "the video id .* is invalid")
-            for video_id in ("", "../x", "a/../b", "a/..", "/etc/x", "./x", "a//b", "a/", "..", ".", "a\\b", "a\nb", "a\0b")
+            for video_id in (
+                "",
+                "../x",
+                "a/../b",
+                "a/..",
+                "/etc/x",
+                "./x",
+                "a//b",
+                "a/",
+                "..",
+                ".",
+                "a\\b",
+                "a\nb",
+                "a\0b",
+                "x" * 201,
+            )
         ],
         ([row(), row(start_ms=0)], "'a_0' is duplicated"),
         ([row(start_ms=7, end_ms=7)], "a_0 ends before it starts"),
@@ -77,16 +92,6 @@ def test_other_column_orders_and_narrower_types_are_accepted() -> None:
         ([row(split=None)], "is not a clip table: .*'split' with null values"),
         ([row(split="../train")], r"the split name '\.\./train' is invalid"),
         ([row(split="failures")], "the split name 'failures' is invalid"),
-        ([row(video_id="../../x")], r"the video_id '\.\./\.\./x' cannot be a file name"),
-        ([row(video_id="..")], "cannot be a file name"),
-        ([row(video_id=".")], "cannot be a file name"),
-        ([row(video_id="")], "cannot be a file name"),
-        ([row(video_id="/etc/x")], "cannot be a file name"),
-        ([row(video_id="a//b")], "cannot be a file name"),
-        ([row(video_id="a/../b")], "cannot be a file name"),
-        ([row(video_id="a\nb")], "cannot be a file name"),
-        ([row(video_id="a\0")], "cannot be a file name"),
-        ([row(video_id="x" * 201)], "cannot be a file name"),
     ],
 )
 def test_invalid_rows_are_named(rows: list[dict[str, object]], reason: str) -> None:

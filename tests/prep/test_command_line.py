@@ -29,7 +29,7 @@ def test_options_have_the_names_and_defaults_of_the_stages(dataset: str) -> None
     given = DATASETS[dataset].make_context(dataset, list(REQUIRED[dataset]), **SETTINGS).params
     groups = {field.name: field.default for group in GROUPS for field in fields(group)}
     assert given.keys() - OWN[dataset] == groups.keys() - {"plan", "fetch", "pack"}
-    for name in given.keys() - OWN[dataset] - {"source", "removed", "out"}:
+    for name in given.keys() - OWN[dataset] - {"source", "removed", "recheck", "out"}:
         assert given[name] == groups[name], name
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from mbt.manifests.clips import Clip
-from mbt.manifests.errors import SourceError
-from mbt.prep.state.failure_codes import Verdict, verdict_of
+from mbt.manifests.errors import InputError, SourceError
+from mbt.prep.state.failure_codes import Verdict, is_rechecked, recheck_codes, verdict_of
 from mbt.prep.state.ledger import LedgerReader, late_keys, read_ledger
 from tests.site import HandClock, Scripted, fetch_all, plan_of, refusal, videos
 
@@ -114,3 +114,32 @@ def test_until_done_asks_again_what_is_due_later_until_nothing_is(tmp_path: Path
     assert "fetch: waiting until" in capsys.readouterr().err
     again = fetch_all(Scripted(folder), clock, until_done=True)
     assert (again.found, again.missing) == (19, 1)
+
+
+def test_recheck_asks_once_more_for_what_is_final_or_waiting(tmp_path: Path) -> None:
+    clock, folder = HandClock(), plan_of(tmp_path, videos(6))
+    texts = {"v01": "Sign in to confirm your age", "v02": "Video unavailable", "v03": "Private video", "v04": "Something new"}
+    refusals = {video: refusal(text) for video, text in texts.items()}
+    source = Scripted(folder, lambda clip, times: refusals.get(clip.video_id))
+    assert fetch_all(source, clock).missing == 4
+    source.requested.clear()
+    assert fetch_all(source, clock, recheck=frozenset({"creds", "unknown"}), until_done=False).missing == 4
+    assert source.requested == ["v01_0", "v04_0"]
+    assert read_ledger(folder)["v01_0"].final
+    del refusals["v01"]
+    source.requested.clear()
+    counts = fetch_all(source, clock, recheck=frozenset({"creds.age", "perm.private"}), until_done=True)
+    assert (counts.found, counts.missing) == (3, 3)
+    assert source.requested.count("v01_0") == source.requested.count("v03_0") == 1
+    assert read_ledger(folder)["v01_0"].path is not None
+    assert fetch_all(Scripted(folder), clock).found == 3
+
+
+def test_recheck_takes_codes_and_their_beginnings_only() -> None:
+    assert recheck_codes("creds, region.uploader,net.") == {"creds", "region.uploader", "net"}
+    assert recheck_codes("") == frozenset()
+    assert is_rechecked("region.other", {"region"})
+    assert not is_rechecked("region.other", {"reg", "region.uploader"})
+    with pytest.raises(InputError, match="--recheck cred: no failure has this code") as error:
+        recheck_codes("region,cred")
+    assert "creds.age" in str(error.value)
