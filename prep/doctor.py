@@ -139,7 +139,7 @@ def canary_checks(canary: str | None, lanes: Path | None, ytdlp: tuple[str, ...]
     """The checks that request a video; arguments and errors are those of `media_checks`."""
     if canary is None:
         if lanes or ytdlp:
-            option = f"--lanes {lanes}" if lanes else f"--ytdlp {ytdlp[0].partition('=')[0]}"
+            option = f"--lanes {lanes}" if lanes else "--ytdlp"
             raise InputError(f"{option} requires --canary or --pilot", "Add --canary VIDEO_ID, the video to request")
         return []
     from mbt.prep.fetch.lanes import make_lanes

@@ -75,7 +75,8 @@ def private_values(options: FetchOptions) -> Iterator[str]:
         yield from re.findall(r"[\w+./%-]{8,}", value)
         if "://" in value:
             parts = urlsplit(value)
-            yield from (part for part in (parts.netloc, parts.hostname, parts.username, parts.password) if part)
+            address = parts.netloc.rpartition("@")[2]
+            yield from (part for part in (parts.netloc, address, parts.hostname, parts.username, parts.password) if part)
 
 
 def _words(text: str) -> list[str]:

@@ -309,8 +309,8 @@ def test_canary_over_each_lane(
             "--lanes lanes.toml requires --canary or --pilot. Add --canary VIDEO_ID, the video to request.",
         ),
         (
-            ("--ytdlp", "cookiefile=private.txt"),
-            "--ytdlp cookiefile requires --canary or --pilot. Add --canary VIDEO_ID, the video to request.",
+            ("--ytdlp", "--cookies private.txt"),
+            "--ytdlp requires --canary or --pilot. Add --canary VIDEO_ID, the video to request.",
         ),
         (("--canary", "x", "--lanes", "nothing.toml"), "cannot read the lanes file nothing.toml"),
         (("--canary", "x", "--lanes", "lanes.toml"), "lanes.toml: lane a: ytdlp: no such option: --prozy"),

@@ -227,18 +227,18 @@ def test_nothing_private_is_in_the_report(tube: Tube, tmp_path: Path, mbt: Door,
         f"visitorData CgtEUXl4 {'Zx9' * 20}; see hunter2; Cookie: SID=g.a000secretsid; HSID=abc"
     )
     (tmp_path / "lanes.toml").write_text(
-        f'[[lane]]\nname = "officelane"\nproxy = "{proxy}"\ncookiefile = "{cookies}"\n'
-        f'[[lane]]\nname = "lablane"\nsource_address = "127.0.0.1"\n'
+        f'[[lane]]\nname = "officelane"\nytdlp = "--proxy {proxy} --cookies \\"{cookies}\\""\n'
+        f'[[lane]]\nname = "lablane"\nytdlp = "--source-address 127.0.0.1"\n'
     )
     out = tmp_path / "pilot"
-    done = pilot(mbt, out, "--lanes", tmp_path / "lanes.toml", "--ytdlp", "username=carol77")
+    done = pilot(mbt, out, "--lanes", tmp_path / "lanes.toml", "--ytdlp", "--username carol77 --password s3cret-of-carol")
     assert done.code == 0, done.err
     ledger = (out / "work" / "ledger" / "fetch-0.jsonl").read_text()
     assert "hunter2" in ledger
     assert "officelane" in ledger
     report = (out / "pilot.json").read_text()
-    assert '"proxy"' in report, "the name of an option"
-    assert "could not read <private> nor <private> over <private> from <private> or <private>; " in report
+    assert '"--proxy"' in report, "the name of a flag"
+    assert "could not read <private> nor <private> over http://<private> from <private> or <private>; " in report
     assert "https://rr3---sn-4g5e.googlevideo.com/... failed" in report
     private = ["alice", "hunter2", "bob", "127.0.0.1", port, "jar.txt", "/srv", "x.json", "198.51", "2001:db8", "sig=", "AOq0"]
     private += [
@@ -248,6 +248,7 @@ def test_nothing_private_is_in_the_report(tube: Tube, tmp_path: Path, mbt: Door,
         "officelane",
         "lablane",
         "carol77",
+        "s3cret-of-carol",
         str(tmp_path),
         tmp_path.name,
         str(Path.home()),
@@ -308,7 +309,7 @@ def test_a_failed_check_makes_no_request(tube: Tube, tmp_path: Path, mbt: Door, 
     [
         (["--source", "/media"], "--pilot fetches from a URL, but --source /media is a folder"),
         (["--subset", "evil"], "audioset has no subset 'evil'"),
-        (["--ytdlp", "cookiefiles=x"], "yt-dlp has no option cookiefiles"),
+        (["--ytdlp", "--cookiefiles x"], "--ytdlp: no such option: --cookiefiles"),
         (["--lanes", "nothing.toml"], "cannot read the lanes file nothing.toml"),
     ],
 )
