@@ -1,5 +1,6 @@
 """yt-dlp as a source: clips of the videos at a URL template, at about 360 pixels, in their original codecs."""
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,6 +47,8 @@ FLAGS = (
 )
 """Our flags of yt-dlp. The user's may override those in the first line."""
 MAX_WAIT_S = 60.0
+MAX_NAME = 200
+"""Characters of a file name without its suffix; a longer one is replaced by its SHA-256."""
 NO_SPACE = "No space left on device"
 UNFINISHED = frozenset({"is_live", "post_live"})
 """States of a live stream whose recording is missing or incomplete."""
@@ -232,7 +235,8 @@ class YtDlp:
 
 def _file_name(text: str) -> str:
     """The text as part of a file name: unchanged if it has only letters, digits, `_` and `-`, as YouTube's ids do."""
-    return quote(text, safe="").replace(".", "%2E").replace("~", "%7E")
+    name = quote(text, safe="").replace(".", "%2E").replace("~", "%7E")
+    return name if len(name) <= MAX_NAME else hashlib.sha256(text.encode()).hexdigest()
 
 
 def _same_for_all(answer: Answer, clips: Sequence[Clip]) -> list[Answer]:
