@@ -1,5 +1,6 @@
 """yt-dlp as a source: clips of the videos at a URL template, at about 360 pixels, in their original codecs."""
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import yt_dlp_ejs
 from yt_dlp.globals import supported_js_runtimes
 from yt_dlp.utils import YoutubeDLError
 
-from mbt.manifests.clips import KEY_PATTERN, Clip
+from mbt.manifests.clips import Clip
 from mbt.manifests.errors import InputError, MbtError, StorageError
 from mbt.prep.media.ffmpeg import ClipError
 from mbt.prep.sources.byte_ranges import RawClip, Source, fetch_clip
@@ -46,6 +47,8 @@ FLAGS = (
 )
 """Our flags of yt-dlp. The user's may override those in the first line."""
 MAX_WAIT_S = 60.0
+MAX_NAME = 200
+"""Characters of a file name without its suffix; a longer one is replaced by its SHA-256."""
 NO_SPACE = "No space left on device"
 UNFINISHED = frozenset({"is_live", "post_live"})
 """States of a live stream whose recording is missing or incomplete."""
@@ -129,9 +132,6 @@ class YtDlp:
             StorageError: no space left.
         """
         effort = Effort(versions=versions())
-        if not KEY_PATTERN.fullmatch(video_id):
-            refused = verdict_of("input.bad_url", f"the video id {video_id!r} is a file name, not part of a URL")
-            return _same_for_all(Answer(refused, effort), clips)
         began = time.monotonic()
         try:
             with yt_dlp.YoutubeDL(dict(self._options)) as downloader:
@@ -240,7 +240,8 @@ class YtDlp:
 
 def _file_name(text: str) -> str:
     """The text as part of a file name: unchanged if it has only letters, digits, `_` and `-`, as YouTube's ids do."""
-    return quote(text, safe="").replace(".", "%2E").replace("~", "%7E")
+    name = quote(text, safe="").replace(".", "%2E").replace("~", "%7E")
+    return name if len(name) <= MAX_NAME else hashlib.sha256(text.encode()).hexdigest()
 
 
 def _same_for_all(answer: Answer, clips: Sequence[Clip]) -> list[Answer]:

@@ -65,11 +65,15 @@ def parse_flags(base: Sequence[str], texts: Sequence[str], where: str = "--ytdlp
 def _check_allowed(base: Sequence[str], flags: Sequence[str], where: str) -> None:
     (_, ours, _), (parser, given, urls) = (_parse(yt_dlp.parseOpts, each, where) for each in (base, [*base, *flags]))
     if urls:
-        raise InputError(f"{where}: {urls[0]!r} is not a flag", FIX)
+        raise InputError(f"{where}: {urls[0].partition('=')[0]!r} is not a flag", FIX)
     for name, value in vars(given).items():
         if value != getattr(ours, name) and name not in ALLOWED:
             fix = f"Remove it; flags of network, login and formats are allowed, such as {OFTEN}"
             raise InputError(f"{where}: mbt does not take yt-dlp's {_flag(parser, name, flags)}", fix)
+    for user, password in (("username", "password"), ("ap_username", "ap_password")):
+        if getattr(given, user) is not None and getattr(given, password) is None:
+            flag = f"--{password.replace('_', '-')}"
+            raise InputError(f"{where}: --{user.replace('_', '-')} requires {flag}: nobody can be asked for it", f"Add {flag}")
 
 
 def _split(text: str, where: str) -> list[str]:

@@ -135,12 +135,6 @@ def test_one_download_serves_all_clips_of_a_video(
     assert found.path.read_bytes() == body
 
 
-def test_a_path_is_not_put_into_a_url(server: LoopbackServer, tmp_path: Path) -> None:
-    (answer,) = YtDlp(tmp_path, server.url + "/{video_id}.mp4").fetch("day 1/v", [clip("day 1/v", 0, "v_0")])
-    assert isinstance(answer.result, Verdict)
-    assert (answer.result.code, server.requests) == ("input.bad_url", [])
-
-
 def test_a_page_without_a_video_is_refused(server: LoopbackServer, tmp_path: Path) -> None:
     def page(request: BaseHTTPRequestHandler) -> None:
         request.send_response(200)
@@ -208,7 +202,8 @@ def in_fetching_order(videos: int) -> list[str]:
 def clock(monkeypatch: pytest.MonkeyPatch) -> HandClock:
     """The clock of every run of the fetch stage."""
     clock = HandClock()
-    monkeypatch.setattr("mbt.prep.run.fetch", partial(fetch, clock=clock))
+    for user in ("run", "side_by_side"):
+        monkeypatch.setattr(f"mbt.prep.{user}.fetch", partial(fetch, clock=clock))
     return clock
 
 

@@ -152,7 +152,9 @@ def test_the_name_of_a_folder_is_taken_literally(name: str, video_id: str, pages
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-@pytest.mark.parametrize("video_id", ["../../../etc/x", "..", ".", "a/b", "/etc/x", "~/x", "%(title)s", "$HOME", "a.b"])
+@pytest.mark.parametrize(
+    "video_id", ["../../../etc/x", "..", ".", "a/b", "/etc/x", "~/x", "%(title)s", "$HOME", "a.b", "é" * 200]
+)
 @pytest.mark.parametrize("page", ["whole", "stream", "ranges"])
 def test_no_video_id_leads_out_of_raw(video_id: str, page: str, pages: MediaServer, tmp_path: Path) -> None:
     class Anything(dict[str, ServedFile]):

@@ -70,7 +70,7 @@ def test_no_other_option_is_set() -> None:
         ("--cookies", "--cookies option requires 1 argument"),
         ("--socket-timeout soon", "option --socket-timeout: invalid floating-point value: 'soon'"),
         ("https://example.org/x", "'https://example.org/x' is not a flag"),
-        ("cookiefile=x", "'cookiefile=x' is not a flag"),
+        ("password=secret", "'password' is not a flag"),
         ("--cookies 'x", "no closing quotation"),
         ("--cookies mistyped.txt", "--cookies: the file mistyped.txt does not exist"),
         ("--cookies bad.txt", "--cookies: 'bad.txt' does not look like a Netscape format cookies file"),
@@ -86,6 +86,8 @@ def test_no_other_option_is_set() -> None:
         ("--client-certificate bad.txt", "--client-certificate: "),
         ("--client-certificate nothing.pem", "--client-certificate: the file nothing.pem does not exist"),
         ("--js-runtimes rhino", "Ignoring unsupported JavaScript runtime"),
+        ("--username me", "--username requires --password"),
+        ("--ap-mso x --ap-username me", "--ap-username requires --ap-password"),
         ("--format 'bv['", "Invalid format specification"),
         *(
             (flags, f"mbt does not take yt-dlp's {flags.split()[0]}")

@@ -586,3 +586,19 @@ def test_an_error_without_a_context_is_read_from_its_exc_info() -> None:
     assert classify(problem_of(error)).code == "bytes.short"
     bug = DownloadError("ERROR: [youtube] x: Odd; please report this issue on  https://github.com/yt-dlp/yt-dlp/issues")
     assert classify(problem_of(bug)).code == "env.extractor"
+
+
+@pytest.mark.parametrize(
+    ("message", "kept"),
+    [
+        ("Unable to connect to http://me:pw1@proxy:1 (no route)", "Unable to connect to http://proxy:1 (no route)"),
+        ("Max retries exceeded with url: /videoplayback?ip=1.2.3.4&sig=AOq (x)", "with url: /videoplayback?... (x)"),
+        ("HTTPSConnection('/watch?v=dQw4w9WgXcQ')", "HTTPSConnection('/watch?v=dQw4w9WgXcQ')"),
+        ("Is it live? It is.", "Is it live? It is."),
+    ],
+)
+def test_messages_hold_no_credentials_and_no_signed_urls(message: str, kept: str) -> None:
+    problem = problem_of(DownloadError(f"ERROR: {message}"), [message])
+    assert kept in problem.message
+    assert kept in problem.warnings[0]
+    assert not {"pw1", "AOq"} & set(re.findall(r"\w+", f"{problem.message} {problem.warnings}"))
