@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mbt.manifests.clips import Clip, iter_clips
+from mbt.prep.fetch.unavailable import UNAVAILABLE
 from mbt.prep.fetch.worker_share import WorkerShare
 from mbt.prep.plan.plan import read_plan
 from mbt.prep.plan.removed import is_removed
@@ -135,6 +136,12 @@ class ClipStates:
                 return not_before
             heappop(self._due)
         return None
+
+    def num_unavailable_and_others(self) -> tuple[int, int]:
+        """Number of clips that are unavailable, and number of all others that have an outcome."""
+        failed = [outcomes[-1].code for known in (self._retry, self._dead) for outcomes in known.values()]
+        unavailable = failed.count(UNAVAILABLE)
+        return unavailable, len(self._media) + len(failed) - unavailable
 
     def update(self, attempts: Iterable[Attempt]) -> None:
         """Apply the results of this worker's attempts."""

@@ -15,12 +15,13 @@ from mbt.prep.fetch.breaker import Breaker, Stop
 from mbt.prep.fetch.clip_states import ClipStates
 from mbt.prep.fetch.lane_pool import LanePool
 from mbt.prep.fetch.outage import MAX_PROBES, Outages
+from mbt.prep.fetch.unavailable import REMEDY, UNAVAILABLE, UnavailableWatch
 from mbt.prep.fetch.video_window import Pass, Video
 from mbt.prep.fetch.worker_share import WorkerShare
 from mbt.prep.sources.byte_ranges import RawClip
 from mbt.prep.sources.ytdlp import Answer
 from mbt.prep.state.failure_codes import UNKNOWN, Action, Verdict
-from mbt.prep.state.ledger import Attempt, LedgerWriter
+from mbt.prep.state.ledger import WITHDRAWN, Attempt, LedgerWriter
 
 QUEUED_PER_LANE = 8
 """Videos per lane that wait for their request."""
@@ -94,8 +95,10 @@ class RequestLoop:
         self._queue: deque[Video] = deque()
         self._breaker = Breaker(len(pool.lanes))
         self._outages: Outages[Visit] = Outages(len(pool.lanes))
+        self._unavailable: UnavailableWatch[tuple[Clip, ...]] = UnavailableWatch(*states.num_unavailable_and_others())
         self._unknown_messages: set[str] = set()
         self._awaited_workers: set[int] = set()
+        self._is_doubtful = False
 
     @property
     def is_stopping(self) -> bool:
@@ -125,6 +128,8 @@ class RequestLoop:
             videos.settle(())
         for visit in self._outages.release():
             self._write(visit, visit.results)
+        if self._is_doubtful:
+            self._withdraw()
         if not self.is_stopping:
             videos.end()
 
@@ -215,6 +220,22 @@ class RequestLoop:
             if is_first_403 or (previous and verdict.code == previous.code):
                 return
         self._apply(self._breaker.add(verdict, visit.time, visit.lane), visit)
+        if verdict is None or verdict.action.uses_attempt:
+            is_unavailable = verdict is not None and verdict.code == UNAVAILABLE
+            if reason := self._unavailable.add(is_unavailable, tuple(visit.clips), visit.lane):
+                self.stop = Stop("run", reason, REMEDY)
+            self._is_doubtful |= is_unavailable and self.stop is not None
+
+    def _withdraw(self) -> None:
+        """Withdraw what was said of clips by a source that was not to be believed."""
+        now = self._clock.time()
+        rows = [
+            Attempt(key=clip.key, source=self._pool.lanes[0].source.name, code=UNAVAILABLE, action=WITHDRAWN, time=now)
+            for clips in self._unavailable.suspects()
+            for clip in clips
+        ]
+        self._ledger.append(rows)
+        self._states.update(rows)
 
     def _apply(self, stop: Stop | None, visit: Visit) -> None:
         if stop and stop.scope == "run":
