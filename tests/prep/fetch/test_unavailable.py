@@ -7,7 +7,7 @@ import pytest
 
 from mbt.manifests.clips import Clip
 from mbt.manifests.errors import SourceError
-from mbt.prep.fetch.unavailable import UnavailableWatch
+from mbt.prep.fetch.breaker import UnavailableWatch
 from mbt.prep.state.failure_codes import Verdict
 from mbt.prep.state.ledger import LedgerReader, late_keys, read_ledger
 from tests.site import HandClock, Scripted, fetch_all, plan_of, refusal
