@@ -169,6 +169,6 @@ class Patient(ThreadedLanes[Video]):
 
 def fetch_all(source: Scripted, clock: Clock, lanes: int = 1, sleep_s: float = 0.0, **options: Any) -> Fetched:
     """Fetch the plan of the source's folder; options are those of `fetch` or of the fetch stage."""
-    hooks = {name: options.pop(name) for name in ("settled", "may_request") if name in options}
+    hooks = {name: options.pop(name) for name in ("settled", "may_request", "note") if name in options}
     made = [Lane(f"lane{number}", source, sleep_s) for number in range(lanes)]
     return fetch(source.folder, made, FetchOptions(**options), clock=clock, make_pool=Patient, **hooks)

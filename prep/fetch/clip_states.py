@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mbt.manifests.clips import Clip, iter_clips
+from mbt.prep.fetch.breaker import UNAVAILABLE
 from mbt.prep.fetch.worker_share import WorkerShare
 from mbt.prep.plan.plan import read_plan
 from mbt.prep.plan.removed import is_removed
@@ -136,6 +137,12 @@ class ClipStates:
             heappop(self._due)
         return None
 
+    def num_unavailable_and_others(self) -> tuple[int, int]:
+        """Number of clips that are unavailable, and number of all others that have an outcome."""
+        failed = [outcomes[-1].code for known in (self._retry, self._dead) for outcomes in known.values()]
+        unavailable = failed.count(UNAVAILABLE)
+        return unavailable, len(self._media) + len(failed) - unavailable
+
     def update(self, attempts: Iterable[Attempt]) -> None:
         """Apply the results of this worker's attempts."""
         for attempt in attempts:
@@ -177,6 +184,26 @@ class ClipStates:
                 self._new_media.pop(clip.key, None)
                 if self.is_open(clip):
                     self._take(clip)
+
+    @property
+    def num_asked(self) -> int:
+        """Number of clips that were served or refused."""
+        return self.num_available + self.num_to_retry + self.num_dead
+
+    @property
+    def num_available(self) -> int:
+        """Number of clips that have media, or are packed."""
+        return len(self._media) + len(self._packed)
+
+    @property
+    def num_to_retry(self) -> int:
+        """Number of clips that failed and will be retried."""
+        return len(self._retry)
+
+    @property
+    def num_dead(self) -> int:
+        """Number of clips whose failure is final."""
+        return len(self._dead)
 
     @property
     def counts(self) -> Fetched:

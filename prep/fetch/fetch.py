@@ -12,6 +12,7 @@ from mbt.manifests.progress import progress
 from mbt.prep.fetch.clip_states import ClipStates, Fetched
 from mbt.prep.fetch.lane_pool import LanePool, ThreadedLanes
 from mbt.prep.fetch.lanes import Lane, restore_pauses
+from mbt.prep.fetch.live_line import LiveLine
 from mbt.prep.fetch.options import FetchOptions
 from mbt.prep.fetch.request_loop import QUEUED_PER_LANE, RequestLoop, local_time
 from mbt.prep.fetch.video_window import FirstPass, Pass, Settled, Video, planned_videos, videos_of
@@ -38,6 +39,7 @@ def fetch(
     *,
     settled: Settled | None = None,
     may_request: Callable[[], bool] = lambda: True,
+    note: Callable[[], str] = str,
     clock: Clock = REAL_TIME,
     make_pool: Callable[[Sequence[Lane], Clock], LanePool[Video]] = ThreadedLanes,
 ) -> Fetched:
@@ -54,6 +56,7 @@ def fetch(
         settled: called with each clip of the plan, in its order, once the clip's outcome of the first pass is known, and with
             its state; that is None if the clip was never requested, or failed at first and came later.
         may_request: asked before each request; while it returns False, none is started.
+        note: returns more text for the live line, such as "packed 1,024".
         clock: the time.
         make_pool: returns the pool in which the lanes work.
 
@@ -79,7 +82,8 @@ def fetch(
                 settled(clip, attempt)
 
         size = OPEN_PER_WORKER if share.world > 1 else OPEN_PER_LANE * len(lanes)
-        loop = RequestLoop(folder, states, pool, ledger, share, stop_requested, may_request)
+        live = LiveLine(bar, states, lanes, clock, note)
+        loop = RequestLoop(folder, states, pool, ledger, share, stop_requested, may_request, live)
         loop.run(FirstPass(videos, states, size if states.has_caps else MAX_OPEN, count))
         while not loop.is_stopping:
             began = clock.time()

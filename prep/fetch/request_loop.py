@@ -11,16 +11,17 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mbt.manifests.clips import Clip
-from mbt.prep.fetch.breaker import Breaker, Stop
+from mbt.prep.fetch.breaker import RISE_REMEDY, UNAVAILABLE, Breaker, Stop, UnavailableWatch
 from mbt.prep.fetch.clip_states import ClipStates
 from mbt.prep.fetch.lane_pool import LanePool
+from mbt.prep.fetch.live_line import LiveLine
 from mbt.prep.fetch.outage import MAX_PROBES, Outages
 from mbt.prep.fetch.video_window import Pass, Video
 from mbt.prep.fetch.worker_share import WorkerShare
 from mbt.prep.sources.byte_ranges import RawClip
 from mbt.prep.sources.ytdlp import Answer
 from mbt.prep.state.failure_codes import UNKNOWN, Action, Verdict
-from mbt.prep.state.ledger import Attempt, LedgerWriter
+from mbt.prep.state.ledger import WITHDRAWN, Attempt, LedgerWriter
 
 QUEUED_PER_LANE = 8
 """Videos per lane that wait for their request."""
@@ -67,6 +68,7 @@ class RequestLoop:
         share: the videos that this worker fetches.
         stop_requested: set once no further request may start.
         may_request: asked before each request; while it returns False, none is started.
+        live: shows the state of the run.
 
     Attributes:
         stop: why the source must not be asked any more; None: no reason.
@@ -81,6 +83,7 @@ class RequestLoop:
         share: WorkerShare,
         stop_requested: threading.Event,
         may_request: Callable[[], bool],
+        live: LiveLine,
     ) -> None:
         self.stop: Stop | None = None
         self._folder = folder
@@ -91,11 +94,14 @@ class RequestLoop:
         self._share = share
         self._stop_requested = stop_requested
         self._may_request = may_request
+        self._live = live
         self._queue: deque[Video] = deque()
         self._breaker = Breaker(len(pool.lanes))
         self._outages: Outages[Visit] = Outages(len(pool.lanes))
+        self._unavailable: UnavailableWatch[tuple[Clip, ...]] = UnavailableWatch(*states.num_unavailable_and_others())
         self._unknown_messages: set[str] = set()
         self._awaited_workers: set[int] = set()
+        self._is_doubtful = False
 
     @property
     def is_stopping(self) -> bool:
@@ -123,8 +129,11 @@ class RequestLoop:
             for lane, video, answers in self._pool.finished(more, 0.0 if has_more else self._pool.poll_s):
                 self._record(lane, video, answers, videos)
             videos.settle(())
+            self._live.update()
         for visit in self._outages.release():
             self._write(visit, visit.results)
+        if self._is_doubtful:
+            self._withdraw()
         if not self.is_stopping:
             videos.end()
 
@@ -132,6 +141,7 @@ class RequestLoop:
         """Wait until a Unix time, or until the run must stop."""
         while not self.is_stopping and (left_s := until - self._clock.time()) > 0:
             self._pool.finished(False, left_s)
+            self._live.update()
 
     def _open(self, videos: Pass) -> None:
         size = QUEUED_PER_LANE * len(self._pool.lanes)
@@ -159,6 +169,7 @@ class RequestLoop:
     def _record(self, lane: int, video: Video, answers: list[Answer], videos: Pass) -> None:
         """Take the answers of a lane; failures of the network are held back until it is known whether they are an outage."""
         now = self._clock.time()
+        self._live.update(sum(answer.effort.transferred for answer in answers))
         visit = Visit(lane, video, video.wanted[: len(answers)], answers, now)
         if all(_is_network(result) for result in visit.results):
             self._record_network_failure(visit, videos)
@@ -215,6 +226,22 @@ class RequestLoop:
             if is_first_403 or (previous and verdict.code == previous.code):
                 return
         self._apply(self._breaker.add(verdict, visit.time, visit.lane), visit)
+        if verdict is None or verdict.action.uses_attempt:
+            is_unavailable = verdict is not None and verdict.code == UNAVAILABLE
+            if reason := self._unavailable.add(is_unavailable, tuple(visit.clips), visit.lane):
+                self.stop = Stop("run", reason, RISE_REMEDY)
+            self._is_doubtful |= is_unavailable and self.stop is not None
+
+    def _withdraw(self) -> None:
+        """Withdraw what was said of clips by a source that was not to be believed."""
+        now = self._clock.time()
+        rows = [
+            Attempt(key=clip.key, source=self._pool.lanes[0].source.name, code=UNAVAILABLE, action=WITHDRAWN, time=now)
+            for clips in self._unavailable.suspects()
+            for clip in clips
+        ]
+        self._ledger.append(rows)
+        self._states.update(rows)
 
     def _apply(self, stop: Stop | None, visit: Visit) -> None:
         if stop and stop.scope == "run":
