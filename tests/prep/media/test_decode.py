@@ -334,7 +334,12 @@ def test_very_short_limit_is_a_timeout(rendered: Rendered) -> None:
 def test_memory_limit_holds(rendered: Rendered) -> None:
     before = children()
     path = rendered(Spec("25.mp4"))
-    assert code(path, limits=Limits(memory_bytes=160 << 20)) in {"decode.memory", "decode.error", "decode.unreadable"}
+    assert code(path, limits=Limits(memory_bytes=160 << 20)) in {
+        "decode.memory",
+        "decode.error",
+        "decode.unreadable",
+        "decode.interrupted",
+    }
     assert children() <= before
     assert decode_clip(path, 0, 0.2, SMALL).num_frames == 5
 
