@@ -1,4 +1,4 @@
-"""The headers of baseline JPEG frames: their segments, where a frame ends, its size, and whether decoders accept it.
+"""The headers of baseline JPEG frames: their segments, where the scan begins, its size, and whether decoders accept it.
 
 Decoders make a picture of any scan, but some, including DALI's, fail the whole batch or crash the process on a header that they
 reject. So `jpeg_fault` checks all headers and tables before the scan against docs/shards.md, section 5.3, but not the scan.
@@ -38,18 +38,20 @@ def segments(data: bytes, start: int = 0) -> Iterator[tuple[int, int, int]]:
         position = end
 
 
-def jpeg_end(stream: bytes, start: int = 0) -> int:
-    """The byte after the baseline JPEG at byte `start`: `FF D9` cannot occur inside a scan (ITU-T T.81, B.1.1.5).
+def scan_start(stream: bytes, start: int = 0) -> int:
+    """The byte after the headers of the baseline JPEG at byte `start`.
+
+    The frame ends with the next `FF D9`, which cannot occur inside a scan (ITU-T T.81, B.1.1.5).
 
     Raises:
-        ValueError: it is not a complete baseline JPEG.
+        ValueError: there is no baseline JPEG.
     """
     has_frame_header = False
     for marker, _, end in segments(stream, start):
         if marker == SOF0:
             has_frame_header = True
         elif marker == SOS and has_frame_header:
-            return stream.index(EOI, end) + len(EOI)
+            return end
     raise ValueError("no complete baseline JPEG")
 
 

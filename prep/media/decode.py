@@ -1,6 +1,7 @@
 """A clip of a media file as JPEG frames and mono samples, by one ffmpeg child that seeks and decodes once."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from mbt.manifests.reading.jpeg import jpeg_end
+from mbt.manifests.reading.jpeg import EOI, scan_start
 from mbt.manifests.shards import FPS, SAMPLE_RATE, VideoFormat
 from mbt.prep.media.ffmpeg import (
     DEFAULT_LIMITS,
@@ -207,12 +208,15 @@ def split_jpegs(stream: bytes) -> list[bytes]:
     Raises:
         ClipError: the stream is truncated or not Motion JPEG.
     """
+    data = np.frombuffer(stream, np.uint8)
+    second = np.flatnonzero(data[1:] == EOI[1])  # Rarer than the first byte: this is ten times faster than a search.
+    ends = (second[data[second] == EOI[0]] + len(EOI)).tolist()
     frames: list[bytes] = []
     start = 0
     while start < len(stream):
         try:
-            end = jpeg_end(stream, start)
-        except ValueError:
+            end = ends[bisect_left(ends, scan_start(stream, start) + len(EOI))]
+        except (IndexError, ValueError):
             raise ClipError("decode.jpeg", f"frame {len(frames)} is not a complete JPEG") from None
         frames.append(stream[start:end])
         start = end

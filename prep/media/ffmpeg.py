@@ -1,5 +1,6 @@
 """ffmpeg: where it is, and running it in a child process with limits on time and memory."""
 
+import fcntl
 import math
 import os
 import re
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
 from io import FileIO
@@ -25,6 +26,8 @@ INTERRUPTED = "decode.interrupted"
 LOG_BYTES = 1 << 20
 """ffmpeg's log is kept up to this many bytes; the rest is read and dropped."""
 CHUNK = 1 << 20
+PIPE_BYTES = 1 << 18
+"""With the usual 64 KiB, ffmpeg and its reader wait for each other more often; a user may have 64 MiB in all."""
 DEMUXERS = (
     *("mov", "matroska", "webm", "avi", "flv", "live_flv", "asf", "mpeg", "mpegts", "ogg", "mpegvideo", "h264", "hevc", "m4v"),
     *("aac", "ac3", "flac", "mp3", "wav", "w64", "aiff", "amr", "caf", "mxf", "ivf", "rm", "dv"),
@@ -151,6 +154,8 @@ def _run(command: Sequence[str], limits: Limits, max_bytes: int = 0, data: bytes
             writers: dict[str, FileIO] = {}
             for name in ("log", *(name for kind, name in outputs if kind == "pipe")):
                 read, write = os.pipe()
+                with suppress(OSError):
+                    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
                 readers[name] = opened.enter_context(FileIO(read, "r"))
                 writers[name] = until_started.enter_context(FileIO(write, "w"))
             urls = {f"pipe:{{{name}}}": f"pipe:{file.fileno()}" for name, file in writers.items()}

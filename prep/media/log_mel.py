@@ -27,6 +27,11 @@ def log_mel(audio: np.ndarray, log_mel_format: LogMelFormat) -> np.ndarray:
     return power.clamp_min(log_mel_format.floor).log().T.to(torch.float16).contiguous().numpy()
 
 
+def use_one_core() -> None:
+    """Compute on one core in this thread: others work on other clips."""
+    torch.set_num_threads(1)
+
+
 def window(log_mel_format: LogMelFormat) -> np.ndarray:
     """The window function, (400,)."""
     return _mel(log_mel_format).spectrogram.window.numpy()

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import torch
 
 from mbt.manifests.atomic import locked
 from mbt.manifests.clips import Clip, table_clips
@@ -19,7 +18,7 @@ from mbt.prep.media.ffmpeg import INTERRUPTED, ClipError
 from mbt.prep.pack.copy_samples import removed_failure, surviving_samples
 from mbt.prep.pack.growing_tar import Entry
 from mbt.prep.pack.options import PackOptions
-from mbt.prep.pack.sample import Sample, make_sample
+from mbt.prep.pack.sample import Sample, load_libraries, make_sample
 from mbt.prep.pack.write_shard import Results, write_shard
 from mbt.prep.plan.plan import PLAN_FILE
 from mbt.prep.plan.removed import REMOVED, is_removed
@@ -228,7 +227,6 @@ def _decoded(
     media = packing.options.media
 
     def pack_clip(clip: Clip) -> Sample | Failure:
-        torch.set_num_threads(1)
         if is_removed(clip, packing.options.removed):
             return removed_failure(clip.key)
         attempt = attempts.get(clip.key, NEVER_FETCHED)
@@ -239,7 +237,8 @@ def _decoded(
         start_s = (clip.start_ms - attempt.offset_ms) / 1000
         path, seconds = packing.folder / attempt.path, clip.duration_ms / 1000
         try:
-            decoded = decode_clip(path, start_s, seconds, media.video, packing.options.limits)
+            with threads.free_cores:
+                decoded = decode_clip(path, start_s, seconds, media.video, packing.options.limits)
             return make_sample(clip, decoded, packing.labels, media, attempt.source, packing.options.limits)
         except ClipError as error:
             checked = attempt.checked(packing.folder)
@@ -249,6 +248,7 @@ def _decoded(
 
     def results(done: int) -> Generator[Sample | Failure, None, None]:
         count(done)
+        load_libraries()
         with closing(threads.map(pack_clip, clips[done:], should_continue)) as samples:
             for sample in samples:
                 yield sample

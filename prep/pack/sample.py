@@ -1,7 +1,9 @@
 """One clip as a sample: the bytes of its members, its index row, and its contribution to the log-mel statistics."""
 
+import importlib
 import io
 import json
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,6 @@ from mbt.manifests.shards import FPS, MediaFormat
 from mbt.prep.media.decode import DecodedClip
 from mbt.prep.media.ffmpeg import DEFAULT_LIMITS, Limits
 from mbt.prep.media.flac import encode_flac
-from mbt.prep.media.log_mel import log_mel
 from mbt.prep.media.mel_sums import MelSums
 
 FLAGS = ("short", "upscaled", "silent", "frozen", "black")
@@ -51,6 +52,9 @@ def make_sample(
     Raises:
         ClipError: the audio cannot be encoded within the limits.
     """
+    from mbt.prep.media.log_mel import log_mel, use_one_core
+
+    use_one_core()
     mel = log_mel(decoded.audio, media.log_mel)
     width, height = jpeg_size(decoded.jpegs[0])
     flags = [name for name in FLAGS if getattr(decoded, name)]
@@ -84,6 +88,11 @@ def make_sample(
     if media.flac:
         members["flac"] = encode_flac(decoded.audio, limits)
     return Sample(members, row, MelSums.of(mel))
+
+
+def load_libraries() -> None:
+    """Load what `make_sample` needs, in the background: it takes seconds, in which the first clips are decoded."""
+    threading.Thread(target=importlib.import_module, args=("mbt.prep.media.log_mel",), daemon=True).start()
 
 
 def npy(array: np.ndarray) -> bytes:

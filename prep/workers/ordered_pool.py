@@ -11,20 +11,24 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-RESULTS_PER_WORKER = 2
-"""Results that may wait for slower ones before them, for each thread."""
+THREADS_PER_CORE = 2
+"""While one thread waits for a child process, the other one works on the output of its own."""
 
 
 class OrderedPool:
     """Runs `map`s on threads; the items of a map follow those of the maps that were started before it.
 
     Args:
-        workers: number of threads; at most twice as many results are in memory, those of all maps together.
+        cores: number of cores to keep busy; at most twice as many items are in progress or have results that nobody has taken.
+
+    Attributes:
+        free_cores: hold one of these while a child process does the work of an item.
     """
 
-    def __init__(self, workers: int) -> None:
-        self._threads = ThreadPoolExecutor(workers)
-        self._free = RESULTS_PER_WORKER * workers
+    def __init__(self, cores: int) -> None:
+        self.free_cores = threading.Semaphore(cores)
+        self._threads = ThreadPoolExecutor(THREADS_PER_CORE * cores)
+        self._free = THREADS_PER_CORE * cores
         self._open: deque[_Map] = deque()
         self._changed = threading.Condition()
 

@@ -1,7 +1,9 @@
 """Tasks on a Ray cluster; those lost with a worker or a node run again."""
 
 import logging
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, TypeVar
@@ -40,7 +42,10 @@ def on_ray(
         raise InputError("Ray is not installed", "Install it with pip install 'mbt[ray]'") from None
     try:
         _check_reachable(address)
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler ends the process at once.
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"no Ray cluster answers at {address}: {error}", "Give the address that `ray start` printed") from None
     try:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mbt.prep.workers.ray_cluster import on_ray
 from tests.conftest import Collection, Door
 
 pytestmark = pytest.mark.slow
@@ -86,3 +88,21 @@ def ffmpeg_path() -> str:
 def test_a_missing_cluster_is_a_one_line_error(many: Collection, tmp_path: Path, mbt: Door) -> None:
     done = mbt(*many.arguments(tmp_path / "out"), "--ray", "127.0.0.1:9")
     assert (done.code, "no Ray cluster answers at 127.0.0.1:9" in done.err) == (2, True), done.err
+
+
+def add(shared: int, item: int) -> int:
+    return shared + item
+
+
+def test_ray_does_not_replace_the_handler_of_sigterm(cluster: "Cluster") -> None:
+    cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    during: list[object] = []
+
+    def items() -> Iterator[int]:
+        during.append(signal.getsignal(signal.SIGTERM))
+        yield 2
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert list(on_ray(cluster.address, add, 1, items(), 1, lambda: True)) == [3]
+    assert during == [before]
