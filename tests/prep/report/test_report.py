@@ -356,7 +356,7 @@ def test_lanes_of_a_real_run(tmp_path: Path, mbt: Door, site: Site) -> None:
     rows = [f"video{number:02},0,1,train,a" for number in range(12)]
     (tmp_path / "clips.csv").write_text("\n".join(["video_id,start,end,split,labels", *rows]) + "\n")
     (tmp_path / "labels.csv").write_text("id\na\n")
-    (tmp_path / "lanes.toml").write_text("".join(f'[[lane]]\nname = "{n}"\nproxy = "http://{n}:1"\n' for n in "ab"))
+    (tmp_path / "lanes.toml").write_text("".join(f'[[lane]]\nname = "{n}"\nytdlp = "--proxy http://{n}:1"\n' for n in "ab"))
     site.delay_s = 0.05
     site.errors = {f"video{number:02}": ("Private video", "") for number in (2, 5, 7)}
 
