@@ -239,6 +239,8 @@ def _fetch(out: Path, options: PrepOptions) -> Work:
         fetched = run()
         worker = f" (worker {share.rank} of {share.world})" if share.world > 1 else ""
         click.echo(f"fetch: {_count(fetched.found, 'clip')} found, {fetched.missing:,} missing{worker}")
+        if options.fetch.until_done and fetched.reasons:
+            click.echo(f"fetch: missing clips: {', '.join(f'{count:,} {code}' for code, count in fetched.reasons.items())}")
         return fetched.missing
 
     return work

@@ -45,14 +45,16 @@ def fetch_and_pack(folder: Path, lanes: Sequence[Lane], fetching: FetchOptions, 
     """
     _, labels, table = read_plan(folder)
     shared = Packing(folder, labels, Store(folder, packing.to), packing.workers or cores(), packing)
-    with (
-        graceful_interrupts() as stop_requested,
-        ShardPool(shared, should_continue=lambda: not stop_requested.is_set()) as pool,
-    ):
+    packed = 0
+    failures: list[MbtError] = []
+
+    def count(clips: int) -> None:
+        nonlocal packed
+        packed += clips
+
+    with graceful_interrupts() as stop_requested, ShardPool(shared, count, lambda: not stop_requested.is_set()) as pool:
         shards = ReadyShards(shared, table, pool.submit)
         disk = DiskFloor(folder, min_free)
-
-        failures: list[MbtError] = []
 
         def may_request() -> bool:
             try:
@@ -62,7 +64,9 @@ def fetch_and_pack(folder: Path, lanes: Sequence[Lane], fetching: FetchOptions, 
                 stop_requested.set()
             return disk.has_room()
 
-        fetched = fetch(folder, lanes, fetching, settled=shards.settle, may_request=may_request)
+        fetched = fetch(
+            folder, lanes, fetching, settled=shards.settle, may_request=may_request, note=lambda: f"packed {packed:,}"
+        )
         if failures:
             raise failures[0]
     return fetched

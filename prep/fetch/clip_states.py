@@ -1,7 +1,8 @@
 """The state of each clip while a plan is fetched: its outcomes, whether to request it, and room under the caps."""
 
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import pyarrow.compute as pc
 from mbt.manifests.clips import Clip, iter_clips
 from mbt.prep.fetch.breaker import UNAVAILABLE
 from mbt.prep.fetch.worker_share import WorkerShare
+from mbt.prep.plan.choose import likely_clips
 from mbt.prep.plan.plan import read_plan
 from mbt.prep.plan.removed import is_removed
 from mbt.prep.state.failure_codes import is_rechecked
-from mbt.prep.state.ledger import NO_OUTCOME_ACTIONS, Attempt, LedgerReader, add_outcome, fold
+from mbt.prep.state.ledger import NEVER_FETCHED, NO_OUTCOME_ACTIONS, Attempt, LedgerReader, add_outcome, fold
 from mbt.prep.state.selection import Selection, frozen_clips, packed_keys
 
 UNREAD = -1
@@ -23,10 +25,11 @@ UNREAD = -1
 
 @dataclass(frozen=True)
 class Fetched:
-    """Number of clips in the dataset that have their media file, and number that do not."""
+    """Number of clips in the dataset that have their media file, number that do not, and number of these by reason."""
 
     found: int
     missing: int
+    reasons: Mapping[str, int] = field(default_factory=dict)
 
 
 class ClipStates:
@@ -46,6 +49,7 @@ class ClipStates:
     Attributes:
         table: the clip table of the plan.
         has_caps: whether any split has a cap.
+        share: the videos that this worker fetches.
         num_own: number of clips that this worker fetches.
         found: number of settled clips of this worker that have their media file.
     """
@@ -60,11 +64,13 @@ class ClipStates:
     ) -> None:
         plan, labels, self.table = read_plan(folder)
         self.has_caps = bool(plan.caps)
+        self._plan = plan
+        self._num_classes = len(labels)
         self.num_own = _num_own(self.table, share)
         self.found = 0
         self._folder = folder
         self._removed = removed
-        self._share = share
+        self.share = share
         self._reader = LedgerReader(folder)
         self._media: dict[str, int] = {}
         self._new_media: dict[str, Attempt] = {}
@@ -123,7 +129,7 @@ class ClipStates:
         keys = {key for key, outcomes in self._retry.items() if fold(outcomes).not_before <= now}
         keys |= self._once & (self._retry.keys() | self._dead)
         self._once = set()
-        clips = [clip for clip in self._planned(keys) if self._share.owns(clip.video_id) and self.is_open(clip)]
+        clips = [clip for clip in self._planned(keys) if self.share.owns(clip.video_id) and self.is_open(clip)]
         for key in keys - {clip.key for clip in clips}:
             self._retry.pop(key, None)
         return clips
@@ -150,7 +156,7 @@ class ClipStates:
 
     def update_from_ledger(self) -> None:
         """Apply what other workers have written to their ledger files since the last call."""
-        for attempt, place in self._reader.new_with_place(but=self._share.worker):
+        for attempt, place in self._reader.new_with_place(but=self.share.worker):
             self._add(attempt, place)
 
     def settle(self, clip: Clip) -> Attempt | None:
@@ -166,7 +172,7 @@ class ClipStates:
         if self.is_open(clip):
             if self.has_media(clip) and not came_late:
                 self._take(clip)
-            elif self._share.owns(clip.video_id):
+            elif self.share.owns(clip.video_id):
                 self._missing.add(clip.key)
         attempt = None if came_late else self.state(clip)
         self._new_media.pop(clip.key, None)
@@ -208,11 +214,17 @@ class ClipStates:
     @property
     def counts(self) -> Fetched:
         """The settled clips that this worker fetches, counted."""
-        return Fetched(self.found, len(self._missing))
+        outcomes = (self._retry.get(key) or self._dead.get(key) for key in self._missing)
+        reasons = Counter(own[-1].code if own else NEVER_FETCHED.code for own in outcomes)
+        return Fetched(self.found, len(self._missing), dict(reasons.most_common()))
+
+    def num_likely(self) -> int:
+        """Number of planned clips that will probably be requested: with caps, not all are."""
+        return likely_clips(self.table, self._plan.caps, self._num_classes, self._plan.seed or 0).num_rows
 
     def _take(self, clip: Clip) -> None:
         self._selection.take(clip)
-        self.found += self._share.owns(clip.video_id)
+        self.found += self.share.owns(clip.video_id)
 
     def _planned(self, keys: Collection[str]) -> Iterator[Clip]:
         """The clips with these keys, in plan order."""

@@ -82,7 +82,7 @@ def fetch(
                 settled(clip, attempt)
 
         size = OPEN_PER_WORKER if share.world > 1 else OPEN_PER_LANE * len(lanes)
-        live = LiveLine(bar, states, lanes, clock, note)
+        live = LiveLine(bar, states, states.num_likely(), lanes, clock, note)
         loop = RequestLoop(folder, states, pool, ledger, share, stop_requested, may_request, live)
         loop.run(FirstPass(videos, states, size if states.has_caps else MAX_OPEN, count))
         while not loop.is_stopping:

@@ -22,19 +22,27 @@ class LiveLine:
     Args:
         bar: the progress bar, in clips.
         states: states of the clips.
-        lanes: the lanes, whose rates limit the run.
+        likely: number of planned clips that will probably be requested, by all workers.
+        lanes: the lanes of each worker, whose rates limit the run.
         clock: the time.
         note: more text for the line; called each time.
     """
 
     def __init__(
-        self, bar: "tqdm[Any]", states: ClipStates, lanes: Sequence[Lane], clock: Clock, note: Callable[[], str]
+        self,
+        bar: "tqdm[Any]",
+        states: ClipStates,
+        likely: int,
+        lanes: Sequence[Lane],
+        clock: Clock,
+        note: Callable[[], str],
     ) -> None:
         self._bar = bar
         self._states = states
         self._clock = clock
         self._note = note
-        self._per_hour = sum(3600.0 / max(lane.sleep_s, 1.0) for lane in lanes)
+        self._likely = likely
+        self._per_hour = states.share.world * sum(3600.0 / max(lane.sleep_s, 1.0) for lane in lanes)
         self._received: deque[tuple[float, int]] = deque()
         self._shown = -EVERY_S
 
@@ -59,7 +67,7 @@ class LiveLine:
         parts.append(f"retry {states.num_to_retry:,}{when}")
         if note := self._note():
             parts.append(note)
-        left_h = max(states.num_own - self._bar.n, 0) / self._per_hour
+        left_h = max(self._likely - states.num_asked, 0) / self._per_hour
         return ", ".join([*parts, f"{self._megabytes_per_s():.1f} MB/s", f"{left_h:,.1f} h left"])
 
     def _megabytes_per_s(self) -> float:

@@ -11,8 +11,11 @@ from collections import Counter, namedtuple
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+import yt_dlp
 
 from mbt.manifests.reading.reader import ShardReader
 from mbt.prep.side_by_side import DiskFloor
@@ -21,6 +24,7 @@ from mbt.prep.workers.clock import Clock
 from tests.conftest import Door, Outcome
 from tests.forked import ROOT, Forks, forks
 from tests.mediaserver import MediaServer, ServedFile, media_server
+from tests.plugins.yt_dlp_plugins.extractor.standin import StandInIE
 from tests.prep.conftest import Served
 
 KILLS = 20
@@ -109,8 +113,6 @@ def test_the_result_is_that_of_separate_stages(site: Site, tmp_path: Path) -> No
 def test_a_shard_is_packed_and_its_media_deleted_while_fetching_goes_on(site: Site, tmp_path: Path) -> None:
     out = tmp_path / "set"
     assert site.run(out, "--stage", "plan").code == 0
-    import pyarrow.parquet as pq
-
     last = pq.read_table(out / "clips.parquet")["video_id"].to_pylist()[-1]
     site.media.files[f"/watch/{last}"].latency_s = 60
     process = site.server.start(site.arguments(out, "--no-keep-raw"), tmp_path / "log")
@@ -211,6 +213,14 @@ def test_an_upload_that_fails_stops_fetching_with_its_reason(site: Site, tmp_pat
     assert len(list(target.glob("*.tar"))) == 4
 
 
+class StandIn(yt_dlp.YoutubeDL):
+    """yt-dlp's own session, which knows only the loopback site."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        super().__init__(options, auto_init=False)
+        self.add_info_extractor(StandInIE())
+
+
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -252,7 +262,7 @@ def test_fetching_goes_on_when_packing_has_freed_the_disk(
             most[0] = max(most[0], len(raw(out)))
         return Usage(7, len(raw(out)), 7 - len(raw(out)))
 
-    monkeypatch.syspath_prepend(ROOT / "tests/plugins")
+    monkeypatch.setattr(yt_dlp, "YoutubeDL", StandIn)
     assert mbt(*site.arguments(out, "--stage", "plan")).code == 0
     monkeypatch.setattr("mbt.prep.side_by_side.CHECK_S", 0.0)
     monkeypatch.setattr(shutil, "disk_usage", usage)

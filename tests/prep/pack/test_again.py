@@ -156,7 +156,7 @@ def test_a_decoder_that_was_killed_is_started_again_by_the_next_run(
 
 
 @pytest.mark.parametrize(
-    ("code", "is_asked"), [("decode", 2), ("decode.error", 2), ("clip,decode.error", 2), ("decode.err", 1)]
+    ("code", "is_asked"), [("decode", 2), ("decode.error", 2), ("clip,decode.error", 2), ("clip.short", 1)]
 )
 def test_recheck_decodes_clips_with_these_codes_again(
     command: list[object], decoder: Decoder, out: Path, mbt: Door, code: str, is_asked: int
