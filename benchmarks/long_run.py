@@ -148,7 +148,7 @@ def run_worker(world: World, conductor: "Connection[Any, Any]", now: float, rank
         if incident.worker == rank and incident.kind in strikes:
             clock.set_alarm(incident.start, strikes[incident.kind])
     lanes = [Lane(f"{rank}.lane-{lane}", SiteLane(site, lane), world.sleep_s) for lane in range(world.lanes)]
-    options = FetchOptions(rank=rank, world=world.workers, seed=world.seed)
+    options = FetchOptions(rank=rank, world=world.workers, until_done=True)
     try:
         fetch(world.dataset, lanes, options, clock=clock, make_pool=SimulatedLanes)
     except SourceError as error:

@@ -54,11 +54,14 @@ PROBLEMS = {
 CHANCES = ((TIMEOUT, 0.003), (FORBIDDEN, 0.003), (SHORT, 0.001))
 """Failures that have nothing to do with the video, with the share of requests that meet them: an assumption."""
 WAITS_S = (1 * HOUR_S, 6 * HOUR_S, 24 * HOUR_S, 72 * HOUR_S, 72 * HOUR_S)
-"""Minimum waits after the first, second, ... failure of a video, as documented; there is no seventh request."""
+"""Minimum waits after the first, second, ... failure of a video, as documented; there is no seventh request. A request that
+the site did not answer in time is none, and the first of two 403 in a row may be repeated at once."""
 DAY_S = 24 * HOUR_S
 
-VIDEO = np.dtype([("before", "u1"), ("after", "u1"), ("turn", "f8"), ("due", "f8"), ("failed", "u1"), ("missing_since", "f8")])
-"""A video: the site's answer before and after the time `turn`; when it may be requested again, and its failures so far."""
+NOTES = [(name, "u1") for name in ("before", "after", "failed", "forbidden")]
+VIDEO = np.dtype([*NOTES, *((name, "f8") for name in ("turn", "due", "missing_since"))])
+"""A video: the site's answer before and after the time `turn`; its failures so far, and whether the last was a 403; since when
+it is known to be unavailable; when it may be requested again."""
 REQUEST = np.dtype([("time", "f8"), ("end", "f8"), ("video", "u4"), ("lane", "u1"), ("answer", "u1"), ("early", "?")])
 """A request in a worker's log; `early`: it should not have been made."""
 
@@ -225,15 +228,17 @@ class Site:
     @staticmethod
     def _keep_account(row: Any, answer: int, end: float) -> None:
         """Note when a video may be requested again, by the documented rules."""
-        failed = int(row["failed"])
-        row["due"] = math.inf
+        failed, was_forbidden = int(row["failed"]), bool(row["forbidden"])
+        row["forbidden"] = answer == FORBIDDEN
+        if answer == TIMEOUT or (answer == FORBIDDEN and not was_forbidden):
+            return
         row["failed"] = failed + 1
+        row["due"] = math.inf
         if answer == UNAVAILABLE:
-            since = row["missing_since"] or end
-            row["missing_since"] = since
+            row["missing_since"] = since = float(row["missing_since"]) or end
             if end - since < DAY_S and failed < len(WAITS_S):
                 row["due"] = end + max(DAY_S, WAITS_S[failed])
-        elif answer in (TIMEOUT, SHORT, FORBIDDEN) and failed < len(WAITS_S):
+        elif answer in (SHORT, FORBIDDEN) and failed < len(WAITS_S):
             row["due"] = end + WAITS_S[failed]
 
 

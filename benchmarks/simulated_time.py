@@ -17,6 +17,8 @@ from mbt.prep.workers.clock import Clock
 
 LAG_S = 60.0
 """Maximum seconds between the clocks of two processes: with fewer, switching between them takes most of the real time."""
+LIMIT_S = 90 * 86_400.0
+"""Seconds after which a simulation is stuck."""
 POLL_S = 5.0
 """Simulated seconds after which a worker that waits for another one looks again."""
 PRELOADED = ["mbt.prep.fetch.fetch"]
@@ -115,23 +117,25 @@ class SimulatedLanes(LanePool[Video]):
 
 
 def conduct(
-    worker: Callable[["Connection[Any, Any]", float, int], None], number: int, now: float, down_s: Mapping[str, float]
+    worker: Callable[["Connection[Any, Any]", float, int], None], number: int, begin: float, down_s: Mapping[str, float]
 ) -> list[Life]:
     """Run `number` processes together until all have finished.
 
     Args:
         worker: a process: takes its connection to the conductor, the Unix time in seconds and its rank; ends its clock.
         number: number of workers.
-        now: Unix time in seconds at which they start.
+        begin: Unix time in seconds at which they start.
         down_s: by how a process has ended, seconds until it is started again; a finished one is not.
     """
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(PRELOADED)
-    wakes = [(now, rank) for rank in range(number)]
+    wakes = [(begin, rank) for rank in range(number)]
     running: dict[int, tuple[float, Connection[Any, Any]]] = {}
     lives = []
     while wakes:
         now, rank = heapq.heappop(wakes)
+        if now > begin + LIMIT_S:
+            raise RuntimeError(f"worker {rank} is still at work after {LIMIT_S / 86_400:.0f} simulated days")
         if rank not in running:
             ours, theirs = processes.Pipe()
             processes.Process(target=worker, args=(theirs, now, rank), daemon=True).start()
@@ -140,7 +144,10 @@ def conduct(
         else:
             running[rank][1].send(wakes[0][0] + LAG_S if wakes else math.inf)
         start, connection = running[rank]
-        message = connection.recv()
+        try:
+            message = connection.recv()
+        except EOFError:
+            raise RuntimeError(f"worker {rank} crashed; its log has the reason") from None
         if isinstance(message, float):
             heapq.heappush(wakes, (message, rank))
             continue
