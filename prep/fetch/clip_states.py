@@ -98,6 +98,10 @@ class ClipStates:
         """Whether the clip can still become part of the dataset, given the clips that are settled."""
         return self._selection.has_room(clip) and not is_removed(clip, self._removed)
 
+    def reserve(self, clip: Clip) -> bool:
+        """Reserve room under the caps until the clip is settled; returns whether it will fit, whatever comes of those before it."""
+        return self._selection.reserve(clip)
+
     def has_media(self, clip: Clip) -> bool:
         """Whether the clip has its media file, or needs none because it is packed."""
         return clip.key in self._media or clip.key in self._packed
@@ -157,11 +161,12 @@ class ClipStates:
         """Count a clip whose outcome of the first pass is known: against its caps, if it came on time.
 
         Args:
-            clip: a clip; all clips before it are settled.
+            clip: a clip with reserved room; all clips before it are settled.
 
         Returns:
             The clip's state; None if it was never requested or came late.
         """
+        self._selection.release(clip)
         came_late = clip.key in self._late and self.has_media(clip)
         if self.is_open(clip):
             if self.has_media(clip) and not came_late:

@@ -21,11 +21,9 @@ from mbt.prep.workers.clock import Clock
 from mbt.prep.workers.interrupt import graceful_interrupts
 
 OPEN_PER_LANE = QUEUED_PER_LANE
-"""Videos per lane in the window, where one worker fetches a plan with a cap."""
+"""Videos per lane that are open although they may not fit under a cap, where one worker fetches the plan."""
 OPEN_PER_WORKER = 256
-"""Videos in the window, where several workers fetch a plan with a cap."""
-MAX_OPEN = 50_000
-"""Videos in the window without a cap: a limit of memory."""
+"""Videos that are open although they may not fit under a cap, where several workers fetch the plan."""
 SWEEP_EVERY_S = 600.0
 """Minimum seconds from the beginning of one sweep over due retries to the next."""
 DEFAULTS = FetchOptions()
@@ -84,7 +82,7 @@ def fetch(
         size = OPEN_PER_WORKER if share.world > 1 else OPEN_PER_LANE * len(lanes)
         live = LiveLine(bar, states, lanes, clock, note)
         loop = RequestLoop(folder, states, pool, ledger, share, stop_requested, may_request, live)
-        loop.run(FirstPass(videos, states, size if states.has_caps else MAX_OPEN, count))
+        loop.run(FirstPass(videos, states, size, count))
         while not loop.is_stopping:
             began = clock.time()
             loop.run(Pass(videos_of(states.due(began)), states))

@@ -73,6 +73,20 @@ class Selection:
         room = self._rooms.get(clip.split)
         return room is None or clip.key in self._frozen or room.allow(clip.labels)
 
+    def reserve(self, clip: Clip) -> bool:
+        """Reserve room for a clip that may get media; returns whether it has room even if all others that reserved it take it."""
+        room = self._rooms.get(clip.split)
+        if room is None:
+            return True
+        is_certain = clip.key in self._frozen or room.allow_beside_reserved(clip.labels)
+        room.reserve(clip.labels)
+        return is_certain
+
+    def release(self, clip: Clip) -> None:
+        """Release what a clip reserved."""
+        if clip.split in self._rooms:
+            self._rooms[clip.split].reserve(clip.labels, -1)
+
     def take(self, clip: Clip) -> None:
         """Count a clip that has media."""
         if clip.split in self._rooms and clip.key not in self._frozen:
