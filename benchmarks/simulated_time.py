@@ -15,7 +15,7 @@ from mbt.prep.fetch.video_window import Video
 from mbt.prep.sources.ytdlp import Answer
 from mbt.prep.workers.clock import Clock
 
-LAG_S = 60.0
+LAG_S = 300.0
 """Maximum seconds between the clocks of two processes: with fewer, switching between them takes most of the real time."""
 LIMIT_S = 90 * 86_400.0
 """Seconds after which a simulation is stuck."""

@@ -23,7 +23,7 @@ def read_assignment(folder: Path) -> dict[str, list[str]]:
 def frozen_clips(folder: Path, clips: Iterable[Clip]) -> Iterator[Clip]:
     """The clips that packing has assigned to a shard."""
     frozen = {key for keys in read_assignment(folder).values() for key in keys}
-    return (clip for clip in clips if clip.key in frozen)
+    return (clip for clip in clips if clip.key in frozen) if frozen else iter(())
 
 
 def finished_here(folder: Path, shard: str) -> ShardRecord | None:
