@@ -242,7 +242,7 @@ class Site:
             row["due"] = end + WAITS_S[failed]
 
 
-@dataclass(frozen=True)
+@dataclass
 class SiteLane:
     """The site as a source of videos, over one lane."""
 

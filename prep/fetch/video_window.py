@@ -124,12 +124,21 @@ class FirstPass(Pass):
         videos: the videos of the plan, in its order.
         states: states of their clips.
         size: maximum number of videos in the window that may not fit under a cap.
-        settled: called with each clip, in order, and its state (None if it was never requested or came late).
+        counted: called with each clip, in order, once its outcome is known.
+        settled: the same, with its state (None if it was never requested or came late).
     """
 
-    def __init__(self, videos: Iterator[Video], states: ClipStates, size: int, settled: Settled) -> None:
+    def __init__(
+        self,
+        videos: Iterator[Video],
+        states: ClipStates,
+        size: int,
+        counted: Callable[[Clip], None],
+        settled: Settled | None = None,
+    ) -> None:
         super().__init__(videos, states)
         self._size = size
+        self._counted = counted
         self._settled = settled
         self._window: deque[Video] = deque()
         self._num_uncertain = 0
@@ -150,7 +159,8 @@ class FirstPass(Pass):
     def opened(self, video: Video) -> None:
         """Add a video to the window."""
         self._window.append(video)
-        video.will_fit = all([self.states.reserve(clip) or not self.states.is_new(clip) for clip in video.clips])
+        fits = [self.states.reserve(clip) or not self.states.is_new(clip) for clip in video.clips]
+        video.will_fit = all(fits)
         self._num_uncertain += not video.will_fit
         if not video.wanted:
             self.settle(())
@@ -170,7 +180,11 @@ class FirstPass(Pass):
         video = self._window.popleft()
         self._num_uncertain -= not video.will_fit
         for clip in video.clips:
-            self._settled(clip, self.states.settle(clip))
+            self.states.release(clip)
+            attempt = self.states.settle(clip, self._settled is not None)
+            self._counted(clip)
+            if self._settled is not None:
+                self._settled(clip, attempt)
 
     def _is_known(self, video: Video) -> bool:
         if video.own:

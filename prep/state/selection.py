@@ -74,7 +74,7 @@ class Selection:
         return room is None or clip.key in self._frozen or room.allow(clip.labels)
 
     def reserve(self, clip: Clip) -> bool:
-        """Reserve room for a clip that may get media; returns whether it has room even if all others that reserved it take it."""
+        """Reserve room for a clip; returns whether it will fit even if all others that reserved room take it."""
         room = self._rooms.get(clip.split)
         if room is None:
             return True
