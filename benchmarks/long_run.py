@@ -7,14 +7,15 @@ worker is a process of its own. A conductor keeps their clocks together.
 """
 
 import json
-import multiprocessing
 import os
 import random
 import resource
 import signal
 import sys
 import tempfile
+import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -29,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from tqdm import tqdm
 
 from benchmarks.simulated_site import (
     BOT,
@@ -46,7 +48,18 @@ from benchmarks.simulated_site import (
     create_videos,
     verdict,
 )
-from benchmarks.simulated_time import FINISHED, INTERRUPTED, KILLED, STOPPED, Life, SimulatedClock, SimulatedLanes, conduct
+from benchmarks.simulated_time import (
+    CRASHED,
+    FINISHED,
+    INTERRUPTED,
+    KILLED,
+    STOPPED,
+    Life,
+    SimulatedClock,
+    SimulatedLanes,
+    conduct,
+    processes,
+)
 from mbt.manifests.clips import SCHEMA
 from mbt.manifests.errors import SourceError
 from mbt.manifests.lists.audioset import audioset_labels
@@ -140,6 +153,7 @@ def run_worker(world: World, conductor: "Connection[Any, Any]", now: float, rank
     """Fetch as one worker until the run ends, one way or another."""
     with (world.folder / f"worker-{rank}.log").open("ab") as log:
         os.dup2(log.fileno(), sys.stderr.fileno())
+    tqdm.set_lock(threading.RLock())  # Its own lock between processes would be left behind by one that is killed.
     random.seed(f"{world.seed}:{rank}:{now}")
     clock = SimulatedClock(conductor, now)
     site = Site(world, rank, clock)
@@ -155,6 +169,8 @@ def run_worker(world: World, conductor: "Connection[Any, Any]", now: float, rank
         clock.end(STOPPED, str(error))
     except KeyboardInterrupt:
         clock.end(INTERRUPTED)
+    except Exception:
+        clock.end(CRASHED, traceback.format_exc())
     else:
         clock.end(FINISHED)
 
@@ -218,7 +234,7 @@ def simulate(world: World, clips: int, cap: int) -> Report:
     begin = time.perf_counter()
     (world.dataset / RAW_FILE).parent.mkdir(parents=True)
     os.truncate(os.open(world.dataset / RAW_FILE, os.O_CREAT | os.O_RDWR), RAW_BYTES)
-    with ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as alone:
+    with ProcessPoolExecutor(1, processes()) as alone:
         prediction = alone.submit(make_plan, world, clips, cap).result()
         plan_bytes = alone.submit(peak_bytes).result()
         alone.submit(create_videos, world, clips, ALIVE, prediction.hours).result()
@@ -235,7 +251,7 @@ def peak_bytes() -> int:
 def report(world: World, prediction: Estimate, lives: Sequence[Life], plan_bytes: int, wall_s: float) -> Report:
     """The site's logs, in numbers."""
     logs = [np.fromfile(world.log_file(worker), REQUEST) for worker in range(world.workers)]
-    usable_s, later, asked_by = 0.0, 0, []
+    usable, later, asked_by = 0.0, 0, []
     made = 0
     for worker, log in enumerate(logs):
         seen = log[log["answer"] != OFFLINE]
@@ -243,7 +259,7 @@ def report(world: World, prediction: Estimate, lives: Sequence[Life], plan_bytes
         until = float(seen["time"][firsts].max())
         asked_by.append(until)
         own = [life for life in lives if life.worker == worker]
-        usable_s += sum(_usable_s(world, worker, lane, seen[seen["lane"] == lane], own, until) for lane in range(world.lanes))
+        usable += sum(usable_s(world, worker, seen[seen["lane"] == lane], own, until) for lane in range(world.lanes))
         made += int((seen["time"] <= until).sum())
         later += int((seen["time"] > until).sum())
     rows = np.concatenate(logs)
@@ -257,8 +273,8 @@ def report(world: World, prediction: Estimate, lives: Sequence[Life], plan_bytes
         predicted_requests=prediction.videos,
         predicted_hours=prediction.hours,
         requests=len(seen),
-        hours=(usable_s + later * world.sleep_s) / (world.workers * world.lanes) / HOUR_S,
-        used=made * world.sleep_s / usable_s,
+        hours=(usable + later * world.sleep_s) / (world.workers * world.lanes) / HOUR_S,
+        used=made * world.sleep_s / usable,
         videos=videos,
         refused=refused,
         lost=lost,
@@ -280,8 +296,16 @@ def _lost(world: World, worker: int, log: npt.NDArray[Any], lives: Sequence[Life
     return sum(int(((log["time"] <= kill) & (log["end"] > kill) & (log["answer"] != OFFLINE)).sum()) for kill in kills)
 
 
-def _usable_s(world: World, worker: int, lane: int, log: npt.NDArray[Any], lives: Sequence[Life], until: float) -> float:
-    """Seconds in which a lane could request: its worker ran, its network worked, and the site had not refused it."""
+def usable_s(world: World, worker: int, log: npt.NDArray[Any], lives: Sequence[Life], until: float) -> float:
+    """Seconds in which a lane could request: its worker ran, its network worked, and it was not in a pause after a refusal.
+
+    Args:
+        world: the world.
+        worker: rank of the worker.
+        log: the requests of the lane.
+        lives: the lives of the worker.
+        until: Unix time in seconds at which the count ends.
+    """
     blocked = [(one.start, one.end) for one in world.incidents if one.kind == "offline" and one.worker == worker]
     in_a_row = 0
     for row, following in zip(log, [*log["time"][1:].tolist(), until], strict=True):

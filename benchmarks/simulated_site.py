@@ -171,9 +171,8 @@ class Site:
 
     def __post_init__(self) -> None:
         self._videos = self.world.videos()
-        path = self.world.log_file(self.worker)
-        log = np.fromfile(path, REQUEST) if path.exists() else np.empty(0, REQUEST)
-        self._log = path.open("ab", buffering=0)
+        self._log = self.world.log_file(self.worker)
+        log = np.fromfile(self._log, REQUEST) if self._log.exists() else np.empty(0, REQUEST)
         self._random = random.Random(f"{self.world.seed}:{self.worker}:{len(log)}")
         seen = log[(log["answer"] != OFFLINE) & (log["time"] > self.clock.time() - QUOTA_WINDOW_S)]
         self._recent = [deque(seen["time"][seen["lane"] == lane]) for lane in range(self.world.lanes)]
@@ -188,7 +187,8 @@ class Site:
         self._in_flight[lane] = (end, video, row.copy())
         if answer not in (OFFLINE, LIMITED, BOT):
             self._keep_account(row, answer, end)
-        self._log.write(np.array((now, end, video, lane, answer, early), REQUEST).tobytes())
+        with self._log.open("ab") as log:
+            log.write(np.array((now, end, video, lane, answer, early), REQUEST).tobytes())
         return answer, extract_s, transfer_s
 
     def forget_in_flight(self) -> None:

@@ -3,6 +3,7 @@
 import heapq
 import math
 import multiprocessing
+import multiprocessing.context
 import resource
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,7 @@ LIMIT_S = 90 * 86_400.0
 """Seconds after which a simulation is stuck."""
 POLL_S = 5.0
 """Simulated seconds after which a worker that waits for another one looks again."""
-PRELOADED = ["mbt.prep.fetch.fetch"]
-"""Modules that are imported once, for all processes."""
-FINISHED, STOPPED, INTERRUPTED, KILLED = "finished", "stopped", "interrupted", "killed"
+FINISHED, STOPPED, INTERRUPTED, KILLED, CRASHED = ("finished", "stopped", "interrupted", "killed", "crashed")
 
 
 @dataclass(frozen=True)
@@ -116,6 +115,13 @@ class SimulatedLanes(LanePool[Video]):
         return done
 
 
+def processes() -> multiprocessing.context.ForkServerContext:
+    """How processes are started: quickly, and with nothing in memory but the code."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.long_run"])
+    return context
+
+
 def conduct(
     worker: Callable[["Connection[Any, Any]", float, int], None], number: int, begin: float, down_s: Mapping[str, float]
 ) -> list[Life]:
@@ -127,8 +133,7 @@ def conduct(
         begin: Unix time in seconds at which they start.
         down_s: by how a process has ended, seconds until it is started again; a finished one is not.
     """
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(PRELOADED)
+    context = processes()
     wakes = [(begin, rank) for rank in range(number)]
     running: dict[int, tuple[float, Connection[Any, Any]]] = {}
     lives = []
@@ -137,21 +142,20 @@ def conduct(
         if now > begin + LIMIT_S:
             raise RuntimeError(f"worker {rank} is still at work after {LIMIT_S / 86_400:.0f} simulated days")
         if rank not in running:
-            ours, theirs = processes.Pipe()
-            processes.Process(target=worker, args=(theirs, now, rank), daemon=True).start()
+            ours, theirs = context.Pipe()
+            context.Process(target=worker, args=(theirs, now, rank), daemon=True).start()
             theirs.close()
             running[rank] = now, ours
         else:
             running[rank][1].send(wakes[0][0] + LAG_S if wakes else math.inf)
         start, connection = running[rank]
-        try:
-            message = connection.recv()
-        except EOFError:
-            raise RuntimeError(f"worker {rank} crashed; its log has the reason") from None
+        message = connection.recv()
         if isinstance(message, float):
             heapq.heappush(wakes, (message, rank))
             continue
         end, how, peak_bytes, reason = message
+        if how == CRASHED:
+            raise RuntimeError(f"worker {rank} crashed: {reason}")
         lives.append(Life(rank, start, end, how, peak_bytes, reason))
         del running[rank]
         if how != FINISHED:
