@@ -82,8 +82,8 @@ SHARES = (0.175, 0.330, 0.330, 0.165)
 """Share of AudioSet's clips with neither Speech nor Music, with Speech, with Music, and with both."""
 TWO_WEEKS_H = 14 * 24.0
 TARGET_USED, TARGET_ERROR, TARGET_BYTES = 0.97, 0.05, 1_000_000_000
-DOWN_S = {STOPPED: HOUR_S, KILLED: 600.0, INTERRUPTED: 1800.0}
-"""Seconds until someone starts a worker again, by how it ended."""
+DOWN_S = {STOPPED: 6 * HOUR_S, KILLED: 600.0, INTERRUPTED: 1800.0}
+"""Seconds until someone starts a worker again, by how it ended; proportionally shorter in a shorter run."""
 SHARED_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 """The ledger is written to disk after each request, which takes no simulated time but real one."""
 PAUSE_S = {LIMITED: (HOUR_S, 2 * HOUR_S, 4 * HOUR_S), BOT: (6 * HOUR_S,)}
@@ -132,7 +132,7 @@ def draw_incidents(world: World, hours: float) -> tuple[Incident, ...]:
         add("quota", day_s / 8, at, number, number // 2)
     for number, (at, length_s) in enumerate([(0.2, day_s / 72), (0.45, day_s / 12), (0.8, day_s / 4)]):
         add("offline", length_s, at, number, 0)
-    for number, at in enumerate(sorted(draw.uniform(0.02, 0.9, 6))):
+    for number, at in enumerate(sorted(draw.uniform(0.02, 0.9, 4))):
         add("kill" if number % 2 else "interrupt", 0.0, at, number // 2, 0)
     return tuple(incidents)
 
@@ -239,7 +239,8 @@ def simulate(world: World, clips: int, cap: int) -> Report:
         plan_bytes = alone.submit(peak_bytes).result()
         alone.submit(create_videos, world, clips, ALIVE, prediction.hours).result()
     world = replace(world, incidents=draw_incidents(world, prediction.hours))
-    lives = conduct(partial(run_worker, world), world.workers, START, DOWN_S)
+    down_s = {how: seconds * prediction.hours / TWO_WEEKS_H for how, seconds in DOWN_S.items()}
+    lives = conduct(partial(run_worker, world), world.workers, START, down_s)
     return report(world, prediction, lives, plan_bytes, time.perf_counter() - begin)
 
 

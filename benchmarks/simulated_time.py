@@ -118,7 +118,7 @@ class SimulatedLanes(LanePool[Video]):
 def processes() -> multiprocessing.context.ForkServerContext:
     """How processes are started: quickly, and with nothing in memory but the code."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.long_run"])
+    context.set_forkserver_preload(["mbt.prep.fetch.fetch", "mbt.prep.plan.choose"])
     return context
 
 
