@@ -45,15 +45,25 @@ class ClassQuotas:
 
     def __init__(self, cap: int, num_classes: int) -> None:
         self._remaining = [cap] * num_classes
+        self._reserved = [0] * num_classes
 
     def allow(self, labels: Sequence[int]) -> bool:
         """Whether every one of these classes is still below the cap."""
         return all(self._remaining[label] > 0 for label in labels)
 
+    def allow_beside_reserved(self, labels: Sequence[int]) -> bool:
+        """Whether every one of these classes stays below the cap even if all clips with reserved room take it."""
+        return all(self._remaining[label] > self._reserved[label] for label in labels)
+
     def add(self, labels: Sequence[int]) -> None:
         """Count a clip with these labels."""
         for label in labels:
             self._remaining[label] -= 1
+
+    def reserve(self, labels: Sequence[int], clips: int = 1) -> None:
+        """Reserve room for a clip with these labels, or for fewer if `clips` is negative."""
+        for label in labels:
+            self._reserved[label] += clips
 
 
 def ordered_rows(clips: pa.Table, balance: Balance, num_classes: int) -> np.ndarray:

@@ -104,6 +104,14 @@ class ClipStates:
         """Whether the clip can still become part of the dataset, given the clips that are settled."""
         return self._selection.has_room(clip) and not is_removed(clip, self._removed)
 
+    def reserve(self, clip: Clip) -> bool:
+        """Reserve room under the caps; returns whether the clip will fit even if all others that reserved room get media."""
+        return self._selection.reserve(clip)
+
+    def release(self, clip: Clip) -> None:
+        """Release the room that a clip reserved."""
+        self._selection.release(clip)
+
     def has_media(self, clip: Clip) -> bool:
         """Whether the clip has its media file, or needs none because it is packed."""
         return clip.key in self._media or clip.key in self._packed
@@ -159,14 +167,15 @@ class ClipStates:
         for attempt, place in self._reader.new_with_place(but=self.share.worker):
             self._add(attempt, place)
 
-    def settle(self, clip: Clip) -> Attempt | None:
+    def settle(self, clip: Clip, read: bool = False) -> Attempt | None:
         """Count a clip whose outcome of the first pass is known: against its caps, if it came on time.
 
         Args:
             clip: a clip; all clips before it are settled.
+            read: whether the state is wanted, which may have to be read from the ledger.
 
         Returns:
-            The clip's state; None if it was never requested or came late.
+            The clip's state; None if it was never requested or came late, or is not wanted.
         """
         came_late = clip.key in self._late and self.has_media(clip)
         if self.is_open(clip):
@@ -174,7 +183,7 @@ class ClipStates:
                 self._take(clip)
             elif self.share.owns(clip.video_id):
                 self._missing.add(clip.key)
-        attempt = None if came_late else self.state(clip)
+        attempt = self.state(clip) if read and not came_late else None
         self._new_media.pop(clip.key, None)
         return attempt
 

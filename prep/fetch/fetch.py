@@ -16,16 +16,14 @@ from mbt.prep.fetch.live_line import LiveLine
 from mbt.prep.fetch.options import FetchOptions
 from mbt.prep.fetch.request_loop import QUEUED_PER_LANE, RequestLoop, local_time
 from mbt.prep.fetch.video_window import FirstPass, Pass, Settled, Video, planned_videos, videos_of
-from mbt.prep.state.ledger import Attempt, LedgerWriter
+from mbt.prep.state.ledger import LedgerWriter
 from mbt.prep.workers.clock import Clock
 from mbt.prep.workers.interrupt import graceful_interrupts
 
 OPEN_PER_LANE = QUEUED_PER_LANE
-"""Videos per lane in the window, where one worker fetches a plan with a cap."""
+"""Videos per lane that are open although they may not fit under a cap, where one worker fetches the plan."""
 OPEN_PER_WORKER = 256
-"""Videos in the window, where several workers fetch a plan with a cap."""
-MAX_OPEN = 50_000
-"""Videos in the window without a cap: a limit of memory."""
+"""Videos that are open although they may not fit under a cap, where several workers fetch the plan."""
 SWEEP_EVERY_S = 600.0
 """Minimum seconds from the beginning of one sweep over due retries to the next."""
 DEFAULTS = FetchOptions()
@@ -76,15 +74,13 @@ def fetch(
         make_pool(lanes, clock) as pool,
     ):
 
-        def count(clip: Clip, attempt: Attempt | None) -> None:
+        def count(clip: Clip) -> None:
             bar.update(share.owns(clip.video_id))
-            if settled is not None:
-                settled(clip, attempt)
 
         size = OPEN_PER_WORKER if share.world > 1 else OPEN_PER_LANE * len(lanes)
         live = LiveLine(bar, states, states.num_likely(), lanes, clock, note)
         loop = RequestLoop(folder, states, pool, ledger, share, stop_requested, may_request, live)
-        loop.run(FirstPass(videos, states, size if states.has_caps else MAX_OPEN, count))
+        loop.run(FirstPass(videos, states, size, count, settled))
         while not loop.is_stopping:
             began = clock.time()
             loop.run(Pass(videos_of(states.due(began)), states))

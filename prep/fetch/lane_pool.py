@@ -13,6 +13,8 @@ from mbt.prep.sources.ytdlp import Answer
 from mbt.prep.workers.clock import Clock
 
 MIN_WAIT_S = 0.01
+MAX_CATCH_UP_S = 60.0
+"""Maximum seconds by which a lane may be behind its rate and still catch up."""
 
 T = TypeVar("T")
 
@@ -49,7 +51,8 @@ class LanePool(ABC, Generic[T]):
     def start(self, lane: int, item: T, clips: Sequence[Clip]) -> None:
         """Let a free lane fetch clips of one video, which belong to `item`."""
         chosen = self.lanes[lane]
-        chosen.next_start = self.clock.monotonic() + chosen.sleep_s * random.uniform(0.8, 1.2)
+        behind_s = min(max(chosen.free_since - chosen.next_start, 0.0), MAX_CATCH_UP_S)
+        chosen.next_start = self.clock.monotonic() - behind_s + chosen.sleep_s * random.uniform(0.8, 1.2)
         self.busy[lane] = item
         self._request(lane, clips)
 
@@ -62,6 +65,8 @@ class LanePool(ABC, Generic[T]):
         """
         waits = [max(self.lanes[index].wait_s(self.clock), MIN_WAIT_S) for index in self._idle()] if more else []
         answers = self._answers(min([self.poll_s, max(timeout_s, MIN_WAIT_S), *waits]))
+        for lane, _ in answers:
+            self.lanes[lane].free_since = self.clock.monotonic()
         return [(lane, self.busy.pop(lane), own) for lane, own in answers]
 
     @abstractmethod

@@ -43,8 +43,10 @@ class Lane:
     Attributes:
         name: name in the ledger.
         source: fetches from this address.
-        sleep_s: seconds between the starts of two extractions, randomly varied by up to 20%.
+        sleep_s: seconds between the starts of two extractions, randomly varied by up to 20%; after one that took longer, the
+            next ones follow sooner.
         next_start: monotonic time in seconds from which the next extraction may start.
+        free_since: monotonic time in seconds at which the last answer came.
         paused_until: Unix time in seconds before which the lane makes no request.
         num_pauses: pauses in a row, without a clip served in between.
     """
@@ -53,6 +55,7 @@ class Lane:
     source: VideoSource
     sleep_s: float
     next_start: float = 0.0
+    free_since: float = 0.0
     paused_until: float = 0.0
     num_pauses: int = 0
 

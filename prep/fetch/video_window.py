@@ -12,6 +12,8 @@ from mbt.prep.state.ledger import Attempt
 
 MAX_STEPS = 10_000
 """Maximum videos that are opened in one call, so that the caller can see to other things."""
+MAX_OPEN = 50_000
+"""Maximum videos in the window of the first pass: a limit of memory."""
 Settled = Callable[[Clip, Attempt | None], None]
 
 
@@ -27,6 +29,7 @@ class Video:
         previous: state of the first wanted clip before this run.
         refetched: whether its URLs were extracted anew since it was opened.
         network_failures: how often the network failed since it was opened.
+        will_fit: whether its clips fit under the caps, whatever comes of the videos before it, or are not requested.
     """
 
     video_id: str
@@ -36,6 +39,7 @@ class Video:
     previous: Attempt | None = None
     refetched: bool = False
     network_failures: int = 0
+    will_fit: bool = True
 
 
 def planned_videos(states: ClipStates, share: WorkerShare) -> Iterator[Video]:
@@ -114,20 +118,30 @@ class FirstPass(Pass):
     """The pass over the plan, in which every clip that has no outcome is requested.
 
     The window holds the videos from the first whose outcome is unknown. Videos are requested before the outcome of those before
-    them is known, so some requests may turn out to exceed a cap; the size of the window limits how many.
+    them is known. So requests may turn out to exceed a cap once it is nearly reached; a limit of the window says how many.
 
     Args:
         videos: the videos of the plan, in its order.
         states: states of their clips.
-        size: maximum number of videos in the window.
-        settled: called with each clip, in order, and its state (None if it was never requested or came late).
+        size: maximum number of videos in the window that may not fit under a cap.
+        counted: called with each clip, in order, once its outcome is known.
+        settled: the same, with its state (None if it was never requested or came late).
     """
 
-    def __init__(self, videos: Iterator[Video], states: ClipStates, size: int, settled: Settled) -> None:
+    def __init__(
+        self,
+        videos: Iterator[Video],
+        states: ClipStates,
+        size: int,
+        counted: Callable[[Clip], None],
+        settled: Settled | None = None,
+    ) -> None:
         super().__init__(videos, states)
         self._size = size
+        self._counted = counted
         self._settled = settled
         self._window: deque[Video] = deque()
+        self._num_uncertain = 0
 
     @property
     def awaited(self) -> Video | None:
@@ -136,7 +150,7 @@ class FirstPass(Pass):
 
     def has_room(self) -> bool:
         """Whether the window has room for a video."""
-        return len(self._window) < self._size
+        return self._num_uncertain < self._size and len(self._window) < MAX_OPEN
 
     def is_wanted(self, clip: Clip) -> bool:
         """Whether a clip has no outcome and can still become part of the dataset."""
@@ -145,6 +159,9 @@ class FirstPass(Pass):
     def opened(self, video: Video) -> None:
         """Add a video to the window."""
         self._window.append(video)
+        fits = [self.states.reserve(clip) or not self.states.is_new(clip) for clip in video.clips]
+        video.will_fit = all(fits)
+        self._num_uncertain += not video.will_fit
         if not video.wanted:
             self.settle(())
 
@@ -160,8 +177,14 @@ class FirstPass(Pass):
         self.states.settle_late()
 
     def _settle_first(self) -> None:
-        for clip in self._window.popleft().clips:
-            self._settled(clip, self.states.settle(clip))
+        video = self._window.popleft()
+        self._num_uncertain -= not video.will_fit
+        for clip in video.clips:
+            self.states.release(clip)
+            attempt = self.states.settle(clip, self._settled is not None)
+            self._counted(clip)
+            if self._settled is not None:
+                self._settled(clip, attempt)
 
     def _is_known(self, video: Video) -> bool:
         if video.own:

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -146,7 +146,7 @@ class LedgerWriter:
         records = ([row] if isinstance(row, Attempt) else row for row in rows)
         with storage_errors(self.path):
             for parts in records:
-                self._file.write(json.dumps({name: value for part in parts for name, value in asdict(part).items()}) + "\n")
+                self._file.write(json.dumps({name: getattr(part, name) for part in parts for name in part.__slots__}) + "\n")
             self._file.flush()
             os.fsync(self._file.fileno())
 

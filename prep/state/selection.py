@@ -23,7 +23,7 @@ def read_assignment(folder: Path) -> dict[str, list[str]]:
 def frozen_clips(folder: Path, clips: Iterable[Clip]) -> Iterator[Clip]:
     """The clips that packing has assigned to a shard."""
     frozen = {key for keys in read_assignment(folder).values() for key in keys}
-    return (clip for clip in clips if clip.key in frozen)
+    return (clip for clip in clips if clip.key in frozen) if frozen else iter(())
 
 
 def finished_here(folder: Path, shard: str) -> ShardRecord | None:
@@ -72,6 +72,20 @@ class Selection:
         """Whether the clip may be fetched and packed."""
         room = self._rooms.get(clip.split)
         return room is None or clip.key in self._frozen or room.allow(clip.labels)
+
+    def reserve(self, clip: Clip) -> bool:
+        """Reserve room for a clip; returns whether it will fit even if all others that reserved room take it."""
+        room = self._rooms.get(clip.split)
+        if room is None:
+            return True
+        is_certain = clip.key in self._frozen or room.allow_beside_reserved(clip.labels)
+        room.reserve(clip.labels)
+        return is_certain
+
+    def release(self, clip: Clip) -> None:
+        """Release what a clip reserved."""
+        if clip.split in self._rooms:
+            self._rooms[clip.split].reserve(clip.labels, -1)
 
     def take(self, clip: Clip) -> None:
         """Count a clip that has media."""

@@ -2,11 +2,14 @@
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mbt.manifests.clips import Clip
+from mbt.prep.fetch.lane_pool import ThreadedLanes
+from mbt.prep.fetch.worker_share import WorkerShare
 from mbt.prep.sources.ytdlp import Answer
 from mbt.prep.state.failure_codes import Verdict
 from mbt.prep.state.ledger import Attempt, LedgerReader, LedgerWriter, late_keys, read_ledger
@@ -130,3 +133,32 @@ def test_a_clip_that_was_not_in_a_local_folder_is_new_elsewhere(tmp_path: Path) 
     fetch_all(Scripted(folder), HandClock(), settled=lambda clip, state: reported.append(state and state.code))
     assert reported == ["ok", "ok"]
     assert not late_keys(LedgerReader(folder).new())
+
+
+class Impatient(HandClock):
+    """A clock that gives up after a day."""
+
+    def sleep(self, seconds: float) -> None:
+        super().sleep(seconds)
+        if self.now > 1_800_000_000.0 + 24 * HOUR:
+            raise TimeoutError
+
+
+def test_a_worker_goes_on_without_a_late_one_as_long_as_clips_fit_in_any_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mbt.prep.fetch.fetch.OPEN_PER_WORKER", 4)
+    monkeypatch.setattr(ThreadedLanes, "poll_s", 60.0)
+    clips = [replace(clip, labels=(row % 2,)) for row, clip in enumerate(videos(99))]
+    source = Scripted(plan_of(tmp_path, clips, caps={"train": 30}))
+    with pytest.raises(TimeoutError):
+        fetch_all(source, Impatient(), rank=0, world=2)
+    fits = [clip for clip in clips[: 30 + 30 + 4] if WorkerShare(0, 2).owns(clip.video_id)]
+    assert source.requested == [clip.key for clip in fits]
+
+
+def test_a_video_that_no_longer_fits_does_not_keep_the_window_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mbt.prep.fetch.fetch.OPEN_PER_LANE", 2)
+    source = Scripted(plan_of(tmp_path, [*videos(9), Clip("last_0", "last", 0, 1000, "train", (1,))], caps={"train": 3}))
+    assert fetch_all(source, Impatient()).found == 4
+    assert source.requested[-1] == "last_0"
