@@ -55,10 +55,11 @@ class RawFiles:
         if self._options.keep_raw:
             return
         for key in keys:
-            path = self._paths.get(key)
-            if path is not None:
+            if (path := self._paths.pop(key, None)) is not None:
                 self._needed_by[path].discard(key)
-                self._delete([path] if not self._needed_by[path] else [])
+                if not self._needed_by[path]:
+                    del self._needed_by[path]
+                    self._delete([path])
 
     def _delete(self, paths: Iterable[str]) -> None:
         for path in paths:

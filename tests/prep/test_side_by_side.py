@@ -270,3 +270,22 @@ def test_fetching_goes_on_when_packing_has_freed_the_disk(
     assert done.code == 0, done.err
     assert 5 <= most[0] <= 7
     assert len(keys(out)) == VIDEOS - len(GONE) + 1
+
+
+def test_the_file_of_a_removed_clip_stays_as_long_as_another_clip_needs_it(site: Site, tmp_path: Path, served: Served) -> None:
+    """The first clip of a whole video is removed between two runs, before the second is packed."""
+    out = tmp_path / "set"
+    for number in range(VIDEOS):
+        page = {"error": "Private video"} if number != SHARED else {"both": "/both"}
+        site.media.files[f"/watch/video{number:06}"] = ServedFile(json.dumps(page).encode())
+    site.media.files["/both"] = ServedFile(served.content("both30.mp4"))
+    for stage in ("plan", "fetch"):
+        assert site.run(out, "--stage", stage).code == 0
+    files = [path for path in (out / "raw").rglob("*") if path.is_file()]
+    assert len(files) == 1
+    planned = [key for key in pq.read_table(out / "clips.parquet")["key"].to_pylist() if f"{SHARED:06}" in key]
+    (tmp_path / "removed.txt").write_text(planned[0] + "\n")
+    done = site.run(out, "--no-keep-raw", "--removed", tmp_path / "removed.txt")
+    assert done.code == 0, done.out
+    assert keys(out) == planned[1:]
+    assert not files[0].exists()

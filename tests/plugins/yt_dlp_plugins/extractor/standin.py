@@ -8,7 +8,8 @@ from yt_dlp.utils import ExtractorError
 
 
 class StandInIE(InfoExtractor):
-    """A page is JSON: `{"error": text}`, or `{"video": path, "audio": path}` with the paths of pictures and sound.
+    """A page is JSON: `{"error": text}`, or `{"video": path, "audio": path}` with the paths of pictures and sound, or
+    `{"both": path}`.
 
     As with YouTube, yt-dlp downloads the files in chunks of 10 MiB.
     """
@@ -22,6 +23,9 @@ class StandInIE(InfoExtractor):
         page = json.loads(self._download_webpage(url, video_id))
         if "error" in page:
             raise ExtractorError(page["error"], expected=True, video_id=video_id)
+        if "both" in page:
+            whole = {"vcodec": "avc1.42001E", "acodec": "mp4a.40.2", "width": 640, "height": 360, "ext": "mp4"}
+            return {"id": video_id, "title": video_id, "formats": [{"format_id": "18", "url": site + page["both"], **whole}]}
         chunks = {"downloader_options": {"http_chunk_size": 10 << 20}}
         pictures = {"vcodec": "avc1.4d401e", "acodec": "none", "width": 640, "height": 360, "ext": "mp4", **chunks}
         sound = {"vcodec": "none", "acodec": "mp4a.40.2", "ext": "m4a", **chunks}
