@@ -16,7 +16,7 @@ from mbt.prep.plan.choose import likely_clips
 from mbt.prep.plan.plan import read_plan
 from mbt.prep.plan.removed import is_removed
 from mbt.prep.state.failure_codes import is_rechecked
-from mbt.prep.state.ledger import NEVER_FETCHED, NO_OUTCOME_ACTIONS, Attempt, LedgerReader, add_outcome, fold
+from mbt.prep.state.ledger import NEVER_FETCHED, NO_OUTCOME_ACTIONS, WITHDRAWN, Attempt, LedgerReader, add_outcome, fold
 from mbt.prep.state.selection import Selection, frozen_clips, packed_keys
 
 UNREAD = -1
@@ -78,6 +78,7 @@ class ClipStates:
         self._retry: dict[str, list[Attempt]] = {}
         self._dead: dict[str, list[Attempt]] = {}
         self._late: set[str] = set()
+        self._withdrawn: set[str] = set()
         self._missing: set[str] = set()
         self._due: list[tuple[float, str]] = []
         for attempt, place in self._reader.new_with_place():
@@ -103,6 +104,10 @@ class ClipStates:
     def is_open(self, clip: Clip) -> bool:
         """Whether the clip can still become part of the dataset, given the clips that are settled."""
         return self._selection.has_room(clip) and not is_removed(clip, self._removed)
+
+    def was_withdrawn(self, clip: Clip) -> bool:
+        """Whether a failure of the clip was withdrawn: that it fails again says nothing about the others."""
+        return clip.key in self._withdrawn
 
     def reserve(self, clip: Clip) -> bool:
         """Reserve room under the caps; returns whether the clip will fit even if all others that reserved room get media."""
@@ -244,6 +249,8 @@ class ClipStates:
         if attempt.action in NO_OUTCOME_ACTIONS:
             return
         key = attempt.key
+        if attempt.action == WITHDRAWN:
+            self._withdrawn.add(key)
         outcomes = self._retry.pop(key, None) or self._dead.pop(key, None) or []
         is_first = all(own.is_absent for own in outcomes) and key not in self._media and key not in self._lost
         if attempt.code == "ok":

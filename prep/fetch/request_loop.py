@@ -226,7 +226,8 @@ class RequestLoop:
             if is_first_403 or (previous and verdict.code == previous.code):
                 return
         self._apply(self._breaker.add(verdict, visit.time, visit.lane), visit)
-        if verdict is None or verdict.action.uses_attempt:
+        is_new = previous is None and not any(map(self._states.was_withdrawn, visit.clips))
+        if is_new and (verdict is None or verdict.action.uses_attempt):
             is_unavailable = verdict is not None and verdict.code == UNAVAILABLE
             if reason := self._unavailable.add(is_unavailable, tuple(visit.clips), visit.lane):
                 self.stop = Stop("run", reason, RISE_REMEDY)

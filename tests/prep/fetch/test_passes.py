@@ -1,7 +1,7 @@
 """Fetching in passes: what is requested in which order, what is reported when, and how ledger and caps agree on it."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -162,3 +162,35 @@ def test_a_video_that_no_longer_fits_does_not_keep_the_window_full(tmp_path: Pat
     source = Scripted(plan_of(tmp_path, [*videos(9), Clip("last_0", "last", 0, 1000, "train", (1,))], caps={"train": 3}))
     assert fetch_all(source, Impatient()).found == 4
     assert source.requested[-1] == "last_0"
+
+
+def request_times(
+    source: Scripted, clock: HandClock, seconds: Callable[[Clip], float], monkeypatch: pytest.MonkeyPatch
+) -> list[float]:
+    """Seconds from the start to each request of a lane that may make one every 10 s, if the answers take this long."""
+    monkeypatch.setattr("random.uniform", lambda low, high: (low + high) / 2)
+    begin, times, refuse = clock.now, list[float](), source.answers
+
+    def answer(clip: Clip, number: int) -> Verdict | None:
+        times.append(clock.now - begin)
+        clock.now += seconds(clip)
+        return refuse(clip, number)
+
+    source.answers = answer
+    fetch_all(source, clock, sleep_s=10.0)
+    return times
+
+
+def test_a_lane_catches_up_after_a_slow_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Scripted(plan_of(tmp_path, videos(20)))
+    times = request_times(source, HandClock(), lambda clip: 35 if clip.key == "v00_0" else 8, monkeypatch)
+    assert times == pytest.approx([0.0, *(max(10.0 * number, 27.0 + 8.0 * number) for number in range(1, 20))], abs=0.5)
+
+
+def test_a_lane_catches_up_a_minute_at_most_and_no_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Scripted(plan_of(tmp_path / "slow", videos(20)))
+    times = request_times(source, HandClock(), lambda clip: 1000 if clip.key == "v00_0" else 0, monkeypatch)
+    assert times == pytest.approx([0.0, *[1000.0] * 6, *(1000.0 + 10 * number for number in range(13))], abs=0.5)
+    source = flaky(plan_of(tmp_path / "paused", videos(4)), {"v01_0": LIMITED})
+    times = request_times(source, HandClock(), lambda clip: 0, monkeypatch)
+    assert times == pytest.approx([0.0, 10.0, 3610.0, 3620.0, 3630.0], abs=0.5)

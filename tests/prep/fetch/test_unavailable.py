@@ -81,3 +81,21 @@ def test_one_lane_that_is_refused_is_noticed_among_many() -> None:
             break
     assert number < 2360
     assert number in watch.suspects()
+
+
+def test_a_false_alarm_does_not_stop_every_later_run(tmp_path: Path) -> None:
+    """Forty-five videos in a row are really gone."""
+    clock = HandClock()
+    source = Scripted(
+        plan_of(tmp_path, many(600)), lambda clip, _: UNAVAILABLE if 300 <= int(clip.video_id[1:]) < 345 else None
+    )
+    for _ in range(2):
+        with pytest.raises(SourceError):
+            fetch_all(source, clock)
+        clock.now += DAY
+    counts = fetch_all(source, clock, until_done=True)
+    assert (counts.found, counts.missing) == (555, 45)
+    assert {(row.code, row.final) for row in read_ledger(source.folder).values()} == {
+        ("ok", False),
+        ("confirm.unavailable", True),
+    }
