@@ -271,7 +271,7 @@ def report(world: World, prediction: Estimate, lives: Sequence[Life], plan_bytes
     codes = Counter("ok" if answer == SERVED else verdict(answer).code for answer in rows["answer"].tolist())
     end = max(life.end for life in lives)
     return Report(
-        predicted_requests=prediction.videos,
+        predicted_requests=prediction.requests,
         predicted_hours=prediction.hours,
         requests=len(seen),
         hours=(usable + later * world.sleep_s) / (world.workers * world.lanes) / HOUR_S,

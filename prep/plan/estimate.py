@@ -19,6 +19,9 @@ RAW_BYTES_PER_S = 120_000
 FRAME_BYTES = {2: 20_300, 3: 15_700, 4: 13_300, 5: 12_000, 8: 9_500, 31: 4_700}
 """JPEG bytes of a busy 454 x 256 frame, by quantizer scale; values in between are interpolated."""
 BUSY_SHORT_SIDE = 256
+RETRIED = 0.03
+"""Share of the videos that are requested a second time, an assumption: of a tenth that is gone, a third is just "unavailable",
+which is confirmed a day later."""
 JSON_BYTES = 2_500
 HELD_SHARE = 0.1
 """Share of the raw clips that are on disk at a time if they go when packed: late clips, and those of unfinished shards."""
@@ -30,7 +33,7 @@ class Estimate:
 
     Attributes:
         clips: number of clips.
-        videos: number of requests, one per video; 0 if the media are in a local folder.
+        videos: number of videos to request; 0 if the media are in a local folder.
         lanes: number of network addresses to fetch from.
         hours: hours of fetching, at the rates of the lanes.
         raw_bytes: bytes over the network, and of the raw clips on disk.
@@ -49,6 +52,11 @@ class Estimate:
     uploads: bool
 
     @property
+    def requests(self) -> int:
+        """Number of requests for videos, with those that are repeated."""
+        return round(self.videos * (1 + RETRIED))
+
+    @property
     def disk_bytes(self) -> int:
         """Peak bytes of raw clips and shards."""
         raw_bytes = self.raw_bytes if self.keep_raw else round(HELD_SHARE * self.raw_bytes)
@@ -57,7 +65,7 @@ class Estimate:
     def lines(self) -> list[str]:
         """The estimate as human-readable lines."""
         network = [
-            f"requests      {self.videos:,}, one per video",
+            f"requests      {self.requests:,}: one per video, and {RETRIED:.0%} retries",
             f"time          {self.hours:,.1f} h on {self.lanes:,} network address{'es' * (self.lanes != 1)}",
             f"network       {format_gigabytes(self.raw_bytes)}",
         ]
@@ -89,7 +97,7 @@ def estimate(
         clips=clips.num_rows,
         videos=videos,
         lanes=len(hourly_rates),
-        hours=videos / sum(hourly_rates) if hourly_rates else 0.0,
+        hours=videos * (1 + RETRIED) / sum(hourly_rates) if hourly_rates else 0.0,
         raw_bytes=round(seconds * RAW_BYTES_PER_S) if hourly_rates else 0,
         shard_bytes=round(seconds * bytes_per_s + clips.num_rows * JSON_BYTES),
         keep_raw=keep_raw,
