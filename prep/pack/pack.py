@@ -1,6 +1,7 @@
 """Pack the fetched media of a plan into shards, on all cores or on a Ray cluster; it can be interrupted and resumed."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from mbt.prep.pack.publish import publish
 from mbt.prep.pack.raw_files import RawFiles
 from mbt.prep.pack.shard_pool import ShardPool
 from mbt.prep.plan.plan import read_plan
+from mbt.prep.plan.removed import is_removed
 from mbt.prep.state.ledger import Attempt, LedgerReader, late_keys, states
 from mbt.prep.state.selection import Selection, frozen_clips, select_clips
 from mbt.prep.state.settings import freeze_settings
@@ -50,9 +52,11 @@ def pack(folder: Path, options: PackOptions) -> DatasetInfo:
     ledger = {key: attempt.checked(folder) for key, attempt in states(attempts).items()}
     late = late_keys(attempts)
     selection = Selection(plan.caps, len(labels), frozen_clips(folder, iter_clips(table)))
-    table = table.take(pa.array([row for row, _ in select_clips(iter_clips(table), ledger, late, selection)], pa.int64()))
-    splits = dict(zip(table["key"].to_pylist(), table["split"].to_pylist(), strict=True))
-    fetched = [key for key in splits if key in ledger and ledger[key].path is not None]
+    removed = partial(is_removed, removed=options.removed)
+    selected = select_clips(iter_clips(table), ledger, late, selection, removed)
+    table = table.take(pa.array([row for row, _ in selected], pa.int64()))
+    splits = {clip.key: clip.split for _, clip in selected}
+    fetched = [clip.key for _, clip in selected if clip.key in ledger and ledger[clip.key].path and not removed(clip)]
     sequence = {key: splits[key] for key in packing_sequence(fetched, late)}
     assignment = Assignment(folder, settings)
     assignment.check(splits)

@@ -1,11 +1,12 @@
 """Which clips of a plan are fetched and packed: all, or as many as the cap per class of a split allows."""
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from mbt.manifests.balance import ClassQuotas
 from mbt.manifests.clips import Clip
+from mbt.prep.state.failure_codes import is_rechecked
 from mbt.prep.state.ledger import Attempt
 from mbt.prep.state.settings import stores_remotely
 from mbt.prep.state.shard_record import ShardRecord, finished_shard, read_record
@@ -31,14 +32,21 @@ def finished_here(folder: Path, shard: str) -> ShardRecord | None:
     return read_record(folder, shard) if stores_remotely(folder) else finished_shard(Store(folder), shard)
 
 
-def packed_keys(folder: Path, lost: Collection[str]) -> set[str]:
-    """The clips in a finished shard, out of those whose media are missing: their media are no longer needed."""
+def packed_keys(folder: Path, lost: Collection[str], recheck: Collection[str] = ()) -> set[str]:
+    """The clips that finished shards hold or can never hold, out of those whose media are missing.
+
+    Args:
+        folder: the dataset folder.
+        lost: keys of the clips whose media are missing.
+        recheck: codes of failures that are decoded once more, and so need their media.
+    """
     packed: set[str] = set()
     for name, keys in read_assignment(folder).items():
-        lost_here = {key for key in keys if key in lost}
-        if lost_here and finished_here(folder, name) is not None:
-            packed |= lost_here
-    return packed
+        if not lost or not any(key in lost for key in keys) or (record := finished_here(folder, name)) is None:
+            continue
+        packed.update(record.keys)
+        packed.update(each.key for each in record.failures if each.is_final and not is_rechecked(each.code, recheck))
+    return {key for key in packed if key in lost}
 
 
 class Selection:
@@ -94,25 +102,30 @@ class Selection:
 
 
 def select_clips(
-    clips: Iterable[Clip], ledger: Mapping[str, Attempt], late: Collection[str], selection: Selection
+    clips: Iterable[Clip],
+    ledger: Mapping[str, Attempt],
+    late: Collection[str],
+    selection: Selection,
+    is_removed: Callable[[Clip], bool] = lambda clip: False,
 ) -> list[tuple[int, Clip]]:
     """The clips to pack and those that could not be fetched, each with its row, in plan order.
 
     All clips of splits without a cap are selected. With a cap, clips take room in the packing sequence, and those that could
-    not be fetched are selected if there was room when they were considered.
+    not be fetched are selected if there was room when they were considered. Removed clips take no room.
 
     Args:
         clips: the clips in plan order.
         ledger: state of each clip, by key.
         late: keys of the clips whose first outcome was a failure.
         selection: an unused selection.
+        is_removed: whether a clip is on the removal list.
     """
     selected, came_late = [], []
     for row, clip in enumerate(clips):
         attempt = ledger.get(clip.key)
         if not selection.has_room(clip) or (attempt is None and selection.is_capped(clip)):
             continue
-        if attempt is not None and attempt.path is not None:
+        if attempt is not None and attempt.path is not None and not is_removed(clip):
             if clip.key in late:
                 came_late.append((row, clip))
                 continue
