@@ -107,7 +107,7 @@ def decode_clip(
         raise ClipError("decode.error", "the audio has values that are not numbers or far beyond full scale")
     real_s = [len(jpegs) / FPS] * ("video" in streams) + [len(audio) / SAMPLE_RATE] * ("audio" in streams)
     log = outputs["log"].decode(errors="replace")
-    if not any(real_s) or (min(real_s) == 0.0 and start_s >= source_seconds(log)):
+    if start_s > 0 and (not any(real_s) or (min(real_s) == 0.0 and start_s >= source_seconds(log))):
         raise ClipError("clip.out_of_range", f"the clip begins at {start_s:.2f} s, but the file ends before")
     num_frames, short = _length(min(real_s), wanted, min_share)
     size = source_size(log)

@@ -54,6 +54,8 @@ def pack(folder: Path, options: PackOptions) -> DatasetInfo:
     selection = Selection(plan.caps, len(labels), frozen_clips(folder, iter_clips(table)))
     removed = partial(is_removed, removed=options.removed)
     selected = select_clips(iter_clips(table), ledger, late, selection, removed)
+    raw_files = RawFiles(folder, options)
+    raw_files.add(iter_clips(table), ledger)
     table = table.take(pa.array([row for row, _ in selected], pa.int64()))
     splits = {clip.key: clip.split for _, clip in selected}
     fetched = [clip.key for _, clip in selected if clip.key in ledger and ledger[clip.key].path and not removed(clip)]
@@ -62,8 +64,6 @@ def pack(folder: Path, options: PackOptions) -> DatasetInfo:
     assignment.check(splits)
     assignment.extend(sequence)
     assignment.save()
-    raw_files = RawFiles(folder, options)
-    raw_files.add(iter_clips(table), ledger)
     packing = Packing(folder, labels, store, options.workers or (cores() if options.ray is None else 1), options)
     with graceful_interrupts() as stop_requested, progress(sum(map(len, assignment.shards.values())), "pack", "clip") as bar:
         pack_shards = _pack_here if options.ray is None else _pack_on_ray

@@ -180,6 +180,23 @@ def test_late_clips_go_to_later_shards(site: Site, tmp_path: Path) -> None:
     assert first.items() < second.items()
     assert keys(out)[-1] == f"{late}_2000"
 
+    (out / max(second)).unlink()
+    assert site.run(out).code == 0
+    assert {name: digest for name, digest in finished(out).items() if name.endswith(".tar")} == second
+
+
+def test_a_cap_holds_whenever_the_clips_come(site: Site, tmp_path: Path) -> None:
+    """The first video of the plan answers last, while the others are fetched on three lanes."""
+    (tmp_path / "lanes.toml").write_text("".join(f'[[lane]]\nname = "{name}"\n' for name in "abc"))
+    options = ("--cap", 6, "--lanes", tmp_path / "lanes.toml")
+    for stage in ("plan", "fetch", "pack"):
+        assert site.run(tmp_path / "three", *options, "--stage", stage).code == 0
+    first = pq.read_table(tmp_path / "three/clips.parquet")["video_id"].to_pylist()[0]
+    site.media.files[f"/watch/{first}"].latency_s = 2
+    assert site.run(tmp_path / "one", *options).code == 0
+    assert len(keys(tmp_path / "one")) == 6
+    assert finished(tmp_path / "one") == finished(tmp_path / "three")
+
 
 def test_an_interrupt_ends_both_and_the_next_run_continues(site: Site, tmp_path: Path) -> None:
     out = tmp_path / "set"
