@@ -45,16 +45,31 @@ def check_is_ours(folder: Path) -> None:
         InputError: it holds other files.
         StorageError: it is not a folder, or cannot be read.
     """
+    if not any((folder / name).exists() for name in (PLAN_FILE, SETTINGS_FILE, CONFIG_FILE)):
+        check_is_empty(folder, "mbt prep", f"--out {folder / 'shards'}")
+
+
+def check_is_empty(folder: Path, command: str, other: str) -> None:
+    """Check that a folder that `command` did not write is missing or empty.
+
+    Args:
+        folder: folder that `command` is to write.
+        command: name of the command, for the message.
+        other: example of another folder, as on the command line.
+
+    Raises:
+        InputError: it holds files.
+        StorageError: it is not a folder, or cannot be read.
+    """
     with storage_errors(folder):
         try:
             names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
         except FileNotFoundError:
             return
-    is_ours = any((folder / name).exists() for name in (PLAN_FILE, SETTINGS_FILE, CONFIG_FILE))
-    if not is_ours and (foreign := names - {"lost+found"}):
+    if foreign := names - {"lost+found"}:
         raise InputError(
-            f"{folder} is not empty and was not written by mbt prep: it holds {min(foreign)!r}",
-            f"Choose a new folder, for example --out {folder / 'shards'}",
+            f"{folder} is not empty and was not written by {command}: it holds {min(foreign)!r}",
+            f"Choose a new folder, for example {other}",
         )
 
 

@@ -15,6 +15,7 @@ from mbt.manifests.progress import progress
 from mbt.manifests.reading.jpeg import EOI, SOI
 from mbt.manifests.shards import DATASET_FILE, LABELS_FILE, README_FILE, DatasetInfo, Frozen, ShardFile, read_dataset
 from mbt.prep.pack.tar import END, Member, TarError, append_member, members
+from mbt.prep.plan.plan import check_is_empty
 from mbt.prep.shards.check_sample import read_description
 from mbt.prep.workers.processes import cores, in_processes
 
@@ -61,13 +62,15 @@ def explode(folder: Path, out: Path, workers: int | None = None) -> dict[str, Ex
 
     Raises:
         ShardError: a shard is missing or damaged.
-        InputError: `out` holds another dataset.
+        InputError: `out` holds another dataset, or files of others.
         StorageError: `out` cannot be written.
     """
     info, labels = read_dataset(folder), read_labels(folder / LABELS_FILE)
     shards = [shard for split in info.splits.values() for shard in split.shards]
     if (out / DATASET_FILE).exists():
         raise InputError(f"{out} is a dataset folder itself", "Choose another folder to write to")
+    if not any(map(_read_record, (out / RECORDS).glob("*.json"))):
+        check_is_empty(out, "mbt shards explode", str(out / "exploded"))
     unknown = {path.name for path in out.glob("*.tar")} - {shard.name for shard in shards}
     if unknown:
         raise InputError(f"{out} holds {min(unknown)}, which {folder} does not have", "Choose another folder to write to")
@@ -85,12 +88,9 @@ def explode(folder: Path, out: Path, workers: int | None = None) -> dict[str, Ex
 
 def _read_or_write(job: Job) -> Exploded:
     tar, path = job.out / job.shard.name, job.out / RECORDS / f"{job.shard.name}.json"
-    try:
-        record = Exploded.model_validate_json(path.read_bytes())
-        if record.source_sha256 == job.shard.sha256 and tar.stat().st_size == record.size:
-            return record
-    except (OSError, ValidationError):
-        pass
+    record = _read_record(path)
+    if record and record.source_sha256 == job.shard.sha256 and tar.is_file() and tar.stat().st_size == record.size:
+        return record
     samples = frames = 0
     with atomic_file(tar) as file:
         for sample in _samples(job):
@@ -102,6 +102,14 @@ def _read_or_write(job: Job) -> Exploded:
     record = Exploded(source_sha256=job.shard.sha256, size=tar.stat().st_size, samples=samples, frames=frames)
     write_text(path, record.model_dump_json() + "\n")
     return record
+
+
+def _read_record(path: Path) -> Exploded | None:
+    """The record in a file; None if it is missing or not one of ours."""
+    try:
+        return Exploded.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
 
 
 def _samples(job: Job) -> Iterator[list[tuple[str, bytes]]]:

@@ -256,11 +256,25 @@ def test_tar_made_from_another_shard_is_replaced(packed: Path, exploded: Path, t
 def test_explode_rejects_folders_of_other_datasets(packed: Path, exploded: Path, tmp_path: Path, mbt: Door) -> None:
     outcome = mbt("shards", "explode", packed, packed)
     assert (outcome.code, "is a dataset folder itself" in outcome.err) == (2, True)
-    (tmp_path / "other-000000.tar").write_bytes(b"")
-    outcome = mbt("shards", "explode", packed, tmp_path)
+    out = Path(shutil.copytree(exploded, tmp_path / "ours"))
+    (out / "other-000000.tar").write_bytes(b"")
+    outcome = mbt("shards", "explode", packed, out)
     assert (outcome.code, "holds other-000000.tar, which" in outcome.err) == (2, True)
     outcome = mbt("shards", "explode", exploded, tmp_path / "out")
     assert (outcome.code, "has no dataset.json" in outcome.err) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["README.md", "labels.csv", "train-000000.tar", "work/train-000000.tar.json"])
+def test_explode_overwrites_no_files_of_others(name: str, packed: Path, tmp_path: Path, mbt: Door) -> None:
+    path = tmp_path / "mine" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    outcome = mbt("shards", "explode", packed, tmp_path / "mine")
+    assert outcome.code == 2
+    assert f"mine is not empty and was not written by mbt shards explode: it holds '{name.split('/')[0]}'. " in outcome.err
+    assert outcome.err.endswith(f"Choose a new folder, for example {tmp_path}/mine/exploded.\n")
+    assert [file for file in (tmp_path / "mine").rglob("*") if file.is_file()] == [path]
+    assert path.read_text() == "{}"
 
 
 @pytest.mark.parametrize("workers", [1, 2])
