@@ -118,7 +118,7 @@ def check_clips(table: pa.Table, where: str) -> pa.Table:
     if len(pc.unique(table["key"])) < table.num_rows:
         counts = pc.value_counts(table["key"])
         duplicate = next(c["values"].as_py() for c in counts if c["counts"].as_py() > 1)
-        raise InputError(f"{where}: the key {duplicate!r} is duplicated", "Give each clip its own key")
+        raise InputError(f"{where}: the clip {duplicate!r} is duplicated", "Remove one row: each clip is listed once")
     bad = table.filter(pc.less_equal(table["end_ms"], table["start_ms"]))
     if bad.num_rows:
         raise InputError(f"{where}: the clip {bad['key'][0].as_py()} ends before it starts", "Fix its times")

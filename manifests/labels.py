@@ -11,6 +11,7 @@ from mbt.manifests.atomic import write_text
 from mbt.manifests.errors import InputError
 
 COLUMNS = ("index", "id", "display_name")
+FORMAT = "Give a CSV with the header id,display_name, then one row per class"
 
 
 @dataclass(frozen=True)
@@ -56,22 +57,28 @@ def read_labels(path: Path) -> LabelSet:
     """Read a label CSV: a header with `id` (or `mid`) and optionally `index` and `display_name`, then one row per class.
 
     Raises:
-        InputError: the file is missing, has no id column or a duplicate id, or its indices are not 0, 1, 2, ...
+        InputError: the file is missing, has no header, a row with more fields, or a duplicate id, or its indices are not
+            0, 1, 2, ...
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            header = reader.fieldnames or ()
+            rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(
-            f"cannot read the label list {path}: {error}", "Give a CSV with the columns id and display_name"
-        ) from None
+        raise InputError(f"cannot read the label list {path}: {error}", FORMAT) from None
+    if header and not {"id", "mid"} & {*header}:
+        raise InputError(f"{path}: the header is missing: line 1 has no column id, but {','.join(header)!r}", FORMAT)
     labels: list[Label] = []
-    for i, row in enumerate(rows):
+    for i, (line, row) in enumerate(rows):
+        if None in row:
+            fix = "Put a name that contains a comma in quotes"
+            raise InputError(f"{path}: line {line} has more than the {len(header)} fields of the header", fix)
         label_id = row.get("id") or row.get("mid")
         if not label_id:
-            raise InputError(f"{path}: line {i + 2} has no label id", "Give a CSV with the columns id and display_name")
+            raise InputError(f"{path}: line {line} has no label id", FORMAT)
         if row.get("index", str(i)) != str(i):
-            raise InputError(f"{path}: line {i + 2} has index {row['index']}, expected {i}", "Number the labels 0, 1, 2, ...")
+            raise InputError(f"{path}: line {line} has index {row['index']}, expected {i}", "Number the labels 0, 1, 2, ...")
         labels.append(Label(label_id, row.get("display_name") or label_id))
     if not labels:
         raise InputError(f"the label list {path} is empty", "Give one row per class")

@@ -34,7 +34,7 @@ def segments_table(path: Path, split: str) -> pa.Table:
             or lists a clip twice.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the list {path}: {error}", "Give the path of a segment CSV file") from None
     lines = pc.split_pattern(pa.array([text]), "\n").flatten()

@@ -21,10 +21,10 @@ def custom_clips(path: Path, labels: LabelSet, task: Task) -> pa.Table:
 
     Raises:
         InputError: the file is unreadable, lacks a column, or has an invalid row, an unknown label, or with the task
-            `multiclass` not exactly one label (the message has the line number).
+            `multiclass` not exactly one label (the message has the line number); or it lists a clip twice.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             missing = [name for name in REQUIRED if name not in (reader.fieldnames or ())]
             if missing:
@@ -38,13 +38,14 @@ def custom_clips(path: Path, labels: LabelSet, task: Task) -> pa.Table:
 
 
 def _clip(row: dict[str, str], labels: LabelSet, task: Task, where: str) -> Clip:
-    try:
-        start_ms, end_ms = round(float(row["start"]) * 1000), round(float(row["end"]) * 1000)
-        ids = [label for label in row["labels"].split(";") if label]
-        if None in row.values() or not 0 <= start_ms < end_ms < LATEST_MS:
-            raise ValueError
-    except (TypeError, ValueError, AttributeError, OverflowError):
-        raise InputError(f"{where}: invalid row {','.join(str(v) for v in row.values())!r}", FORMAT) from None
+    if None in row:
+        raise InputError(f"{where}: invalid row: it has more than the {len(row) - 1} fields of the header", FORMAT)
+    if missing := [name for name, value in row.items() if value is None]:
+        raise InputError(f"{where}: invalid row: the field {missing[0]} is missing", FORMAT)
+    start_ms, end_ms = (_milliseconds(row, name, where) for name in ("start", "end"))
+    if end_ms <= start_ms:
+        raise InputError(f"{where}: invalid row: the end {row['end']} is not after the start {row['start']}", FORMAT)
+    ids = [label for label in row["labels"].split(";") if label]
     unknown = [label for label in ids if label not in labels.index]
     if unknown:
         raise InputError(f"{where}: unknown label id {unknown[0]!r}", "Add it to the label list, or fix the row")
@@ -54,3 +55,13 @@ def _clip(row: dict[str, str], labels: LabelSet, task: Task, where: str) -> Clip
             f"{where}: {len(indices)} labels, but a multiclass clip has one", "Fix the row, or use --task multilabel"
         )
     return Clip(clip_key(row["video_id"], start_ms), row["video_id"], start_ms, end_ms, row["split"], indices)
+
+
+def _milliseconds(row: dict[str, str], name: str, where: str) -> int:
+    try:
+        time_ms = round(float(row[name]) * 1000)
+    except (ValueError, OverflowError):
+        raise InputError(f"{where}: invalid row: the {name} {row[name]!r} is not a number of seconds", FORMAT) from None
+    if not 0 <= time_ms < LATEST_MS:
+        raise InputError(f"{where}: invalid row: the {name} {row[name]} is {'negative' if time_ms < 0 else 'too late'}", FORMAT)
+    return time_ms

@@ -135,7 +135,9 @@ def test_label_lists_with_other_columns_are_read(tmp_path: Path, text: str) -> N
     [
         ("", "is empty"),
         ("id,display_name\n", "is empty"),
-        ("name\nx\n", "line 2 has no label id"),
+        ("name\nx\n", "the header is missing: line 1 has no column id, but 'name'. .* the header id,display_name"),
+        ("dog,Dog\ncat,Cat\n", "the header is missing: line 1 has no column id, but 'dog,Dog'"),
+        ("id,display_name\n\ndog,Dog, bark\n", "line 3 has more than the 2 fields of the header"),
         ("id,display_name\nx,X\n,Y\n", "line 3 has no label id"),
         ("id\nx\ny\nx\n", "has duplicate label ids"),
         ("index,id\n0,x\n2,y\n", "line 3 has index 2, expected 1"),
@@ -168,21 +170,33 @@ def test_custom_list_is_read_in_any_column_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        ("v,zero,1,train,x", "line 3: invalid row 'v,zero,1,train,x'"),
-        ("v,0,nan,train,x", "line 3: invalid row"),
-        ("v,0,inf,train,x", "line 3: invalid row"),
-        ("v,0,1,train", "line 3: invalid row"),
-        ("v,2,1,train,x", "line 3: invalid row"),
-        ("v,-1,1,train,x", "line 3: invalid row"),
+        ("v,zero,1,train,x", "line 3: invalid row: the start 'zero' is not a number of seconds"),
+        ("v,,1,train,x", "line 3: invalid row: the start '' is not a number of seconds"),
+        ("v,0,nan,train,x", "line 3: invalid row: the end 'nan' is not a number of seconds"),
+        ("v,0,inf,train,x", "line 3: invalid row: the end 'inf' is not a number of seconds"),
+        ("v,0,1e300,train,x", "line 3: invalid row: the end 1e300 is too late"),
+        ("v,0,1,train", "line 3: invalid row: the field labels is missing"),
+        ("v,0,1,train,x,y", "line 3: invalid row: it has more than the 5 fields of the header.* label ids separated by ;"),
+        ("v,2,1,train,x", "line 3: invalid row: the end 1 is not after the start 2"),
+        ("v,-1,1,train,x", "line 3: invalid row: the start -1 is negative"),
         ("v,0,1,train,x;unknown", "line 3: unknown label id 'unknown'"),
         ("../v,0,1,train,x", r"the video id '\.\./v' is invalid"),
         ("v,0,1,a/b,x", "the split name 'a/b' is invalid"),
-        ("good,0.0,2,train,y", "'good_0' is duplicated"),
+        ("good,0.0,2,train,y", "the clip 'good_0' is duplicated. Remove one row"),
     ],
 )
 def test_invalid_row_of_a_custom_list_is_named(tmp_path: Path, bad: str, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         custom(tmp_path, f"video_id,start,end,split,labels\ngood,0,1,train,x\n{bad}\n")
+
+
+def test_lists_saved_by_excel_are_read(tmp_path: Path) -> None:
+    for name, text in {"labels.csv": "id\nx\ny\n", "clips.csv": "video_id,start,end,split,labels\nv,0,1,train,x;y\n"}.items():
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    labels = read_labels(tmp_path / "labels.csv")
+    assert [label.id for label in labels.labels] == ["x", "y"]
+    clips = table_clips(custom_clips(tmp_path / "clips.csv", labels, "multilabel"))
+    assert clips == [Clip("v_0", "v", 0, 1000, "train", (0, 1))]
 
 
 def test_row_without_a_split_is_named(tmp_path: Path) -> None:

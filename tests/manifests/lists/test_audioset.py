@@ -48,6 +48,12 @@ def test_rows_become_clips_in_order(tmp_path: Path) -> None:
     ]
 
 
+def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + f'abcdefghijk, 0.000, 10.000, "{SPEECH}"\n'.encode())
+    assert [clip.key for clip in table_clips(segments_table(path, "train"))] == ["abcdefghijk_0"]
+
+
 def test_crlf_and_blank_lines_are_read(tmp_path: Path) -> None:
     row = f'abcdefghijk, 1.000, 2.000, "{SPEECH}"\n'
     assert read(tmp_path, (HEADER + "\n" + row).replace("\n", "\r\n")) == read(tmp_path, row)
