@@ -14,6 +14,7 @@ MIN_ANSWERED = 0.2
 MAX_BROKEN = 0.1
 LANES_OUT_WITHIN_S = 900.0
 CHECK_NETWORK = "Check the network and the URL, then run again"
+CHECK_URLS = "Check --source and the video ids of the list, then run again with --recheck input"
 UNAVAILABLE = "confirm.unavailable"
 RISE_WINDOW = 50
 MIN_WINDOW, MIN_BEFORE = 20, 200
@@ -42,7 +43,7 @@ class Stop:
 class Breaker:
     """Watches the results of a run over all its lanes.
 
-    The run stops at once for a fault of the environment; when half of the lanes dropped out within 15 minutes; when a code
+    The run stops at once for a fault of the environment; when the URLs of its first 10 videos are all invalid; when half of the lanes dropped out within 15 minutes; when a code
     exceeds its `max_share` over the last 200 videos; when the transfer failed for a tenth of the last 50 videos; and when
     fewer than a fifth of the last 50 videos were served or refused for a reason of their own. A lane drops out when it is
     blocked or fails 10 times in a row; it pauses when it is rate-limited.
@@ -89,6 +90,8 @@ class Breaker:
 
     def _too_many(self, verdict: Verdict) -> Stop | None:
         last_error = f"last error: {verdict.message}"
+        if len(self._recent) == IN_A_ROW and all(other and other.action is Action.INPUT for other in self._recent):
+            return Stop("run", f"rejected the URLs of the first {IN_A_ROW} videos; {last_error}", CHECK_URLS)
         same = sum(other is not None and other.code == verdict.code for other in self._recent)
         if same > MAX_SHARES.get(verdict.code, 1.0) * SHARE_WINDOW:
             reason = f"returned {verdict.code} for {same} of the last {len(self._recent)} videos; {last_error}"

@@ -106,13 +106,17 @@ class YtDlp:
         options: yt-dlp options by their names in its API, as `parse_ytdlp` gives them; they apply to pages and media.
 
     Raises:
-        InputError: the template has no placeholder.
+        InputError: the template has no placeholder, or a scheme other than http and https.
     """
 
     def __init__(self, folder: Path, template: str, options: Mapping[str, Any] | None = None) -> None:
         if PLACEHOLDER not in template:
             raise InputError(
                 f"the URL template {template!r} lacks {PLACEHOLDER}", f"Give one such as https://example.org/{PLACEHOLDER}.mp4"
+            )
+        if "://" in template and (scheme := urlsplit(template).scheme) not in ("http", "https"):
+            raise InputError(
+                f"the URL template {template!r} has the scheme {scheme!r}", "Give a URL that begins with https:// or http://"
             )
         self.folder = folder
         self.template = template

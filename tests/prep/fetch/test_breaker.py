@@ -10,6 +10,8 @@ REMOVED = classify(Problem("This video has been removed by the uploader"))
 UPCOMING = classify(Problem("Premieres in 5 days"))
 UNAVAILABLE = classify(Problem("Video unavailable"))
 NO_FORMAT = classify(Problem("Requested format is not available"))
+BAD_URL = classify(Problem("Unsupported URL: https://example.org/"))
+TRUNCATED = classify(Problem("Incomplete YouTube ID dQw4"))
 UNKNOWN = classify(Problem("Something quite new happened"))
 EXTRACTOR = classify(Problem("Unable to extract yt initial data"))
 DRM = classify(Problem("This video is DRM protected"))
@@ -36,6 +38,18 @@ def test_ten_stalls_in_a_row_stop_the_run(verdict: Verdict) -> None:
         f"failed for 10 videos in a row; last error: {verdict.message}",
         verdict.remedy or "Check the network and the URL, then run again",
     )
+
+
+def test_a_run_whose_first_ten_urls_are_invalid_stops() -> None:
+    assert feed(Breaker(), None, *[BAD_URL] * 30) == (31, None)
+    number, stop = feed(Breaker(lanes=4), *[BAD_URL, TRUNCATED] * 10)
+    assert number == 10
+    assert stop
+    assert (stop.scope, stop.reason) == (
+        "run",
+        "rejected the URLs of the first 10 videos; last error: Incomplete YouTube ID dQw4",
+    )
+    assert stop.remedy.endswith("run again with --recheck input")
 
 
 @pytest.mark.parametrize("between", [None, REMOVED, UPCOMING, UNAVAILABLE])

@@ -170,6 +170,12 @@ def test_a_page_with_several_videos_is_refused(
     assert (result.code, result.action) == ("input.playlist", Action.INPUT)
 
 
+@pytest.mark.parametrize("scheme", ["htps", "s3", "ftp"])
+def test_a_template_with_another_scheme_is_refused(tmp_path: Path, scheme: str) -> None:
+    with pytest.raises(InputError, match=f"has the scheme '{scheme}'. Give a URL that begins with https:// or http://"):
+        YtDlp(tmp_path, f"{scheme}://127.0.0.1/{{video_id}}.mp4")
+
+
 def test_a_template_without_a_placeholder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"lacks \{video_id\}"):
         YtDlp(tmp_path, "https://example.org/video.mp4")
