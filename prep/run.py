@@ -29,7 +29,7 @@ from mbt.prep.plan.choose import OrderedBy, choose, fetch_caps, fetch_orders, li
 from mbt.prep.plan.estimate import Estimate, check_disk, estimate
 from mbt.prep.plan.options import PlanOptions
 from mbt.prep.plan.plan import CLIPS_FILE, Plan, check_is_ours, read_header, read_plan
-from mbt.prep.plan.removed import read_removed
+from mbt.prep.plan.removed import read_removed, unmatched
 from mbt.prep.side_by_side import fetch_and_pack
 from mbt.prep.sources.local_folder import LocalFolder
 from mbt.prep.state.failure_codes import recheck_codes
@@ -164,6 +164,9 @@ def prepare(
     with _lock(out, options.share):
         if config is not None and options.share.world == 1:
             write_text(out / CONFIG_FILE, config)
+        if options.plans:
+            missing = ready.pop(0)()
+        _report_unmatched(out, options.pack.removed)
         while ready:
             missing = ready.pop(0)()  # The plan stage's table is freed when the stage is done.
     return CLIPS_MISSING if options.strict and missing else 0
@@ -177,6 +180,14 @@ def _check_folder(out: Path, options: PrepOptions) -> None:
     if not options.plans:
         check_seed(out, read_header(out), options.plan.seed)
     check_settings(out, options.pack.settings, packed=bool(read_assignment(out)))
+
+
+def _report_unmatched(out: Path, removed: frozenset[str]) -> None:
+    """Print how many entries of the removal list are not in the plan."""
+    if removed:
+        clips = read_plan(out)[2]
+        if line := unmatched(removed, {*clips["key"].to_pylist(), *clips["video_id"].to_pylist()}, "plan"):
+            click.echo(line)
 
 
 def _lock(out: Path, share: WorkerShare) -> AbstractContextManager[None]:

@@ -43,10 +43,10 @@ class Stop:
 class Breaker:
     """Watches the results of a run over all its lanes.
 
-    The run stops at once for a fault of the environment; when the URLs of its first 10 videos are all invalid; when half of the lanes dropped out within 15 minutes; when a code
-    exceeds its `max_share` over the last 200 videos; when the transfer failed for a tenth of the last 50 videos; and when
-    fewer than a fifth of the last 50 videos were served or refused for a reason of their own. A lane drops out when it is
-    blocked or fails 10 times in a row; it pauses when it is rate-limited.
+    The run stops at once for a fault of the environment; when the URLs of its first 10 videos are all invalid; when half of
+    the lanes dropped out within 15 minutes; when a code exceeds its `max_share` over the last 200 videos; when the transfer
+    failed for a tenth of the last 50 videos; and when fewer than a fifth of the last 50 videos were served or refused for a
+    reason of their own. A lane drops out when it is blocked or fails 10 times in a row; it pauses when it is rate-limited.
 
     Args:
         lanes: number of lanes.

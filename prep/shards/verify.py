@@ -30,7 +30,7 @@ from mbt.manifests.shards import (
     read_dataset,
 )
 from mbt.prep.media.mel_sums import MelSums
-from mbt.prep.plan.removed import read_removed
+from mbt.prep.plan.removed import read_removed, unmatched
 from mbt.prep.shards.check_sample import Rules
 from mbt.prep.shards.check_shard import Fault, ShardJob, check_shard
 from mbt.prep.state.shard_record import idx_file
@@ -56,6 +56,7 @@ class Report(Frozen):
         decoded: whether every frame was decoded too.
         statistics_checked: whether the log-mel statistics were recomputed; False if a log-mel cannot be read.
         faults: all faults.
+        unmatched: a sentence about the entries of the removal list that match neither a sample nor a failed clip; may be empty.
     """
 
     whole: bool
@@ -66,14 +67,16 @@ class Report(Frozen):
     decoded: bool
     statistics_checked: bool
     faults: tuple[Fault, ...]
+    unmatched: str
 
     def summary(self) -> str:
-        """One line without the individual faults."""
+        """One line without the individual faults, and one about the removal list if it has unknown entries."""
         damaged = len({(fault.shard, fault.key) for fault in self.faults if fault.key is not None})
         codes = ", ".join(f"{count} {code}" for code, count in Counter(fault.code for fault in self.faults).most_common())
         faults = f"DAMAGED: {_several(len(self.faults), 'fault')}, {_several(damaged, 'damaged sample')} ({codes})"
         read = f"{_several(self.shards, 'shard')}, {_several(self.samples, 'sample')}, {self.size / 1e9:.3f} GB"
-        return f"{read} in {self.seconds:.1f} s: {'no faults' if self.whole else faults}"
+        line = f"{read} in {self.seconds:.1f} s: {'no faults' if self.whole else faults}"
+        return "\n".join(filter(None, (self.unmatched, line)))
 
 
 def _several(number: int, noun: str) -> str:
@@ -154,6 +157,7 @@ class _Verification:
             decoded=self.rules.decode,
             statistics_checked=statistics_checked,
             faults=tuple(self.faults),
+            unmatched=self._unmatched(keys),
         )
 
     def _report(self, *faults: Fault) -> None:
@@ -258,6 +262,17 @@ class _Verification:
         for shard, present in keys.items():
             for key in present.filter(pc.is_in(present, value_set=table["key"].combine_chunks())).to_pylist():
                 self._fault("failures.packed", f"it is also in {FAILURES_FILE}", shard, key)
+
+    def _unmatched(self, keys: dict[str, pa.Array]) -> str:
+        """What to say about entries of the removal list that match no clip."""
+        names = {key for present in keys.values() for key in present.to_pylist()}
+        for file in (*map(index_file, self.info.splits), FAILURES_FILE):
+            try:
+                table = pq.read_table(self.folder / file, columns=["key", "video_id"])
+            except (OSError, pa.ArrowException):
+                continue  # It is missing or damaged, and was reported.
+            names.update(table["key"].to_pylist(), table["video_id"].to_pylist())
+        return unmatched(self.rules.removed, names, "dataset")
 
     def _check_statistics(self, sums: dict[str, MelSums | None]) -> bool:
         """Check mean and standard deviation of the log-mel; False if they cannot be computed."""

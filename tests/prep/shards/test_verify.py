@@ -501,6 +501,11 @@ def test_removed_clips_that_are_still_in_the_folder_are_found(folder: Path, tmp_
     path.write_text("# requested on a Monday\nwhole\n\n  half_0   # by key\n-dash#\nabsent\nsilent_0\n")
     assert read_removed(path) == {"whole", "half_0", "-dash#", "absent", "silent_0"}
     assert faults(folder, removed=path) == {("removed.listed", key) for key in ("whole_0", "whole_3300", "half_0")}
+    assert verify(folder, workers=1, removed=path).summary().splitlines()[0] == (
+        "removed: 1 of 5 entries match no clip of the dataset, such as '-dash#'"
+    )
+    path.write_text("whole\nhalf_0\nsilent_0\n")
+    assert not verify(folder, workers=1, removed=path).unmatched
     path.write_text("# whole\nhalf\n-dash\n")
     assert faults(folder, removed=path) == {("removed.listed", "half_0"), ("removed.listed", "-dash_500")}
 
