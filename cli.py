@@ -386,7 +386,8 @@ def main() -> None:
     try:
         cli.main(prog_name="mbt", standalone_mode=False)
     except click.exceptions.Abort as abort:
-        click.echo("interrupted: finished work is kept; run the same command again to continue (train: add --resume)", err=True)
+        again = "again with --resume" if sys.argv[1:2] == ["train"] else "again"
+        click.echo(f"interrupted: finished work is kept; run the same command {again} to continue", err=True)
         sys.exit(getattr(abort.__cause__, "exit_code", 130))
     except click.ClickException as error:
         error.show()

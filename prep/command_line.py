@@ -9,11 +9,17 @@ import click
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 COUNT = click.IntRange(min=1)
+POSITIVE = click.FloatRange(min=0, min_open=True)
 SECTIONS = ("What to take", "Where it comes from", "How fast", "What is stored", "Where it goes", "Other options")
 CHOOSE, SOURCE, SPEED, STORE, TARGET, OTHER = SECTIONS
 NAME_WIDTH = 30
 """Characters; the text of a longer option begins on the next line."""
-UNITS = {"": 1} | {f"{k}{i}": (1024 if i else 1000) ** n for n, k in enumerate("kMGT", 1) for i in ("", "i")}
+UNITS = {"": 1} | {
+    f"{k}{i}": (1024 if i else 1000) ** n
+    for n, letters in enumerate(("kK", "M", "G", "T"), 1)
+    for k in letters
+    for i in ("", "i")
+}
 
 
 class Bytes(click.ParamType[int]):
@@ -141,6 +147,7 @@ prep_options = together(
         SPEED,
         "--sleep",
         metavar="SECONDS",
+        type=click.FloatRange(min=0),
         default=15.0,
         help="Pause between requests. YouTube allows guests about 300 per hour.",
     ),
@@ -162,8 +169,8 @@ prep_options = together(
     option(SPEED, "--until-done", is_flag=True, help="Wait for retries that are due later, until there is none left."),
     option(SPEED, "--workers", type=COUNT, metavar="N", help="Clips decoded at the same time; one per core by default."),
     option(SPEED, "--ray", metavar="ADDRESS", help="Pack on a Ray cluster that shares --out: auto, or HOST:PORT."),
-    option(SPEED, "--clip-timeout", metavar="SECONDS", default=60.0, help="Time limit for decoding a clip."),
-    option(SPEED, "--clip-memory", metavar="GIB", default=3.0, help="Address space limit for decoding a clip."),
+    option(SPEED, "--clip-timeout", type=POSITIVE, metavar="SECONDS", default=60.0, help="Time limit for decoding a clip."),
+    option(SPEED, "--clip-memory", type=POSITIVE, metavar="GIB", default=3.0, help="Address space limit for decoding a clip."),
     option(
         STORE, "--short-side", type=click.IntRange(min=16), metavar="PIXELS", default=256, help="Shorter side of the frames."
     ),
@@ -249,6 +256,12 @@ doctor_options = together(
     option(SOURCE, "--source", metavar="URL", help="With --pilot: URL with {video_id}; YouTube by default."),
     lanes_option,
     ytdlp_option,
-    option(SPEED, "--sleep", type=float, metavar="SECONDS", help="With --pilot: pause between requests; 15 by default."),
+    option(
+        SPEED,
+        "--sleep",
+        type=click.FloatRange(min=0),
+        metavar="SECONDS",
+        help="With --pilot: pause between requests; 15 by default.",
+    ),
     click.option("--json", "as_json", is_flag=True, help="Print JSON."),
 )

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 import click
 
 from mbt.manifests.errors import InputError
+from mbt.prep.sources.ytdlp import parse_ytdlp
 
 NOT_WRITTEN = {"stage", "dry_run", "replan", "rank", "world"}
 """Options of a single command."""
@@ -50,6 +51,8 @@ def _checked(context: click.Context, option: click.Option, value: Any, where: st
     values = [
         str(each).lower() if isinstance(each, bool) else str(each) for each in (value if isinstance(value, list) else [value])
     ]
+    if option.name == "ytdlp":
+        parse_ytdlp(values, where)
     text = values if option.multiple else values[0]
     try:
         option.type_cast_value(context, text)

@@ -152,7 +152,7 @@ def _check_losses(folder: Path, replaced: pa.Table, leaving: pa.Table, options: 
     what = f"{folder} has another plan: {'; '.join(changes)}"
     if lost:
         raise InputError(
-            f"{what}, of which {_clips(len(lost))} fetched or packed, such as {lost[0]}",
+            f"{what}; {_clips(len(lost))} already fetched or packed, such as {lost[0]}",
             "Use the same list and options, or another --out; to remove clips, use --removed",
         )
     if not replan:
@@ -171,10 +171,11 @@ def _changed_options(earlier: Plan, plan: Plan, splits: Iterable[str]) -> list[s
     for split in splits:
         first, now = earlier.caps.get(split), plan.caps.get(split)
         if now is not None and (first is None or now < first):
-            changes.append(f"--cap {'unset' if first is None else first} for the split {split}, not {now}")
+            made = "without --cap" if first is None else f"with --cap {first}"
+            changes.append(f"the split {split} was planned {made}, not with --cap {now}")
         was, order = earlier.orders.get(split), plan.orders.get(split)
         if was is not None and order is not None and was != order:
-            changes.append(f"--order {was} for the split {split}, not {order}")
+            changes.append(f"the split {split} was planned with --order {was}, not with --order {order}")
     return changes
 
 

@@ -45,10 +45,12 @@ def show(folder: Path, key: str, out: Path | None = None) -> Path:
         The PNG.
 
     Raises:
-        InputError: no such sample.
+        InputError: no such sample, or `out` is not named .png.
         ShardError: the folder or the sample is damaged.
         StorageError: the PNG cannot be written.
     """
+    if out and out.suffix.lower() != ".png":
+        raise InputError(f"cannot write {out}: the contact sheet is a PNG", f"Give --out {out.with_suffix('.png')}")
     split, row = find(folder, read_dataset(folder), key)
     with ShardReader(folder, split) as reader:
         sample = reader[row]

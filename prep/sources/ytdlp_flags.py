@@ -33,6 +33,8 @@ ALLOWED = frozenset(
 """yt-dlp's names of the flags that change how a site is asked, and which formats are taken. All others are refused: they would
 write other files, run programs, skip or rename videos, or do nothing here."""
 FILES = ("cookiefile", "client_certificate", "client_certificate_key")
+BROWSERS = ("chrome", "edge", "firefox", "safari", "tor")
+"""The clients that yt-dlp can impersonate if curl_cffi is installed."""
 OFTEN = "--cookies, --cookies-from-browser, --proxy, --source-address, --impersonate, --extractor-args"
 FIX = f"Give yt-dlp's flags, such as {OFTEN}"
 
@@ -173,6 +175,8 @@ def _blamed(options: dict[str, Any], text: str) -> tuple[str, str]:
         ("client_certificate", "--client-certificate", ("SSL", "PEM"), "Give a certificate in PEM format"),
     ):
         if name in options and any(word in text for word in words):
+            if name == "impersonate" and options[name].client not in (None, *BROWSERS):
+                fix = f"Give one of {', '.join(BROWSERS)}, or remove it"
             return f"{flag}: ", fix
     return "", "Correct the flags, then run again"
 

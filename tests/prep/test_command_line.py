@@ -3,6 +3,7 @@
 from dataclasses import fields
 
 import pytest
+from click.exceptions import Abort
 
 from mbt.cli import SETTINGS, cli
 from mbt.prep.command_line import SECTIONS
@@ -56,11 +57,39 @@ def test_help_of_doctor_lists_the_sections_that_have_options(mbt: Door) -> None:
 
 @pytest.mark.parametrize(
     ("size", "count"),
-    [("1500000000", 1_500_000_000), ("1.5GB", 1_500_000_000), ("500MB", 500_000_000), ("2 kB", 2000), ("1GiB", 1 << 30)],
+    [
+        ("1500000000", 1_500_000_000),
+        ("1.5GB", 1_500_000_000),
+        ("500MB", 500_000_000),
+        ("2 kB", 2000),
+        ("200KB", 200_000),
+        ("1KiB", 1024),
+        ("1GiB", 1 << 30),
+    ],
 )
 def test_sizes(size: str, count: int) -> None:
     [option] = [parameter for parameter in DATASETS["custom"].params if parameter.name == "shard_bytes"]
     assert option.type.convert(size, None, None) == count
+
+
+@pytest.mark.parametrize(("command", "again"), [("prep", "again to continue"), ("train", "again with --resume to continue")])
+def test_an_interrupted_command_says_how_it_continues(
+    mbt: Door, monkeypatch: pytest.MonkeyPatch, command: str, again: str
+) -> None:
+    def interrupted(**_: object) -> None:
+        raise Abort
+
+    monkeypatch.setattr(cli, "main", interrupted)
+    done = mbt(command, "audioset")
+    assert (done.code, done.err) == (130, f"interrupted: finished work is kept; run the same command {again}\n")
+
+
+@pytest.mark.parametrize("option", ["--sleep=-5", "--clip-timeout=0", "--clip-memory=-1"])
+def test_negative_values_are_refused(mbt: Door, option: str) -> None:
+    done = mbt("prep", "audioset", "--subset", "eval", option)
+    name, _, value = option.partition("=")
+    assert (done.code, done.out) == (2, "")
+    assert f"Invalid value for '{name}': {float(value)} is not in the range x>" in done.err
 
 
 @pytest.mark.parametrize("size", ["", "GB", "1XB", "0", "-1", "1.2.3MB"])

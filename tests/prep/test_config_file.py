@@ -8,6 +8,9 @@ import pytest
 
 from mbt.cli import SETTINGS, cli
 from mbt.prep.config_file import config_text
+from mbt.prep.fetch.lanes import make_lanes
+from mbt.prep.run import PrepOptions
+from mbt.prep.sources.ytdlp import parse_ytdlp
 from tests.conftest import Collection, Door
 
 AUDIOSET, CUSTOM = (cli.commands["prep"].commands[name] for name in ("audioset", "custom"))  # type: ignore[attr-defined]
@@ -35,17 +38,27 @@ def test_values_come_from_the_file_and_the_command_line_wins(tmp_path: Path) -> 
         flac = true
         sleep = 2
         clip-memory = 1.5
-        ytdlp = ["retries=3", "socket_timeout=5"]
+        ytdlp = ["--extractor-retries 3", "--socket-timeout 5"]
         """,
     )
     given = context(AUDIOSET, "--config", file).params
     expected = {"subset": "balanced", "list_path": Path("some.csv"), "short_side": 224, "shard_bytes": 10**9}
     expected |= {"keep_raw": False, "flac": True, "sleep": 2.0, "clip_memory": 1.5}
-    expected |= {"ytdlp": ("retries=3", "socket_timeout=5"), "jpeg_qscale": 3, "limit": None}
+    expected |= {"ytdlp": ("--extractor-retries 3", "--socket-timeout 5"), "jpeg_qscale": 3, "limit": None}
     assert {name: given[name] for name in expected} == expected
-    override = ["--subset", "eval", "--keep-raw", "--short-side", 96, "--ytdlp", "retries=1"]
+    options = PrepOptions.from_command_line(**{**given, "source": "https://example.org/{video_id}"})
+    [lane] = make_lanes(tmp_path, options.fetch)
+    assert (lane.sleep_s, options.pack.clip_memory, options.pack.keep_raw) == (2.0, 1.5, False)
+    flags = parse_ytdlp(given["ytdlp"])
+    assert (int(flags["extractor_retries"]), flags["socket_timeout"]) == (3, 5)
+    override = ["--subset", "eval", "--keep-raw", "--short-side", 96, "--ytdlp", "--extractor-retries 1"]
     given = context(AUDIOSET, *override, "--config", file).params
-    assert (given["subset"], given["keep_raw"], given["short_side"], given["ytdlp"]) == ("eval", True, 96, ("retries=1",))
+    assert (given["subset"], given["keep_raw"], given["short_side"], given["ytdlp"]) == (
+        "eval",
+        True,
+        96,
+        ("--extractor-retries 1",),
+    )
     assert (given["flac"], given["sleep"]) == (True, 2.0)
 
 
@@ -69,6 +82,8 @@ def test_values_come_from_the_file_and_the_command_line_wins(tmp_path: Path) -> 
         ("flac = 'perhaps'", "flac: 'perhaps' is not a valid boolean"),
         ("stage = 'cook'", "stage: 'cook' is not one of 'plan', 'fetch', 'pack'"),
         ("shard-bytes = 'big'", "shard-bytes: 'big' is not a size (try 1GB)"),
+        ("ytdlp = ['retries=3']", "ytdlp: 'retries' is not a flag. Give yt-dlp's flags, such as --cookies"),
+        ("ytdlp = '--sokket-timeout 3'", "ytdlp: no such option: --sokket-timeout"),
         ("flac = yes", "cannot read {file}: "),
     ],
 )

@@ -84,7 +84,7 @@ def test_a_clip_that_leaves_or_changes(tmp_path: Path, changed, done: str) -> No
     if done == "nothing":
         assert change(tmp_path, changed(), replan=True).is_new
     else:
-        with pytest.raises(InputError, match="of which 1 clip fetched or packed, such as c"):
+        with pytest.raises(InputError, match="1 clip would leave it or change; 1 clip already fetched or packed, such as c"):
             change(tmp_path, changed(), replan=True)
 
 
@@ -93,9 +93,9 @@ def test_a_clip_that_leaves_or_changes(tmp_path: Path, changed, done: str) -> No
     [
         (plan(cap=5), plan(cap=9), None),
         (plan(cap=5), plan(), None),
-        (plan(cap=5), plan(cap=4), "--cap 5 for the split train, not 4"),
-        (plan(), plan(cap=4), "--cap unset for the split train, not 4"),
-        (plan(cap=5), plan(cap=5, order="random"), "--order list for the split train, not random"),
+        (plan(cap=5), plan(cap=4), "the split train was planned with --cap 5, not with --cap 4"),
+        (plan(), plan(cap=4), "the split train was planned without --cap, not with --cap 4"),
+        (plan(cap=5), plan(cap=5, order="random"), "the split train was planned with --order list, not with --order random"),
     ],
 )
 def test_a_cap_may_rise(tmp_path: Path, first: Plan, then: Plan, message: str | None) -> None:
@@ -110,7 +110,7 @@ def test_a_cap_may_rise(tmp_path: Path, first: Plan, then: Plan, message: str | 
     change(tmp_path, clips("abc"), then, replan=True)
     assert read_plan(tmp_path)[0] == then
     fetched(tmp_path, "b")
-    with pytest.raises(InputError, match="1 clip fetched or packed, such as b"):
+    with pytest.raises(InputError, match="; 1 clip already fetched or packed, such as b"):
         change(
             tmp_path,
             clips("abc"),

@@ -122,6 +122,12 @@ def test_unknown_key_is_one_line_with_similar_keys(key: str, message: str, packe
     assert not (tmp_path / "sheet.png").exists()
 
 
+def test_a_sheet_is_not_written_under_the_name_of_another_format(packed: Path, tmp_path: Path, mbt: Door) -> None:
+    outcome = mbt("shards", "show", packed, "half_0", "--out", tmp_path / "x.jpg")
+    assert (outcome.code, outcome.err.endswith(f"is a PNG. Give --out {tmp_path}/x.png.\n")) == (2, True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_damaged_frame_is_an_error_without_output(packed: Path, tmp_path: Path, mbt: Door) -> None:
     folder = copy(packed, tmp_path / "copy")
     _, _, row = row_of(folder, "half_0")

@@ -77,6 +77,7 @@ def test_no_other_option_is_set() -> None:
         ("--cookies .", "--cookies: "),
         ("--cookies-from-browser netscape", 'unsupported browser specified for cookies: "netscape"'),
         ("--impersonate chrome", '--impersonate: Impersonate target "chrome" is not available'),
+        ("--impersonate netscape", "Give one of chrome, edge, firefox, safari, tor, or remove it"),
         ("--impersonate a:b:c", 'Invalid impersonate target "a:b:c"'),
         ("--proxy http://me:secret@host:port", "--proxy: http://host:port is not a proxy"),
         ("--proxy http://", "--proxy: http:// is not a proxy"),
