@@ -86,10 +86,9 @@ def custom(list_path: Path, labels_path: Path, name: str, task: Any, **options: 
     from mbt.prep.plan.plan import Plan
     from mbt.prep.run import PrepOptions, prepare
 
-    plan = Plan(dataset=name, task=task)
     chosen = PrepOptions.from_command_line(**options)
     sources = lambda: read_labels(labels_path), lambda labels: custom_clips(list_path, labels, task)
-    if code := prepare(plan, *sources, chosen, config_text(click.get_current_context())):
+    if code := prepare(Plan(dataset=name, task=task), *sources, chosen, config_text(click.get_current_context())):
         sys.exit(code)
 
 

@@ -131,6 +131,8 @@ def _clips_to_fetch(
         attempt = ledger.get(clip.key)
         if clip.key in available:
             selection.take(clip)
+        elif attempt is not None and attempt.is_absent:
+            continue  # There is nothing to request; a later run looks for the file again.
         elif attempt is None or not (attempt.final or attempt.not_before > now):
             to_fetch[clip.split] += 1
             share = survival[clip.split]

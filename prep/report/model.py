@@ -70,8 +70,8 @@ class SplitReport(Frozen):
         alive: available clips as a share of those whose outcome is known. Clips that will be requested again do not count,
             except those that are unavailable but not yet confirmed to be: nearly all of them are gone.
         reasons: why clips are missing, the most frequent reason first.
-        to_ask: clips to fetch: never requested, or due for a retry. With a cap, the expected number that will fit under it
-            if the share of available clips stays the same.
+        to_ask: clips to fetch: never requested, or due for a retry, but not missing from a local folder. With a cap, the
+            expected number that will fit under it if the share of available clips stays the same.
         due_later: missing clips that will be requested again after a wait.
         due_from: time at which the first of them is due; None if there are none.
         due_until: time at which the last of them is due.

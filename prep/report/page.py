@@ -128,7 +128,7 @@ def pace_line(report: Report) -> str:
     to_fetch = sum(split.to_ask for split in report.splits.values())
     eta = f", {pace.eta_hours:,.1f} h left at this pace" if to_fetch and pace.eta_hours is not None else ""
     speed = f" ({', '.join(rates)})" if rates else ""
-    return f"{pace.attempts:,} attempts{speed}; {to_fetch:,} clips to fetch{eta}{_retries(report)}."
+    return f"{pace.attempts:,} attempts{speed}; {to_fetch:,} clip{'s' * (to_fetch != 1)} to fetch{eta}{_retries(report)}."
 
 
 def _retries(report: Report) -> str:

@@ -38,19 +38,19 @@ def test_values_come_from_the_file_and_the_command_line_wins(tmp_path: Path) -> 
         flac = true
         sleep = 2
         clip-memory = 1.5
-        ytdlp = ["--extractor-retries 3", "--socket-timeout 5"]
+        ytdlp = ["--extractor-retries 7", "--socket-timeout 5"]
         """,
     )
     given = context(AUDIOSET, "--config", file).params
     expected = {"subset": "balanced", "list_path": Path("some.csv"), "short_side": 224, "shard_bytes": 10**9}
     expected |= {"keep_raw": False, "flac": True, "sleep": 2.0, "clip_memory": 1.5}
-    expected |= {"ytdlp": ("--extractor-retries 3", "--socket-timeout 5"), "jpeg_qscale": 3, "limit": None}
+    expected |= {"ytdlp": ("--extractor-retries 7", "--socket-timeout 5"), "jpeg_qscale": 3, "limit": None}
     assert {name: given[name] for name in expected} == expected
     options = PrepOptions.from_command_line(**{**given, "source": "https://example.org/{video_id}"})
     [lane] = make_lanes(tmp_path, options.fetch)
     assert (lane.sleep_s, options.pack.clip_memory, options.pack.keep_raw) == (2.0, 1.5, False)
     flags = parse_ytdlp(given["ytdlp"])
-    assert (int(flags["extractor_retries"]), flags["socket_timeout"]) == (3, 5)
+    assert (int(flags["extractor_retries"]), flags["socket_timeout"]) == (7, 5)
     override = ["--subset", "eval", "--keep-raw", "--short-side", 96, "--ytdlp", "--extractor-retries 1"]
     given = context(AUDIOSET, *override, "--config", file).params
     assert (given["subset"], given["keep_raw"], given["short_side"], given["ytdlp"]) == (

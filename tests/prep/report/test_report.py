@@ -405,6 +405,8 @@ def test_a_packed_folder(packed: Path, collection: Collection, tmp_path: Path, m
         "train": (7, 7, 6, {"clip.no_audio": 1}),
         "eval": (4, 3, 2, {"local.missing": 1, "decode.unreadable": 1}),
     }
+    assert {name: split.to_ask for name, split in report.splits.items()} == {"train": 0, "eval": 0}
+    assert "; 0 clips to fetch." in done.out
     codes = {code for *_, of in counts.values() for code in of}
     assert codes == set(pq.read_table(packed / "failures.parquet")["code"].to_pylist())
     assert report.packed_bytes == sum(tar.stat().st_size for tar in packed.glob("*.tar"))
