@@ -370,7 +370,7 @@ def test_a_list_without_packed_clips_is_refused_and_overwrites_nothing(
     fewer = few(tmp_path, collection, "whole,0,2,train,b;a")
     for more in ([], ["--replan"], ["--stage", "plan"]):
         refused = refusal(mbt, *fewer.arguments(packed, *more))
-        assert "6 clips would leave it or change, of which 6 clips fetched or packed, such as " in refused
+        assert "6 clips would leave it or change; 6 clips already fetched or packed, such as " in refused
     assert snapshot(packed) == before
 
 
