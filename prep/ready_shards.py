@@ -11,6 +11,7 @@ from mbt.manifests.clips import Clip, clip_table
 from mbt.prep.pack.assign import Assignment
 from mbt.prep.pack.pack_shard import PackedShard, Packing, ShardTask
 from mbt.prep.pack.raw_files import RawFiles
+from mbt.prep.plan.removed import is_removed
 from mbt.prep.state.ledger import Attempt
 from mbt.prep.state.shard_record import finished_shard
 
@@ -40,6 +41,7 @@ class ReadyShards:
         self._shard_of = {key: name for name in unfinished for key in self._assignment.shards[name]}
         self._settled: dict[str, dict[str, Settled]] = {name: {} for name in unfinished}
         self._waiting: dict[str, dict[str, Settled]] = {}
+        self._removed = packing.options.removed
         self._frees_media = not packing.options.keep_raw
         self._raw_files = RawFiles(packing.folder, packing.options)
         self._unsettled = _clips_of_shared_videos(table)
@@ -49,9 +51,10 @@ class ReadyShards:
 
     def settle(self, clip: Clip, attempt: Attempt | None) -> None:
         """Take the next clip of the plan, whose outcome is known; `attempt` is None if it has none or came late."""
-        if attempt is not None and self._frees_media:
+        removed = is_removed(clip, self._removed)
+        if attempt is not None and self._frees_media and not removed:
             self._raw_files.add([clip], {clip.key: attempt})
-        self._settle_video(clip, attempt)
+        self._settle_video(clip, None if removed else attempt)
         if name := self._shard_of.get(clip.key):
             self._gather(name, clip, attempt)
         elif attempt is not None and attempt.path is not None and clip.key not in self._assignment:
@@ -94,7 +97,7 @@ class ReadyShards:
     def _settle_video(self, clip: Clip, attempt: Attempt | None) -> None:
         """Count a clip of a video with several; after the last one, delete the media that its packed clips shared.
 
-        If one of them may come later, or was not requested, that is left to `pack`.
+        If one of them may come later, was not requested or is removed, that is left to `pack`.
         """
         video_id = clip.video_id
         if video_id not in self._unsettled:

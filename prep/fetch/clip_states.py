@@ -180,15 +180,16 @@ class ClipStates:
             read: whether the state is wanted, which may have to be read from the ledger.
 
         Returns:
-            The clip's state; None if it was never requested, came late, exceeds a cap or is removed, or is not wanted.
+            The clip's state; None if it was never requested, came late or exceeds a cap, or is not wanted.
         """
         came_late = clip.key in self._late and self.has_media(clip)
-        if is_open := self.is_open(clip):
+        has_room = self._selection.has_room(clip)
+        if self.is_open(clip):
             if self.has_media(clip) and not came_late:
                 self._take(clip)
             elif self.share.owns(clip.video_id):
                 self._missing.add(clip.key)
-        attempt = self.state(clip) if read and is_open and not came_late else None
+        attempt = self.state(clip) if read and has_room and not came_late else None
         self._new_media.pop(clip.key, None)
         return attempt
 

@@ -52,13 +52,12 @@ def pack(folder: Path, options: PackOptions) -> DatasetInfo:
     ledger = {key: attempt.checked(folder) for key, attempt in states(attempts).items()}
     late = late_keys(attempts)
     selection = Selection(plan.caps, len(labels), frozen_clips(folder, iter_clips(table)))
-    removed = partial(is_removed, removed=options.removed)
-    selected = select_clips(iter_clips(table), ledger, late, selection, removed)
+    selected = select_clips(iter_clips(table), ledger, late, selection, partial(is_removed, removed=options.removed))
     raw_files = RawFiles(folder, options)
     raw_files.add(iter_clips(table), ledger)
     table = table.take(pa.array([row for row, _ in selected], pa.int64()))
     splits = {clip.key: clip.split for _, clip in selected}
-    fetched = [clip.key for _, clip in selected if clip.key in ledger and ledger[clip.key].path and not removed(clip)]
+    fetched = [clip.key for _, clip in selected if clip.key in ledger and ledger[clip.key].path is not None]
     sequence = {key: splits[key] for key in packing_sequence(fetched, late)}
     assignment = Assignment(folder, settings)
     assignment.check(splits)
