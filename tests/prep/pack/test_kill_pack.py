@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 SEED = 7
 ONE_FOLDER = 12
-FRESH_FOLDERS = 8
+FRESH_FOLDERS = 4
 STATE = ("work", "raw", "clips.parquet", "labels.csv", ".lock")
 """Files from before packing, and state of the writer (docs/shards.md, section 1)."""
 

@@ -91,7 +91,7 @@ def test_requests_for_as500k_are_those_of_the_official_list(
     path = tmp_path / "unbalanced.csv"
     path.write_bytes(lzma.decompress((official_lists / "audioset" / "unbalanced_train_segments.csv.xz").read_bytes()))
     table = segments_table(path, "train")
-    for share in (0.15, 0.6, 0.75, 0.9, 0.9125, 1.0):
+    for share in (0.15, 0.9):
         alive = np.random.default_rng(1).random(table.num_rows) < share
         rows = balanced_rows(table, Balance(AS500K_CAP), 527, alive)
         assert as500k_requests(share) == pytest.approx(len(rows), rel=0.01), share
