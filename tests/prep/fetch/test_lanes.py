@@ -329,7 +329,13 @@ def test_an_interrupt_finishes_the_requests_in_flight(
     site.delay_s = 0.3
     run = arguments(20, lanes("a", "b"))
     assert mbt(*run, "--stage", "plan").code == 0
-    threading.Timer(0.75, os.kill, (os.getpid(), number)).start()
+
+    def interrupt() -> None:
+        while len(site.requested) < 3:
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=interrupt).start()
     done = mbt(*run, "--stage", "fetch")
     assert done.code == code
     assert "finishing the work in progress" in done.err
