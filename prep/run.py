@@ -245,8 +245,9 @@ def _fetch(out: Path, options: PrepOptions) -> Work:
         run = partial(find_local_clips, out, LocalFolder(options.fetch.source, out), options.fetch)
 
     def work() -> int:
-        plan, labels, clips = read_plan(out)
-        _check_disk(out, clips, plan.caps, len(labels), options)
+        if options.stage is not None:  # Otherwise the plan stage has checked the disk.
+            plan, labels, clips = read_plan(out)
+            _check_disk(out, clips, plan.caps, len(labels), options)
         fetched = run()
         worker = f" (worker {share.rank} of {share.world})" if share.world > 1 else ""
         click.echo(f"fetch: {_count(fetched.found, 'clip')} found, {fetched.missing:,} missing{worker}")

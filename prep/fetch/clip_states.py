@@ -90,7 +90,7 @@ class ClipStates:
             for key, outcomes in known.items()
             if outcomes[-1].source != source or is_rechecked(outcomes[-1].code, recheck)
         }
-        self._selection = Selection(plan.caps, len(labels), frozen_clips(folder, iter_clips(self.table)) if plan.caps else ())
+        self._selection = Selection(plan.caps, len(labels), frozen_clips(folder, iter_clips(self.table)))
 
     def state(self, clip: Clip) -> Attempt | None:
         """The state of a clip, or None if it was never requested."""

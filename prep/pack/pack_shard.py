@@ -1,7 +1,7 @@
 """Pack one shard: decode its clips on threads and write the samples; on this machine or on a cluster node."""
 
 import socket
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,10 +194,7 @@ def _copied(
     """A function that takes n and yields the results of `keys[n:]` from a finished shard."""
 
     def results(done: int) -> Generator[Sample | Failure, None, None]:
-        count(done)
-        for result in surviving_samples(source, record, keys[done:], removed, media):
-            yield result
-            count(1)
+        yield from _counted(done, surviving_samples(source, record, keys[done:], removed, media), count)
 
     return results
 
@@ -247,11 +244,18 @@ def _decoded(
             return Failure.in_packing(clip.key, error.code, error.message, packing.options.limits)
 
     def results(done: int) -> Generator[Sample | Failure, None, None]:
-        count(done)
         load_libraries()
         with closing(threads.map(pack_clip, clips[done:], should_continue)) as samples:
-            for sample in samples:
-                yield sample
-                count(1)
+            yield from _counted(done, samples, count)
 
     return results
+
+
+def _counted(
+    done: int, results: Iterable[Sample | Failure], count: Callable[[int], object]
+) -> Generator[Sample | Failure, None, None]:
+    """The results, each counted once it is taken; the clips of earlier calls are counted first."""
+    count(done)
+    for result in results:
+        yield result
+        count(1)

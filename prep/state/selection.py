@@ -67,7 +67,7 @@ class Selection:
     def __init__(self, caps: Mapping[str, int], num_classes: int, frozen: Iterable[Clip] = ()) -> None:
         self._rooms = {split: ClassQuotas(cap, num_classes) for split, cap in caps.items()}
         self._frozen: set[str] = set()
-        for clip in frozen:
+        for clip in frozen if caps else ():
             if self.is_capped(clip):
                 self.take(clip)
                 self._frozen.add(clip.key)
